@@ -1,0 +1,1 @@
+"""cot-engine: staged reasoning for vision-language models."""

@@ -1,0 +1,68 @@
+"""What a model must be able to do for a search: answer stateless requests, sharing prefixes itself.
+
+A request says everything: this prompt, this much of the reply so far, continue until there. What
+a backend can reuse (an encoded image, keys and values of a prefix) it keeps behind this interface.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from cot_engine.types import Choose, Chosen, Generate, Generated, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """What a trace records of the model. `digest` names the weights; `max_images` per problem.
+
+    `context` is the longest prompt + reply in tokens. `notes` are sentences for the user (a
+    fallback that was taken, a limit that was met).
+    """
+
+    name: str
+    model: str
+    digest: str
+    architecture: str
+    device: str
+    dtype: str
+    context: int
+    max_images: int
+    notes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Implementations must pass `cot_engine.testing.check_backend`.
+
+    All methods may be called from many searches at once, on one event loop.
+    """
+
+    @property
+    def info(self) -> BackendInfo: ...
+
+    async def generate(self, request: Generate) -> Generated:
+        """Sample one continuation per seed. Candidate i depends on its seed and prefix alone.
+
+        Raises InputError if prompt + prefix + max_new_tokens do not fit the context.
+        """
+        ...
+
+    async def choose(self, request: Choose) -> Chosen:
+        """Log-probabilities of the choices after each tail, generating nothing."""
+        ...
+
+    def estimate(self, request: Generate | Choose) -> Usage:
+        """The most that this request can cost, given what its scope holds already.
+
+        `decoded` is len(seeds) * max_new_tokens for a Generate. Used to reserve before a call.
+        """
+        ...
+
+    def release(self, scope: str) -> None:
+        """Forget what was kept for a search. Unknown scopes are fine."""
+        ...
+
+    def close(self) -> None:
+        """Stop and free the model. Requests in flight fail with an error."""
+        ...

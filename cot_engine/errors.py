@@ -1,0 +1,58 @@
+"""Errors a user can act on: what was wrong, with the value and the limit, and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CotEngineError(Exception):
+    """Base of every error raised on purpose. `hint` is the next step; `exit_code` the CLI's."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class InputError(CotEngineError):
+    """The image, the question or an option is not usable."""
+
+
+class ImageError(InputError):
+    """An image cannot be read, or is beyond a limit."""
+
+
+class UnknownNameError(InputError):
+    """A strategy, judge, stage, model ... of that name does not exist."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
+        super().__init__(f"There is no {kind} {name!r}.", hint)
+
+
+class ConfigError(InputError):
+    """A configuration value is unknown, of the wrong type or out of range."""
+
+
+class ModelError(CotEngineError):
+    """A checkpoint cannot be loaded, or cannot do what was asked."""
+
+
+class BudgetError(CotEngineError):
+    """The budget cannot pay for even one short answer."""
+
+
+class StrategyError(CotEngineError):
+    """A strategy, judge or plug-in broke the contract it runs under."""
+
+
+class TraceError(CotEngineError):
+    """A trace cannot be written or read."""

@@ -1,0 +1,357 @@
+"""Everything that happens in a search, as events; a trace is their list, one JSON object a line.
+
+Display, trace viewer, statistics and tests listen to the same events. Only fields named `seconds`
+(and `versions` of Started) may differ between two runs of the same search: `canonical` drops them.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cot_engine.backends import BackendInfo
+from cot_engine.errors import TraceError
+from cot_engine.stages import Plan
+from cot_engine.types import Chain, Match, Role, Sampling, Usage
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """An image as a trace keeps it. `data` is a base64 PNG ("" if the trace was told to omit it);
+    `size` is (width, height) in pixels; `source` a path, URL or kind; `notes` for the reader."""
+
+    digest: str
+    source: str
+    size: tuple[int, int]
+    notes: tuple[str, ...] = ()
+    data: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    problem: str
+    question: str
+    images: tuple[ImageRecord, ...]
+    strategy: str
+    parameters: dict[str, Any]
+    judge: str
+    tournament: str
+    orders: Literal["both", "one"]
+    judge_image: Literal["seen", "blank", "swap"]
+    plan: Plan
+    mode: Literal["trained", "prompted"]
+    detail: str
+    seed: int
+    sampling: Sampling
+    budget: str | None
+    backend: BackendInfo
+    versions: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class Growing:
+    """Candidates are about to be sampled: `n` for each of the `parents`, until `unit`."""
+
+    parents: tuple[str, ...]
+    unit: str
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """Candidates that were sampled. Each carries only its new step (`steps` of length 1).
+
+    `forced`: the stage's opening tag was put there because no free sample opened it.
+    """
+
+    unit: str
+    chains: tuple[Chain, ...]
+    usage: Usage
+    forced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """A tournament is about to begin among `candidates` (after merging)."""
+
+    about: Literal["step", "whole"]
+    stage: str
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One match, as soon as it is decided. `cached`: it had been held before in this search."""
+
+    match: Match
+    cached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """A selection's outcome.
+
+    `merged` maps a candidate to the ids folded into it; `unjudged` maps the ids that never entered
+    the tournament to the fault that kept them out. `ranking` is best first over the entrants.
+    """
+
+    about: Literal["step", "whole"]
+    stage: str
+    candidates: tuple[str, ...]
+    merged: dict[str, tuple[str, ...]]
+    unjudged: dict[str, str]
+    matches: tuple[Match, ...]
+    ranking: tuple[str, ...]
+    kept: tuple[str, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    scorer: str
+    scores: dict[str, float]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The budget did not pay for what was asked. `what`: "candidates", "tokens", "matches" or
+    "search" (the floor was reached and the answer was concluded at once)."""
+
+    what: Literal["candidates", "tokens", "matches", "search"]
+    asked: int
+    granted: int
+    left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something the user should know: an animated image, a batch halved for lack of memory."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end. `usage` is by role; `left` in the budget's unit; `faults` counts by name."""
+
+    answer: str
+    chain: str
+    usage: dict[Role, Usage]
+    faults: dict[str, int]
+    left: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The search ended without an answer: interrupted, or an error."""
+
+    error: str
+    message: str
+
+
+Event = (
+    Started
+    | Growing
+    | Grown
+    | Judging
+    | Judged
+    | Selected
+    | Scored
+    | Cut
+    | Notice
+    | Finished
+    | Failed
+)
+_KINDS: dict[str, type] = {kind.__name__.lower(): kind for kind in typing.get_args(Event)}
+
+
+def to_json(event: Event) -> str:
+    """One line of JSON, without the line break."""
+    body = {"event": type(event).__name__.lower(), **_plain(event)}
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+
+
+def from_json(line: str) -> Event:
+    """Raises TraceError if the line is not an event of this schema."""
+    try:
+        body = json.loads(line)
+        kind = _KINDS[body.pop("event")]
+        if kind is Started and body.get("schema") != SCHEMA:
+            raise TraceError(
+                f"The trace has schema {body.get('schema')!r}; this version reads {SCHEMA}.",
+                "Use the cot-engine version that wrote it.",
+            )
+        return _build(kind, body)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TraceError(f"Not a trace event ({error!r}): {line[:80]!r}.") from None
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _build(kind: Any, value: Any) -> Any:
+    """The value of type `kind` that `_plain` wrote as `value`."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        names = {f.name for f in fields(kind)}
+        if set(value) - names:
+            raise KeyError(f"unknown fields {sorted(set(value) - names)} of {kind.__name__}")
+        return kind(**{name: _build(hints[name], item) for name, item in value.items()})
+    if origin is tuple:
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_build(args[0], item) for item in value)
+        return tuple(_build(arg, item) for arg, item in zip(args, value, strict=True))
+    if origin is dict:
+        return {key: _build(args[1], item) for key, item in value.items()}
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _build(next(arg for arg in args if arg is not type(None)), value)
+    return value
+
+
+@dataclass
+class Trace:
+    """The events of one search, in order."""
+
+    events: list[Event] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.events)
+
+    @property
+    def started(self) -> Started:
+        for event in self.events:
+            if isinstance(event, Started):
+                return event
+        raise TraceError("The trace has no beginning.", "Its first line is missing.")
+
+    @property
+    def finished(self) -> Finished | None:
+        return next((e for e in reversed(self.events) if isinstance(e, Finished)), None)
+
+    def chains(self) -> dict[str, Chain]:
+        """Every chain that was grown, by id, each with all its steps."""
+        whole = {"r": Chain()}
+        for event in self.events:
+            if isinstance(event, Grown):
+                for chain in event.chains:
+                    parent = whole[chain.parent or "r"]
+                    steps = (*parent.steps, *chain.steps)
+                    whole[chain.id] = Chain(chain.id, steps, chain.done, chain.count)
+        return whole
+
+    def canonical(self) -> list[dict]:
+        """The events without what may differ between two runs of the same search."""
+
+        def strip(value: Any) -> Any:
+            if isinstance(value, dict):
+                drop = ("seconds", "versions")
+                return {k: strip(v) for k, v in value.items() if k not in drop}
+            return [strip(v) for v in value] if isinstance(value, list) else value
+
+        return [strip(json.loads(to_json(event))) for event in self.events]
+
+    def write(self, path: str | Path) -> None:
+        """Raises TraceError if the file cannot be written (no space, no permission)."""
+        with TraceFile(path) as file:
+            for event in self.events:
+                file(event)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Trace:
+        """Read a trace; one that was cut off in its last line is read up to there.
+
+        Raises TraceError if the file is missing, empty or not a trace.
+        """
+        try:
+            lines = Path(path).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise TraceError(f"The trace {str(path)!r} cannot be read: {error}.") from None
+        if not lines:
+            raise TraceError(f"The trace {str(path)!r} is empty.")
+        events: list[Event] = []
+        for number, line in enumerate(lines, 1):
+            try:
+                events.append(from_json(line))
+            except TraceError as error:
+                if number == len(lines) and number > 1:
+                    break  # an interrupted write
+                raise TraceError(f"Line {number} of {str(path)!r}: {error.message}", error.hint)
+        return cls(events)
+
+
+class TraceFile:
+    """A listener that writes each event as it happens, so that what was done survives a crash.
+
+    It checks at the start that the file can be written; an error later (a full disk) is kept in
+    `error` and stops the writing, not the search.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.error: TraceError | None = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise self._error(error) from None
+
+    def __call__(self, event: Event) -> None:
+        if self.error is None:
+            try:
+                self._file.write(to_json(event) + "\n")
+                self._file.flush()
+            except OSError as error:
+                self.error = self._error(error)
+
+    def _error(self, error: OSError) -> TraceError:
+        return TraceError(
+            f"The trace {str(self.path)!r} cannot be written: {error.strerror}.",
+            "Free some space or choose another place with --trace.",
+        )
+
+    def __enter__(self) -> TraceFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._file.close()
+        except OSError as error:  # buffered bytes that did not fit
+            self.error = self.error or self._error(error)
+        if self.error is not None:
+            raise self.error
+
+
+def usage_by_role(events: Iterable[Event]) -> dict[Role, Usage]:
+    """What the recorded requests cost, added up by role."""
+    total: dict[Role, Usage] = {}
+    for event in events:
+        role: Role | None = None
+        if isinstance(event, Grown):
+            role = "generate"
+        elif isinstance(event, Selected):
+            role = "judge"
+        elif isinstance(event, Scored):
+            role = "score"
+        if role is not None:
+            total[role] = total.get(role, Usage()) + event.usage  # type: ignore[union-attr]
+    return total
