@@ -7,51 +7,8 @@ from dataclasses import dataclass
 
 # Words that carry a full stop without ending a sentence.
 _ABBREVIATIONS = frozenset(
-    [
-        "e.g",
-        "i.e",
-        "etc",
-        "vs",
-        "cf",
-        "al",
-        "approx",
-        "ca",
-        "fig",
-        "figs",
-        "eq",
-        "eqs",
-        "ref",
-        "refs",
-        "sec",
-        "no",
-        "nos",
-        "vol",
-        "pp",
-        "p",
-        "dr",
-        "mr",
-        "mrs",
-        "ms",
-        "prof",
-        "st",
-        "jr",
-        "sr",
-        "inc",
-        "ltd",
-        "co",
-        "dept",
-        "est",
-        "min",
-        "max",
-        "avg",
-        "resp",
-        "incl",
-        "a.m",
-        "p.m",
-        "u.s",
-        "u.k",
-        "ph.d",
-    ]
+    "e.g i.e etc vs cf al approx ca fig figs eq eqs ref refs sec no nos vol pp p dr mr mrs ms prof"
+    " st jr sr inc ltd co dept est min max avg resp incl a.m p.m u.s u.k ph.d".split()
 )
 _END = re.compile(r"[.!?]+[\"')\]]*(?=\s)|\n+(?=\S)")
 _WORD_BEFORE = re.compile(r"([A-Za-z][A-Za-z.]*|\d+)$")

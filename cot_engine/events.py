@@ -295,7 +295,9 @@ class Trace:
             except TraceError as error:
                 if number == len(lines) and number > 1:
                     break  # an interrupted write
-                raise TraceError(f"Line {number} of {str(path)!r}: {error.message}", error.hint)
+                raise TraceError(
+                    f"Line {number} of {str(path)!r}: {error.message}", error.hint
+                ) from None
         return cls(events)
 
 
