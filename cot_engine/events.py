@@ -354,6 +354,6 @@ def usage_by_role(events: Iterable[Event]) -> dict[Role, Usage]:
             role = "judge"
         elif isinstance(event, Scored):
             role = "score"
-        if role is not None:
+        if role is not None and event.usage != Usage():  # type: ignore[union-attr]
             total[role] = total.get(role, Usage()) + event.usage  # type: ignore[union-attr]
     return total

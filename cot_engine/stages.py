@@ -185,6 +185,7 @@ FAULTS: dict[str, tuple[Severity, str]] = {
     "stray": ("repaired", "text outside any stage; ignored"),
     "unopened": ("repaired", "a stage without its opening tag; the text before its end is taken"),
     "unclosed-last": ("repaired", "the last stage without its closing tag; closed"),
+    "ended": ("repaired", "the turn ended inside a stage; closed"),
     "unclosed": ("penalised", "a stage broken off before its closing tag; closed"),
     "mismatched": ("penalised", "a stage closed by another's tag; taken as its own"),
     "empty": ("penalised", "a stage with nothing in it"),

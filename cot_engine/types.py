@@ -51,8 +51,9 @@ class Usage:
 
     `encodes` images through the vision tower; `prefilled`, `cached` and `decoded` tokens of the
     language model (an image counts as the tokens it occupies); `flops` floating-point operations,
-    a multiply-add counting two; `calls` requests to the backend; `seconds` of model time, a
-    batch's time being shared among the rows in it in proportion to their tokens.
+    a multiply-add counting two; `calls` sampled continuations and judged orderings, however they
+    were batched; `seconds` of model time, a batch's time being shared among the rows in it in
+    proportion to their tokens.
     """
 
     encodes: int = 0

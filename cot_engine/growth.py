@@ -1,0 +1,331 @@
+"""Growing chains: what is asked of the model for a unit, and how what it wrote becomes steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cot_engine import prompts
+from cot_engine.boundaries import Until
+from cot_engine.events import Cut, Growing, Grown
+from cot_engine.session import FLOOR_TOKENS, Session, gather
+from cot_engine.stages import Plan, Reading, Stage, new_faults, next_stage, read, tier
+from cot_engine.types import Beam, Chain, Generation, Segment, Step, Usage
+
+_COMFORT = 64  # tokens a candidate should have before the number of candidates is cut instead
+_LEAST = 8  # tokens below which growing is pointless and the floor is used
+_SENTENCE = 256  # the longest sentence
+
+
+class Exhausted(Exception):
+    """The budget pays for no further growth: conclude from `chain`."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+
+
+@dataclass
+class Growth:
+    """Carries out Expand requests. `children` counts how many each chain has had."""
+
+    session: Session
+    children: dict[str, int] = field(default_factory=dict)
+
+    async def expand(self, beam: Beam, until: Stage | str, n: int, greedy: bool = False) -> Beam:
+        """Grow every chain `n` times by one unit. Raises Exhausted if the budget forbids it."""
+        plan = self.session.plan
+        growable = [chain for chain in beam if not _has(chain, until, plan)]
+        if not growable:
+            return beam
+        unit = until.tag if isinstance(until, Stage) else until
+        n, share = self._within_budget(growable, until, n)
+        self.session.emit(Growing(tuple(chain.id for chain in growable), unit, n))
+        grown, usage = await self._sample(growable, until, n, share, greedy, forced=False)
+        self.session.emit(Grown(unit, tuple(_record(c) for cs in grown for c in cs), usage))
+        grown = await self._force_where_lost(growable, grown, until, n, greedy)
+        by_parent = dict(zip((chain.id for chain in growable), grown, strict=True))
+        return tuple(c for chain in beam for c in by_parent.get(chain.id, (chain,)))
+
+    async def _force_where_lost(
+        self, parents: list[Chain], grown: list[Beam], until: Stage | str, n: int, greedy: bool
+    ) -> list[Beam]:
+        """Where no child of a chain opened the stage asked for, sample again with it forced."""
+        if not isinstance(until, Stage) or self.session.settings.mode == "prompted":
+            return grown
+        lost = [
+            i
+            for i, kids in enumerate(grown)
+            if all(tier(c.last.faults) == 2 for c in kids)  # type: ignore[union-attr]
+        ]
+        if not lost:
+            return grown
+        try:
+            n, share = self._within_budget([parents[i] for i in lost], until, n)
+        except Exhausted:
+            return grown
+        again, usage = await self._sample(
+            [parents[i] for i in lost], until, n, share, greedy, forced=True
+        )
+        records = tuple(_record(c) for chains in again for c in chains)
+        self.session.emit(Grown(until.tag, records, usage, forced=True))
+        for i, chains in zip(lost, again, strict=True):
+            grown[i] = chains
+        return grown
+
+    # --- the budget ---
+
+    def _within_budget(self, parents: list[Chain], until: Stage | str, n: int) -> tuple[int, int]:
+        """The number of candidates for each parent, and the most tokens for each of them.
+
+        Tokens are cut first, down to a comfortable length; then candidates; then tokens again.
+        """
+        session = self.session
+        asked = max(self._length(chain, until) for chain in parents)
+        if session.meter.budget is None:
+            return n, asked
+
+        def fits(count: int, length: int) -> bool:
+            window = Until((session.plan.last.close,))
+            costs = (
+                session.cost(session.growing(c.segments, window, range(count), length))
+                for c in parents
+            )
+            longest = max(parents, key=lambda c: sum(s.tokens for s in c.steps))
+            tags = self._tag_cost(parents, until, count)
+            floor = session.floor(longest.segments, length)
+            return session.meter.affords(sum(costs, Usage()) + tags, floor)
+
+        def longest(count: int) -> int:
+            low, high = 0, asked
+            while low < high:
+                middle = (low + high + 1) // 2
+                low, high = (middle, high) if fits(count, middle) else (low, middle - 1)
+            return low
+
+        count = n
+        while count > 1 and not fits(count, min(asked, _COMFORT)):
+            count -= 1
+        length = longest(count)
+        if length < min(asked, _LEAST):
+            left = session.meter.left or 0.0
+            session.emit(Cut("search", n * len(parents), 0, left))
+            raise Exhausted(max(parents, key=lambda chain: chain.likelihood()))
+        if count < n:
+            session.emit(Cut("candidates", n, count, session.meter.left or 0.0))
+        if length < asked:
+            session.emit(Cut("tokens", asked, length, session.meter.left or 0.0))
+        return count, length
+
+    def _tag_cost(self, parents: list[Chain], until: Stage | str, count: int) -> Usage:
+        """What forced opening tags can add: as many tokens as in the floor, for each stage."""
+        stages = len(self.session.plan) if until == "end" else 1
+        one = self.session.floor(parents[0].segments, 1)
+        rows = stages * len(parents) * count
+        return Usage(prefilled=one.decoded * rows, flops=one.flops * rows)
+
+    def _length(self, chain: Chain, until: Stage | str) -> int:
+        """The most new tokens the unit may take, budget aside."""
+        if isinstance(until, Stage):
+            return until.length
+        reading = read(chain.text, self.session.plan)
+        ahead = [s for s in self.session.plan if s.tag not in reading.contents]
+        if until == "end":
+            return sum(stage.length for stage in ahead)
+        return min(_SENTENCE, ahead[0].length if ahead else _SENTENCE)
+
+    # --- sampling ---
+
+    async def _sample(
+        self,
+        parents: list[Chain],
+        until: Stage | str,
+        n: int,
+        share: int,
+        greedy: bool,
+        forced: bool,
+    ) -> tuple[list[Beam], Usage]:
+        """`n` children for each parent, in order, and what all of them cost."""
+        grown = await gather(
+            self._children(chain, until, n, share, greedy, forced) for chain in parents
+        )
+        return [chains for chains, _ in grown], sum((usage for _, usage in grown), Usage())
+
+    async def _children(
+        self, chain: Chain, until: Stage | str, n: int, share: int, greedy: bool, forced: bool
+    ) -> tuple[Beam, Usage]:
+        first = self.children.get(chain.id, 0)
+        self.children[chain.id] = first + n
+        indices = range(first, first + n)
+        if until == "end" and self.session.settings.mode == "prompted":
+            whole = await gather(self._staged(chain, i, share, greedy) for i in indices)
+            return tuple(c for c, _ in whole), sum((usage for _, usage in whole), Usage())
+        prefix = self._forced(chain, until, forced)
+        seeds = [self.session.seed(f"{chain.id}.{i}") for i in indices]
+        request = self.session.growing(
+            chain.segments + prefix,
+            self._until(until),
+            seeds,
+            min(share, self._length(chain, until)),
+            greedy,
+        )
+        generated = await self.session.generate(request)
+        cut = request.max_new_tokens < self._length(chain, until)
+        children = [
+            self.finish(chain, i, until, prefix, generation, cut)
+            for i, generation in zip(indices, generated.generations, strict=True)
+        ]
+        return tuple(children), generated.usage
+
+    async def _staged(
+        self, chain: Chain, index: int, share: int, greedy: bool
+    ) -> tuple[Chain, Usage]:
+        """All that remains, stage by stage with forced tags, as one step."""
+        plan = self.session.plan
+        whole, usage, path = chain, Usage(), f"{chain.id}.{index}"
+        while not whole.done and share > 0:
+            reading = read(whole.text, plan)
+            stage = plan[reading.open] if reading.open else next_stage(reading, plan)
+            if stage is None:
+                break
+            length = min(share, stage.length)
+            prefix = self._forced(whole, stage, True)
+            seeds = [self.session.seed(path, stage.tag)]
+            request = self.session.growing(
+                whole.segments + prefix, self._until(stage), seeds, length, greedy
+            )
+            generated = await self.session.generate(request)
+            usage += generated.usage
+            generation = generated.generations[0]
+            share -= len(generation.ids)
+            part = self.finish(whole, 0, stage, prefix, generation, cut=length < stage.length)
+            whole = Chain(path, part.steps, part.done)
+        new = whole.steps[len(chain.steps) :]
+        step = Step(
+            "".join(s.text for s in new),
+            tuple(segment for s in new for segment in s.segments),
+            new[-1].stage if new else "",
+            sum(s.logprob for s in new),
+            sum(s.tokens for s in new),
+            new[-1].finish if new else "budget",
+            tuple(fault for s in new for fault in s.faults),
+        )
+        return chain.grow(index, step, whole.done), usage
+
+    def _until(self, until: Stage | str) -> Until:
+        plan = self.session.plan
+        if until == "end" and self.session.settings.mode == "trained":
+            return Until((plan.last.close,))
+        # Any closing tag ends a step: a model that skips a stage must not write on unseen.
+        return Until(tuple(stage.close for stage in plan), sentence=until == "sentence")
+
+    def _forced(self, chain: Chain, until: Stage | str, forced: bool) -> tuple[Segment, ...]:
+        """The tags put in front of what is sampled: none for a model that opens stages itself,
+        unless the last reply ended its turn early and so would end it again."""
+        session = self.session
+        reading = read(chain.text, session.plan)
+        ended = chain.last is not None and chain.last.finish == "eos"
+        if reading.open or not (forced or ended or session.settings.mode == "prompted"):
+            return ()
+        stage = until if isinstance(until, Stage) else next_stage(reading, session.plan)
+        if stage is None:
+            return ()
+        gap = prompts.separator(chain, session.settings.mode)
+        return (Segment(gap + stage.open),)
+
+    # --- reading ---
+
+    def finish(
+        self,
+        parent: Chain,
+        index: int,
+        until: Stage | str,
+        prefix: tuple[Segment, ...],
+        generation: Generation,
+        cut: bool,
+    ) -> Chain:
+        """The child chain that a generation makes: repaired where needed, its faults named."""
+        plan = self.session.plan
+        before = read(parent.text, plan)
+        segments = (*prefix, Segment(generation.text, generation.ids))
+        text = "".join(segment.text for segment in segments)
+        after = read(parent.text + text, plan)
+        finish = "budget" if cut and generation.finish == "length" else generation.finish
+        faults: tuple[str, ...] = ()
+        if after.open and self._breaks_off(parent, until, generation, after):
+            stage = plan[after.open]
+            if stage == plan.last:
+                faults = (f"unclosed-last:{stage.tag}",)
+            elif generation.finish == "eos":
+                faults = (f"ended:{stage.tag}",)
+            else:
+                faults = (f"unclosed:{stage.tag}",)
+            segments = (*segments, Segment(stage.close))
+            text += stage.close
+            after = read(parent.text + text, plan)
+        elif finish == "eos" or until == "end":
+            after = read(parent.text + text, plan, complete=until == "end")
+        faults = new_faults(before, after) + faults
+        if isinstance(until, Stage) and until.tag not in after.contents:
+            lacking = f"missing:{until.tag}"
+            optional = until.optional and after.contents.keys() - before.contents.keys()
+            if not optional and lacking not in faults and f"skipped:{until.tag}" not in faults:
+                faults += (lacking,)
+        step = Step(
+            text,
+            segments,
+            after.open or (list(after.contents) or [""])[-1],
+            generation.logprob,
+            len(generation.ids),
+            finish,
+            faults,
+        )
+        return parent.grow(index, step, plan.last.tag in after.contents)
+
+    def _breaks_off(
+        self, parent: Chain, until: Stage | str, generation: Generation, after: Reading
+    ) -> bool:
+        """Whether the open stage must be closed for the model: it will not be written on."""
+        if generation.finish == "eos" or until != "sentence":
+            return True
+        stage = self.session.plan[after.open or ""]
+        written = sum(s.tokens for s in parent.steps if s.stage == stage.tag)
+        return written + len(generation.ids) >= stage.length or not generation.ids
+
+    async def conclude(self, chain: Chain) -> tuple[Chain, Usage]:
+        """Open the last stage by force and let the model answer at once: the floor."""
+        session, plan = self.session, self.session.plan
+        reading = read(chain.text, plan)
+        closing = plan[reading.open].close if reading.open else ""
+        gap = prompts.separator(chain, session.settings.mode)
+        prefix = (Segment(closing + gap + plan.last.open),)
+        if reading.open == plan.last.tag:
+            prefix = ()
+        length = plan.last.length if session.meter.budget is None else FLOOR_TOKENS
+        request = session.growing(
+            chain.segments + prefix, Until((plan.last.close,)), (0,), length, greedy=True
+        )
+        session.emit(Growing((chain.id,), plan.last.tag, 1))
+        generated = await session.generate(request, final=True)
+        index = self.children.get(chain.id, 0)
+        self.children[chain.id] = index + 1
+        child = self.finish(
+            chain,
+            index,
+            plan.last,
+            prefix,
+            generated.generations[0],
+            cut=length != plan.last.length,
+        )
+        session.emit(Grown(plan.last.tag, (_record(child),), generated.usage, forced=True))
+        return child, generated.usage
+
+
+def _has(chain: Chain, until: Stage | str, plan: Plan) -> bool:
+    """Whether a chain needs no growing for this unit."""
+    if chain.done:
+        return True
+    return isinstance(until, Stage) and until.tag in read(chain.text, plan).contents
+
+
+def _record(chain: Chain) -> Chain:
+    """A chain as events carry it: with its new step only."""
+    return Chain(chain.id, chain.steps[-1:], chain.done, chain.count)

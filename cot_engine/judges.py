@@ -1,0 +1,226 @@
+"""Judges: which of two candidates is better?
+
+A judge answers ordered pairs; the arena asks both orders, calls a disagreement a tie, and breaks
+ties by a stated rule. A judge talks to the model only through `Ask`, which meters what it costs.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+from cot_engine import prompts
+from cot_engine.boundaries import Until
+from cot_engine.stages import Plan, Stage, conclusion, read
+from cot_engine.types import GREEDY, Chain, Problem, Prompt, Sampling, Verdict
+
+Pair = tuple[Chain, Chain]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is judged: the candidates of one selection, and what they have in common.
+
+    `images` are those the judge is shown (a control may have blanked or swapped them). `stage` is
+    None where the candidates end inside a stage (sentences) or `about` is "whole".
+    """
+
+    problem: Problem
+    plan: Plan
+    about: Literal["step", "whole"]
+    stage: Stage | None
+    images: tuple
+
+
+class Ask(Protocol):
+    """How a judge or scorer reaches the model. Both raise OutOfBudget where it does not pay."""
+
+    async def choose(
+        self, prompt: Prompt, tails: Sequence[str], choices: Sequence[str], prefix: str = ""
+    ) -> list[tuple[float, ...]]:
+        """Log-probabilities of each choice after prompt.text + tail: [tail][choice], nats."""
+        ...
+
+    async def write(
+        self, prompt: Prompt, tails: Sequence[str], until: Until, length: int, sampling: Sampling
+    ) -> list[str]:
+        """One written reply per tail, of at most `length` tokens."""
+        ...
+
+
+class OutOfBudget(Exception):
+    """What was asked cannot be paid for; the arena leaves the matches to the tie rule."""
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Anything with these two passes. `symmetric` judges are asked in one order only, because
+    their verdict on (b, a) is by construction the reverse of that on (a, b)."""
+
+    symmetric: bool
+
+    async def compare(self, pairs: Sequence[Pair], case: Case, ask: Ask) -> list[Verdict]: ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Gives each chain a number on its own; higher is better."""
+
+    async def score(self, chains: Sequence[Chain], case: Case, ask: Ask) -> list[float]: ...
+
+
+def _by_sign(margin: float, readable: bool = True, text: str = "") -> Verdict:
+    if not readable or margin == 0:
+        return Verdict("tie", margin, readable, text)
+    return Verdict("first" if margin > 0 else "second", margin, True, text)
+
+
+def _head(case: Case, pair: Pair, how_to_reply: str) -> tuple[Prompt, str]:
+    """The shared prompt and the tail for one ordered pair."""
+    shared = 0 if case.about == "whole" else prompts.common_steps(*pair)
+    context = "".join(step.text for step in pair[0].steps[:shared])
+    reading = read(context, case.plan)
+    parts = dict(reading.contents)
+    if reading.open:
+        parts[reading.open] = reading.opened.strip()
+    text = "\n".join(f"{tag}: {content}" for tag, content in parts.items())
+    question = prompts.judge_question(case.about, case.stage)
+    head = prompts.judge_head(case.problem, case.images, text, question, how_to_reply)
+    first, second = (prompts.since(chain, shared, case.plan) for chain in pair)
+    return head, prompts.judge_tail(first, second)
+
+
+@dataclass(frozen=True, slots=True)
+class SelfJudge:
+    """The model itself, by the logits of its verdict: nothing is generated.
+
+    The margin is log p("1") - log p("2"). Where the two together have less than `least_mass` of
+    the probability the model was not answering the question: that verdict is unreadable.
+    """
+
+    least_mass: float = 1e-3
+    symmetric: ClassVar[bool] = False
+
+    async def compare(self, pairs: Sequence[Pair], case: Case, ask: Ask) -> list[Verdict]:
+        asked = [_head(case, pair, prompts.REPLY_NUMBER) for pair in pairs]
+        verdicts: dict[int, Verdict] = {}
+        for head in dict.fromkeys(prompt for prompt, _ in asked):
+            at = [i for i, (prompt, _) in enumerate(asked) if prompt == head]
+            rows = await ask.choose(head, [asked[i][1] for i in at], ("1", "2"))
+            for i, (one, two) in zip(at, rows, strict=True):
+                mass = math.exp(one) + math.exp(two)
+                verdicts[i] = _by_sign(one - two, mass >= self.least_mass, f"mass {mass:.2g}")
+        return [verdicts[i] for i in range(len(pairs))]
+
+
+_CHOICE = re.compile(r"choice\W{0,4}(?:attempt\s*|number\s*)?([12])\b", re.IGNORECASE)
+_ALONE = re.compile(r"\s*(?:attempt\s*)?([12])\s*[.!]?\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class RationaleJudge:
+    """The model itself, in writing: a reason, then a choice, as the published method does.
+
+    The margin is 1, -1 or 0. A reply without exactly one choice is unreadable, hence a tie.
+    """
+
+    length: int = 200
+    symmetric: ClassVar[bool] = False
+
+    async def compare(self, pairs: Sequence[Pair], case: Case, ask: Ask) -> list[Verdict]:
+        asked = [_head(case, pair, prompts.REPLY_RATIONALE) for pair in pairs]
+        verdicts: dict[int, Verdict] = {}
+        for head in dict.fromkeys(prompt for prompt, _ in asked):
+            at = [i for i, (prompt, _) in enumerate(asked) if prompt == head]
+            tails = [asked[i][1] for i in at]
+            replies = await ask.write(head, tails, Until(), self.length, GREEDY)
+            for i, reply in zip(at, replies, strict=True):
+                verdicts[i] = self.parse(reply)
+        return [verdicts[i] for i in range(len(pairs))]
+
+    @staticmethod
+    def parse(reply: str) -> Verdict:
+        """Read a reply; two different choices, or none, are unreadable."""
+        found = set(_CHOICE.findall(reply))
+        if not found and (alone := _ALONE.fullmatch(reply)):
+            found = {alone.group(1)}
+        if len(found) != 1:
+            return Verdict("tie", 0.0, False, reply)
+        return _by_sign(1.0 if found == {"1"} else -1.0, True, reply)
+
+
+@dataclass(frozen=True, slots=True)
+class LikelihoodScorer:
+    """Mean log-probability per sampled token (temperature 1) of the step, or of the whole."""
+
+    async def score(self, chains: Sequence[Chain], case: Case, ask: Ask) -> list[float]:
+        return [chain.likelihood(None if case.about == "whole" else 1) for chain in chains]
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerJudge:
+    """Prefers what a pointwise scorer (likelihood, a reward model) gives the higher number."""
+
+    scorer: Scorer = LikelihoodScorer()
+    symmetric: ClassVar[bool] = True
+
+    async def compare(self, pairs: Sequence[Pair], case: Case, ask: Ask) -> list[Verdict]:
+        chains = list({chain.id: chain for pair in pairs for chain in pair}.values())
+        scores = await self.scorer.score(chains, case, ask)
+        by_id = dict(zip((chain.id for chain in chains), scores, strict=True))
+        return [_by_sign(by_id[a.id] - by_id[b.id]) for a, b in pairs]
+
+
+@dataclass(frozen=True, slots=True)
+class RandomJudge:
+    """The control: a coin for each pair, the same whichever order it is asked in."""
+
+    seed: int = 0
+    symmetric: ClassVar[bool] = True
+
+    async def compare(self, pairs: Sequence[Pair], case: Case, ask: Ask) -> list[Verdict]:
+        verdicts = []
+        for a, b in pairs:
+            low, high = sorted((a.id, b.id))
+            coin = random.Random(f"{self.seed}|{case.problem.id}|{low}|{high}").choice((1.0, -1.0))
+            verdicts.append(_by_sign(coin if a.id == low else -coin))
+        return verdicts
+
+
+@dataclass(frozen=True, slots=True)
+class OracleJudge:
+    """Knows the truth, for experiments: `quality(problem, chain, plan)` of each candidate.
+
+    Without `quality`, a candidate is worth 1 if its conclusion equals `answer` (after
+    normalisation) and 0 otherwise, so stages before the last are ties.
+    """
+
+    answer: str = ""
+    quality: Callable[[Problem, Chain, Plan], float] | None = None
+    symmetric: ClassVar[bool] = True
+
+    async def compare(self, pairs: Sequence[Pair], case: Case, ask: Ask) -> list[Verdict]:
+        return [_by_sign(self._worth(a, case) - self._worth(b, case)) for a, b in pairs]
+
+    def _worth(self, chain: Chain, case: Case) -> float:
+        if self.quality is not None:
+            return self.quality(case.problem, chain, case.plan)
+        from cot_engine.answers import normalise_answer
+
+        if case.plan.last.tag not in read(chain.text, case.plan).contents:
+            return 0.0
+        given = normalise_answer(conclusion(chain.text, case.plan))
+        return float(given == normalise_answer(self.answer))
+
+
+JUDGES: dict[str, Callable[[], Judge]] = {
+    "self": SelfJudge,
+    "rationale": RationaleJudge,
+    "likelihood": ScorerJudge,
+    "random": RandomJudge,
+}
+"""The judges with a name. An oracle needs the answer: pass `OracleJudge(answer)` from Python."""

@@ -1,0 +1,210 @@
+"""What one search has at hand: its problem, its settings, its meter, and the model behind them.
+
+Growing (`growth.py`) and judging (`arena.py`) reach the backend through a Session only, so that
+every request is seeded, paid for and within the budget.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from cot_engine import prompts
+from cot_engine.backends import Backend
+from cot_engine.boundaries import Until
+from cot_engine.budget import Budget, Meter
+from cot_engine.errors import BudgetError
+from cot_engine.events import Event
+from cot_engine.judges import OutOfBudget
+from cot_engine.stages import DEFAULT_PLAN, Detail, Plan
+from cot_engine.types import (
+    GREEDY,
+    Choose,
+    Generate,
+    Generated,
+    Problem,
+    Prompt,
+    Role,
+    Sampling,
+    Segment,
+    Usage,
+)
+
+FLOOR_TOKENS = 32
+"""New tokens that are held back for a conclusion when the budget is used up."""
+
+_TAG_TOKENS = 24
+"""Held back beside them for the forced tags, a multiple of what "</REASONING><CONCLUSION>" takes
+in any tokenizer with byte fallback seen so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How searches are run, whatever the strategy. `judge_images` replaces what the judge sees."""
+
+    plan: Plan = DEFAULT_PLAN
+    mode: Literal["trained", "prompted"] = "trained"
+    detail: Detail = "normal"
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    budget: Budget | None = None
+    tournament: str = "knockout"
+    orders: Literal["both", "one"] = "both"
+    judge_image: Literal["seen", "blank", "swap"] = "seen"
+    keep_images: bool = True
+
+
+@dataclass
+class Session:
+    """One search's dealings with the model. `scope` must be unique among searches in flight."""
+
+    problem: Problem
+    plan: Plan
+    backend: Backend
+    settings: Settings
+    emit: Callable[[Event], None]
+    scope: str
+    judge_images: tuple = ()
+    meter: Meter = field(init=False)
+    prompt: Prompt = field(init=False)
+
+    def __post_init__(self) -> None:
+        s = self.settings
+        self.meter = Meter(s.budget)
+        self.prompt = prompts.answer_prompt(self.problem, self.plan, s.mode, s.detail)
+
+    # --- requests ---
+
+    def growing(
+        self,
+        prefix: tuple[Segment, ...],
+        until: Until,
+        seeds: Sequence[int],
+        length: int,
+        greedy: bool = False,
+    ) -> Generate:
+        """The request to continue this problem's answer."""
+        sampling = GREEDY if greedy else self.settings.sampling
+        return Generate(self.scope, self.prompt, prefix, until, tuple(seeds), length, sampling)
+
+    async def generate(self, request: Generate, final: bool = False) -> Generated:
+        """Send a request that was found affordable; charge what it really cost."""
+        request = replace(request, deadline=self.meter.deadline(final))
+        generated = await self.backend.generate(request)
+        usage = replace(generated.usage, calls=len(request.seeds))
+        self.meter.charge(request.role, usage)
+        return replace(generated, usage=usage)
+
+    # --- the budget ---
+
+    def cost(self, request: Generate | Choose) -> Usage:
+        """The most a request can cost."""
+        calls = len(request.seeds if isinstance(request, Generate) else request.tails)
+        return replace(self.backend.estimate(request), calls=calls)
+
+    def floor(self, prefix: tuple[Segment, ...], grown: int) -> Usage:
+        """What concluding can cost at most, after `grown` more tokens behind `prefix`.
+
+        The difference of two estimates: the tokens of a conclusion at that context length. Tags
+        are counted as decoded, which never costs less than prefilling them.
+        """
+        if self.meter.budget is None:
+            return Usage()
+        until = Until((self.plan.last.close,))
+        near = self.cost(self.growing(prefix, until, (0,), max(1, grown)))
+        far = self.cost(
+            self.growing(prefix, until, (0,), max(1, grown) + FLOOR_TOKENS + _TAG_TOKENS)
+        )
+        return Usage(
+            decoded=far.decoded - near.decoded,
+            prefilled=far.prefilled - near.prefilled,
+            flops=far.flops - near.flops,
+            calls=1,
+        )
+
+    def check_affordable(self) -> None:
+        """Raises BudgetError if not even an immediate conclusion can be paid for."""
+        if self.meter.budget is None:
+            return
+        until = Until((self.plan.last.close,))
+        cost = self.cost(self.growing((), until, (0,), FLOOR_TOKENS + _TAG_TOKENS))
+        if not self.meter.affords(cost, Usage()):
+            budget = self.meter.budget
+            raise BudgetError(
+                f"The budget of {budget} cannot pay for an answer: reading the question and"
+                f" concluding at once takes up to {Budget(budget.of(cost), budget.unit)}.",
+                "Give at least that much; a search over all stages takes several times more.",
+            )
+
+    # --- seeds ---
+
+    def seed(self, *path: object) -> int:
+        """A 63-bit seed from (run seed, problem, path): the same whatever runs beside it."""
+        text = "|".join(map(str, (self.settings.seed, self.problem.id, *path)))
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+@dataclass
+class MeteredAsk:
+    """A judge's or scorer's way to the model: reserves, sends, charges, and adds up `usage`."""
+
+    session: Session
+    role: Role
+    prefix: tuple[Segment, ...]
+    usage: Usage = Usage()
+
+    async def choose(
+        self, prompt: Prompt, tails: Sequence[str], choices: Sequence[str], prefix: str = ""
+    ) -> list[tuple[float, ...]]:
+        request = Choose(
+            self.session.scope, prompt, tuple(tails), tuple(choices), prefix, self.role
+        )
+        self._reserve(self.session.cost(request))
+        chosen = await self.session.backend.choose(request)
+        self._charge(replace(chosen.usage, calls=len(tails)))
+        return list(chosen.logprobs)
+
+    async def write(
+        self, prompt: Prompt, tails: Sequence[str], until: Until, length: int, sampling: Sampling
+    ) -> list[str]:
+        requests = [
+            Generate(
+                self.session.scope,
+                replace(prompt, text=prompt.text + tail),
+                (),
+                until,
+                (self.session.seed("judge", prompt.text, tail),),
+                length,
+                sampling,
+                self.role,
+            )
+            for tail in tails
+        ]
+        self._reserve(sum((self.session.cost(request) for request in requests), Usage()))
+        replies = await gather(self.session.generate(request) for request in requests)
+        self.usage = sum((reply.usage for reply in replies), self.usage)
+        return [reply.generations[0].text for reply in replies]
+
+    def _reserve(self, cost: Usage) -> None:
+        if not self.session.meter.affords(cost, self.session.floor(self.prefix, 0)):
+            raise OutOfBudget
+
+    def _charge(self, usage: Usage) -> None:
+        self.session.meter.charge(self.role, usage)
+        self.usage += usage
+
+
+async def gather(coroutines) -> list:
+    """Await all; if one fails, cancel the others and raise its error."""
+    import asyncio
+
+    tasks = [asyncio.ensure_future(c) for c in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
