@@ -1,0 +1,414 @@
+"""The facade: load a model once, then solve, solve many, or stream the events of a search.
+
+Every call has an async twin (`asolve`, `asolve_many`, `astream`). The synchronous ones run on an
+event loop in a thread of the engine's own, so they work in scripts, notebooks and servers alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from cot_engine import plugins
+from cot_engine.backends import Backend
+from cot_engine.boundaries import Until
+from cot_engine.budget import parse_budget
+from cot_engine.config import RunConfig, check_question
+from cot_engine.errors import ConfigError, CotEngineError, InputError, UnknownNameError
+from cot_engine.events import Event, Trace
+from cot_engine.images import Image, load_image
+from cot_engine.judges import Judge
+from cot_engine.rejudge import Rejudged, rejudge
+from cot_engine.search import Named, search
+from cot_engine.session import Settings
+from cot_engine.stages import Plan
+from cot_engine.strategy import Strategy
+from cot_engine.tournament import TOURNAMENTS
+from cot_engine.types import GREEDY, Answer, Generate, Problem, Prompt, Sampling
+
+BUNDLED = "bundled"
+PROFILE = "cot_engine.json"
+"""A file that a model's folder may hold: {"judge": the default one}."""
+
+Listener = Callable[[Event], None]
+
+
+def model_path(model: str | Path) -> str | Path:
+    """The folder of the bundled model for its name; anything else as it is."""
+    return Path(__file__).parent / "bundled" if model == BUNDLED else model
+
+
+class Engine:
+    """A loaded model and the searches that run on it. Close it, or use it as a context manager.
+
+    Its methods may be called from several threads.
+    """
+
+    def __init__(self, backend: Backend, *, default_judge: str = "self", in_flight: int = 32):
+        if in_flight < 1:
+            raise ConfigError(f"in_flight is {in_flight}.", "It must be at least 1.")
+        self.backend = backend
+        self.default_judge = default_judge
+        self.in_flight = in_flight
+        self._scopes = itertools.count()
+        self._modes: dict[str, Literal["trained", "prompted"]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = BUNDLED,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: Literal["8bit", "4bit"] | None = None,
+        in_flight: int = 32,
+        on_notice: Callable[[str], None] | None = None,
+    ) -> Engine:
+        """Load a checkpoint folder (or hub id), or the bundled model.
+
+        `in_flight` bounds the searches that run at once. `on_notice` hears what the user should
+        know, such as a batch that was halved for lack of memory. Raises ModelError.
+        """
+        from cot_engine.backends.local import LocalBackend
+
+        path = model_path(model)
+        backend = LocalBackend.load(
+            path, device=device, dtype=dtype, quantize=quantize, on_notice=on_notice
+        )
+        return cls(backend, default_judge=_profile(path).get("judge", "self"), in_flight=in_flight)
+
+    # --- one problem ---
+
+    def solve(
+        self,
+        image: Any,
+        question: str,
+        *,
+        config: RunConfig | None = None,
+        on_event: Listener | None = None,
+        **options: Any,
+    ) -> Answer:
+        """Answer one question about an image (a path, URL, PIL image, array, bytes; a list of
+        them for several; None for a question alone).
+
+        `options` are fields of RunConfig; `strategy` and `judge` may also be objects, and any
+        other name is a parameter of the strategy: `solve(img, q, strategy="best-of-n", n=8)`.
+        `on_event` is called with each event, in the engine's thread. Raises CotEngineError.
+        """
+        return self._run(self.asolve(image, question, config=config, on_event=on_event, **options))
+
+    async def asolve(
+        self,
+        image: Any,
+        question: str,
+        *,
+        config: RunConfig | None = None,
+        on_event: Listener | None = None,
+        **options: Any,
+    ) -> Answer:
+        """`solve`, awaitable."""
+        run = _Run(self, config, options)
+        return await self._search(run.problem(image, question), run, on_event)
+
+    def stream(
+        self, image: Any, question: str, *, config: RunConfig | None = None, **options: Any
+    ) -> Iterator[Event]:
+        """The events of one search as they happen; the last one is Finished. Leaving the loop
+        early stops the search. Raises what `solve` raises, after the Failed event."""
+        return self._iterate(self.astream(image, question, config=config, **options))
+
+    async def astream(
+        self, image: Any, question: str, *, config: RunConfig | None = None, **options: Any
+    ) -> AsyncIterator[Event]:
+        """`stream`, as an async iterator."""
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        task = asyncio.ensure_future(
+            self.asolve(image, question, config=config, on_event=queue.put_nowait, **options)
+        )
+        task.add_done_callback(lambda _: queue.put_nowait(None))
+        try:
+            while (event := await queue.get()) is not None:
+                yield event
+            await task
+        finally:
+            await _cancel([task])
+
+    # --- many problems ---
+
+    def solve_many(
+        self,
+        problems: Iterable[Problem | tuple[Any, str]],
+        *,
+        config: RunConfig | None = None,
+        on_event: Callable[[int, Event], None] | None = None,
+        on_error: Literal["raise", "keep"] = "raise",
+        **options: Any,
+    ) -> Iterator[Answer | CotEngineError]:
+        """Answer many questions, `in_flight` at a time on one batch of the model.
+
+        Takes (image, question) pairs or Problems, lazily; yields answers in their order, each as
+        soon as it and those before it are there. A problem's trace is the same as if it were
+        solved alone. `on_event` gets the problem's position and the event, as it happens. With
+        `on_error="keep"` a problem that fails yields its error in its place and the rest go on.
+        """
+        return self._iterate(
+            self.asolve_many(
+                problems, config=config, on_event=on_event, on_error=on_error, **options
+            )
+        )
+
+    async def asolve_many(
+        self,
+        problems: Iterable[Problem | tuple[Any, str]],
+        *,
+        config: RunConfig | None = None,
+        on_event: Callable[[int, Event], None] | None = None,
+        on_error: Literal["raise", "keep"] = "raise",
+        **options: Any,
+    ) -> AsyncIterator[Answer | CotEngineError]:
+        """`solve_many`, as an async iterator."""
+        run = _Run(self, config, options)
+        waiting: deque[asyncio.Task] = deque()
+
+        async def one(index: int, item: Problem | tuple[Any, str]) -> Answer | CotEngineError:
+            listen = None if on_event is None else lambda event: on_event(index, event)
+            try:
+                problem = item if isinstance(item, Problem) else run.problem(*item)
+                return await self._search(problem, run, listen)
+            except CotEngineError as error:
+                if on_error == "keep":
+                    return error
+                raise
+
+        try:
+            for index, item in enumerate(problems):
+                waiting.append(asyncio.ensure_future(one(index, item)))
+                while sum(not task.done() for task in waiting) >= self.in_flight:
+                    busy = [task for task in waiting if not task.done()]
+                    await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
+                while waiting and waiting[0].done():
+                    yield waiting.popleft().result()
+            while waiting:
+                yield await waiting.popleft()
+        finally:
+            await _cancel(waiting)
+
+    # --- recorded searches ---
+
+    def rejudge(
+        self, trace: Trace, *, judge: str | Judge = "auto", tournament: str = "knockout"
+    ) -> Rejudged:
+        """Judge a recorded search again without generating anything anew (`cot_engine.rejudge`)."""
+        run = _Run(self, RunConfig(tournament=tournament), {"judge": judge})
+        return self._run(rejudge(trace, run.judge, tournament, self.backend))
+
+    # --- life ---
+
+    def close(self) -> None:
+        """Stop what is running and free the model."""
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.call_soon_threadsafe(loop.stop)
+        self.backend.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- inside ---
+
+    async def _search(self, problem: Problem, run: _Run, listen: Listener | None) -> Answer:
+        if len(problem.images) > self.backend.info.max_images:
+            raise InputError(
+                f"The problem has {len(problem.images)} images; {self.backend.info.model} takes"
+                f" at most {self.backend.info.max_images}.",
+                "Give fewer images, or a model that takes several.",
+            )
+        plan = run.settings.plan.fit(len(problem.images), run.settings.detail)
+        mode = run.mode or await self._mode(plan)
+        return await search(
+            problem,
+            run.strategy,
+            run.judge,
+            self.backend,
+            replace(run.settings, mode=mode),
+            scorers=lambda name: plugins.make("scorer", name, {}),
+            judge_images=run.judge_images(problem),
+            scope=f"{problem.id}#{next(self._scopes)}",
+            listen=listen,
+        )
+
+    async def _mode(self, plan: Plan) -> Literal["trained", "prompted"]:
+        """Whether the model opens the plan's first stage itself, asked once on a fixed problem
+        (a grey image, so that the decision never depends on which question came first)."""
+        tag = plan.stages[0].open
+        if tag not in self._modes:
+            images = (_grey((64, 64)),) if self.backend.info.max_images else ()
+            scope = f"probe#{next(self._scopes)}"
+            request = Generate(
+                scope, Prompt("What is shown?", images), (), Until((tag,)), (0,), 16, GREEDY
+            )
+            try:
+                written = (await self.backend.generate(request)).generations[0].text
+            finally:
+                self.backend.release(scope)
+            trained = written.lstrip().startswith(tag)
+            self._modes[tag] = "trained" if trained else "prompted"
+        return self._modes[tag]
+
+    def _run(self, coroutine: Coroutine) -> Any:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            # The search gets to record that it was stopped before the interrupt goes on.
+            future.cancel()
+            done = threading.Event()
+            self._running_loop().call_soon_threadsafe(
+                lambda: self._running_loop().call_later(0.2, done.set)
+            )
+            done.wait(2)
+            raise
+
+    def _iterate(self, items: AsyncIterator) -> Iterator:
+        end = object()
+
+        async def following() -> Any:
+            return await anext(items, end)
+
+        async def stop() -> None:
+            await items.aclose()  # type: ignore[attr-defined]
+
+        try:
+            while (item := self._run(following())) is not end:
+                yield item
+        finally:
+            self._run(stop())
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                name = "cot-engine"
+                threading.Thread(target=self._loop.run_forever, name=name, daemon=True).start()
+            return self._loop
+
+
+class _Run:
+    """A RunConfig with its names resolved to parts, checked before any model is asked."""
+
+    def __init__(self, engine: Engine, config: RunConfig | None, options: dict[str, Any]) -> None:
+        config = config or RunConfig()
+        parts = {key: options.pop(key) for key in ("strategy", "judge") if key in options}
+        known = {field.name for field in fields(RunConfig)}
+        own = {key: value for key, value in options.items() if key in known}
+        rest = {key: value for key, value in options.items() if key not in known}
+        named = {key: value for key, value in parts.items() if isinstance(value, str)}
+        if "strategy" in parts and "parameters" not in own:
+            own["parameters"] = {}  # those of the config belong to its own strategy
+        config = replace(config, **own, **named)
+        self.config = replace(config, parameters={**config.parameters, **rest})
+        self.strategy = self._strategy(parts.get("strategy"))
+        self.judge = self._judge(parts.get("judge"), engine.default_judge)
+        c = self.config
+        if c.tournament not in TOURNAMENTS:
+            raise UnknownNameError("tournament", c.tournament, TOURNAMENTS)
+        plan = c.plan if isinstance(c.plan, Plan) else Plan.from_toml(c.plan)
+        self.mode = None if c.mode == "auto" else c.mode
+        self.settings = Settings(
+            plan=plan,
+            detail=c.detail,
+            sampling=Sampling(c.temperature, c.top_p, c.top_k),
+            seed=c.seed,
+            budget=parse_budget(c.budget) if c.budget else None,
+            tournament=c.tournament,
+            orders=c.orders,
+            judge_image=c.judge_image,
+        )
+
+    def _strategy(self, part: Any) -> Named:
+        if part is None or isinstance(part, str):
+            name = self.config.strategy
+            return Named(name, plugins.make("strategy", name, self.config.parameters))
+        if self.config.parameters:
+            raise ConfigError(
+                f"Unknown options: {', '.join(sorted(self.config.parameters))}.",
+                "A strategy object carries its own parameters.",
+            )
+        if not isinstance(part, Strategy):
+            raise ConfigError(f"{part!r} is not a strategy.", "It needs a method search(task).")
+        return Named(type(part).__name__, part)
+
+    def _judge(self, part: Any, default: str) -> Named:
+        if part is None or isinstance(part, str):
+            name = default if self.config.judge == "auto" else self.config.judge
+            return Named(name, plugins.make("judge", name, {}))
+        if not isinstance(part, Judge):
+            raise ConfigError(
+                f"{part!r} is not a judge.", "It needs `symmetric` and async compare()."
+            )
+        return Named(type(part).__name__, part)
+
+    def problem(self, image: Any, question: str) -> Problem:
+        """A Problem from what the user gave. Its id is a digest of question and images."""
+        check_question(question)
+        if image is None:
+            given: list[Any] = []
+        else:
+            given = list(image) if isinstance(image, (list, tuple)) else [image]
+        images = tuple(load_image(item, allow_url=self.config.allow_url) for item in given)
+        text = "|".join([question, *(image.digest for image in images)])
+        return Problem(hashlib.sha256(text.encode()).hexdigest()[:12], question, images)
+
+    def judge_images(self, problem: Problem) -> tuple[Image, ...]:
+        """What the judge sees: the images, or the controls that show whether it looks."""
+        match self.settings.judge_image:
+            case "blank":
+                return tuple(_grey(image.size) for image in problem.images)
+            case "swap":
+                return tuple(_other(image, k) for k, image in enumerate(problem.images))
+            case _:
+                return problem.images
+
+
+def _grey(size: tuple[int, int]) -> Image:
+    from PIL import Image as Pillow
+
+    return load_image(Pillow.new("RGB", size, (128, 128, 128)))
+
+
+def _other(image: Image, index: int) -> Image:
+    """A scene that has nothing to do with `image`, at its size; the same one every time."""
+    from cot_engine import scenes
+
+    seed = int(image.digest[:8], 16)
+    return load_image(scenes.sample(seed, index, "swap").image.resize(image.size))
+
+
+def _profile(path: str | Path) -> dict[str, Any]:
+    try:
+        return json.loads((Path(path) / PROFILE).read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{Path(path) / PROFILE} cannot be read: {error}.") from None
+
+
+async def _cancel(tasks: Iterable[asyncio.Task]) -> None:
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

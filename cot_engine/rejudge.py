@@ -1,0 +1,157 @@
+"""Judge a recorded search again, with another judge or tournament, generating no candidate anew.
+
+Each recorded selection is held again on its own candidates. Where the new winner differs from the
+recorded one, later stages were grown from the old winner: they are judged as they stand, and
+`Rejudged.answer` is the recorded one unless the last selection itself falls differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cot_engine.arena import Arena
+from cot_engine.backends import Backend
+from cot_engine.errors import TraceError
+from cot_engine.events import Event, Judged, Selected, Trace
+from cot_engine.images import Image, load_image
+from cot_engine.search import Named
+from cot_engine.session import Session, Settings
+from cot_engine.stages import conclusion
+from cot_engine.strategy import Select
+from cot_engine.types import Answer, Problem, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """One recorded selection (`before`) and the same candidates judged again (`after`)."""
+
+    before: Selected
+    after: Selected
+
+    @property
+    def same(self) -> bool:
+        """Whether the same candidates were kept, in whatever order."""
+        return set(self.before.kept) == set(self.after.kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejudged:
+    """`answer` is what the search would have said if only its last selection had been judged this
+    way; `usage` what judging again cost."""
+
+    judge: str
+    tournament: str
+    selections: tuple[Selection, ...]
+    answer: str
+    usage: Usage
+
+    @property
+    def agreement(self) -> float:
+        """The share of selections that kept the same candidates (1.0 if there was none)."""
+        if not self.selections:
+            return 1.0
+        return sum(s.same for s in self.selections) / len(self.selections)
+
+
+def recorded_problem(trace: Trace) -> Problem:
+    """The problem of a trace, its images from the trace itself.
+
+    Raises TraceError if the trace was written without images.
+    """
+    import base64
+
+    started = trace.started
+    images: list[Image] = []
+    for record in started.images:
+        if not record.data:
+            raise TraceError(
+                "The trace does not hold its image, so it cannot be judged by looking again.",
+                "Record it with images, or judge by likelihood.",
+            )
+        images.append(load_image(base64.b64decode(record.data)))
+    return Problem(started.problem, started.question, tuple(images))
+
+
+async def rejudge(
+    trace: Trace,
+    judge: Named,
+    tournament: str,
+    backend: Backend | None = None,
+    *,
+    listen: Callable[[Event], None] | None = None,
+) -> Rejudged:
+    """Hold every selection of `trace` again. `backend` is needed by judges that ask a model.
+
+    Raises TraceError if the trace is incomplete, or if the judge needs a backend and has none.
+    """
+    started, chains = trace.started, trace.chains()
+    heard: list[Event] = []
+
+    def emit(event: Event) -> None:
+        heard.append(event)
+        if listen is not None:
+            listen(event)
+
+    settings = Settings(
+        plan=started.plan,
+        mode=started.mode,
+        sampling=started.sampling,
+        seed=started.seed,
+        tournament=tournament,
+        orders=started.orders,
+    )
+    free = backend is None
+    problem = Problem(started.problem, started.question) if free else recorded_problem(trace)
+    model = _NoBackend() if backend is None else backend
+    scope = f"rejudge:{started.problem}"
+    session = Session(problem, started.plan, model, settings, emit, scope, problem.images)  # type: ignore[arg-type]
+    arena = Arena(session, judge.part)  # type: ignore[arg-type]
+    selections = []
+    try:
+        for before in (e for e in trace if isinstance(e, Selected)):
+            try:
+                beam = tuple(chains[name] for name in before.candidates)
+            except KeyError as missing:
+                raise TraceError(f"The trace lacks the candidate {missing}.") from None
+            await arena.select(Select(beam, len(before.kept), before.about))
+            after = heard[-1]
+            assert isinstance(after, Selected)
+            selections.append(Selection(before, after))
+    finally:
+        model.release(scope)
+    answer = trace.finished.answer if trace.finished else ""
+    if selections and not selections[-1].same:
+        answer = conclusion(chains[selections[-1].after.kept[0]].text, started.plan)
+    usage = sum((s.after.usage for s in selections), Usage())
+    return Rejudged(judge.name, tournament, tuple(selections), answer, usage)
+
+
+def replayed(trace: Trace, rejudged: Rejudged) -> Trace:
+    """The trace with its selections replaced by the new ones, for drawing."""
+    new = iter(rejudged.selections)
+    events: list[Event] = []
+    for event in trace:
+        if isinstance(event, Judged):
+            continue
+        events.append(next(new).after if isinstance(event, Selected) else event)
+    at = events.index(trace.started)
+    events[at] = replace(trace.started, judge=rejudged.judge, tournament=rejudged.tournament)
+    return Trace(events)
+
+
+class _NoBackend:
+    """Stands in where a judge should need no model, and says so if it does."""
+
+    def release(self, scope: str) -> None:
+        pass
+
+    async def _refuse(self, request: object) -> Answer:
+        raise TraceError(
+            "This judge asks a model, and none is loaded.", "Name one with --model, or a backend."
+        )
+
+    generate = choose = _refuse
+
+    def estimate(self, request: object) -> Usage:
+        return Usage()
