@@ -328,7 +328,9 @@ def _unreadable(file: Any, subject: str) -> ImageError:
         and not re.search(r"[^\s\x20-\x7e\xa0-\U0010ffff]", words)
     ):
         kind = "a text file"
-    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*", b"MM\0*")):
+    if kind is None and head.startswith(
+        (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*", b"MM\0*")
+    ):
         return ImageError(
             f"{subject} is damaged or cut off in its header.",
             "Copy it again, or save it as PNG.",
