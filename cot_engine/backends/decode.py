@@ -1,0 +1,162 @@
+"""The decode batch: rows of all requests, one token each a step, joining and leaving at will."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from cot_engine.backends.adapters import Adapter, Rows
+from cot_engine.backends.jobs import Row
+from cot_engine.backends.kv import KVShape, RowCache, Slots
+from cot_engine.backends.sampling import Settings, draw, seed64, uniforms
+from cot_engine.flops import Flops
+
+
+def sample(
+    logits: torch.Tensor, rows: list[Row], settings: Settings, seeds: np.ndarray
+) -> tuple[list[int], list[float]]:
+    """The next token of each row: number len(row.ids) of its own stream."""
+    counters = np.fromiter((len(row.ids) for row in rows), np.uint64, len(rows))
+    return draw(logits, settings, uniforms(seeds, counters))
+
+
+def streams(rows: list[Row], vocabulary: int, device: torch.device) -> tuple[Settings, np.ndarray]:
+    """The rows' sampling settings and seeds."""
+    seeds = [seed64(row.job.request.seeds[row.index]) for row in rows]
+    settings = Settings.of([row.job.request.sampling for row in rows], vocabulary, device)
+    return settings, np.array(seeds, np.uint64)
+
+
+class Batch:
+    """Row i of `rows` has slot i. A row that leaves is replaced by the last one."""
+
+    def __init__(self, adapter: Adapter, shape: KVShape, flops: Flops, vocabulary: int) -> None:
+        self.adapter = adapter
+        self.shape = shape
+        self.flops = flops
+        self.vocabulary = vocabulary
+        self.slots = Slots(shape)
+        self.rows: list[Row] = []
+        self.cache: RowCache | None = None
+        self._changed()
+
+    def _changed(self) -> None:
+        self._state: tuple | None = None
+        self.cache = None
+
+    def join(self, rows: list[Row]) -> None:
+        """Give each row a slot and copy into it what it shares and what it has."""
+        if not rows:
+            return
+        self._reserve(len(self.rows) + len(rows), max(row.length for row in rows) + 1)
+        at = 0
+        while at < len(rows):  # the rows of one request stand together: copy their prefix at once
+            first = rows[at]
+            same = 1
+            while at + same < len(rows) and rows[at + same].sequence is first.sequence:
+                same += 1
+            slot = len(self.rows)
+            for node in first.sequence.end.path():
+                self.slots.put(slot, same, node.start, node.kv)
+            for i, row in enumerate(rows[at : at + same]):
+                if row.tail is not None:
+                    self.slots.put(slot + i, 1, row.start, row.tail)
+                    row.tail = None
+            self.rows += rows[at : at + same]
+            at += same
+        self._changed()
+
+    def _reserve(self, rows: int, columns: int) -> None:
+        if rows > self.slots.rows or columns > self.slots.columns:
+            if columns > self.slots.columns:
+                columns += columns // 4  # rows grow by one a step; growing copies everything
+            self.slots.reserve(rows, columns, used=len(self.rows))
+            self._changed()
+
+    def tail(self, row: Row, tokens: int) -> torch.Tensor | None:
+        """A copy of the keys and values of the row's first `tokens` own tokens."""
+        if tokens <= 0:
+            return None
+        if row.tail is not None:
+            return row.tail[:, :, :tokens]
+        if row not in self.rows:
+            return None
+        return self.slots.take(self.rows.index(row), row.start, row.start + tokens)
+
+    def leave(self, row: Row) -> None:
+        if row not in self.rows:
+            return
+        at, last = self.rows.index(row), len(self.rows) - 1
+        if at != last:
+            self.slots.move(last, at, self.rows[last].length)
+            self.rows[at] = self.rows[last]
+        self.rows.pop()
+        self._changed()
+
+    def park(self, keep: int) -> list[Row]:
+        """Take all but the first `keep` rows out, losing nothing; they can join again."""
+        parked = self.rows[keep:]
+        for row in parked:
+            row.tail = self.tail(row, row.length - row.start)
+        del self.rows[keep:]
+        self.slots.shrink(keep)
+        self._changed()
+        return parked
+
+    def clear(self) -> None:
+        self.rows = []
+        self.slots = Slots(self.shape)
+        self._changed()
+
+    def step(self) -> tuple[list[int], list[float]]:
+        """Feed every row its last token; return each row's next one and its log-probability."""
+        began = time.perf_counter()
+        count = len(self.rows)
+        self._reserve(count, max(row.length for row in self.rows) + 1)
+        if self._state is None:
+            self._state = self._prepare()
+        lengths, offsets, bases, settings, seeds, extra = self._state
+        columns = max(row.length for row in self.rows) + 1
+        if self.cache is None or self.cache.columns < columns:
+            layers = self.cache.layers if self.cache else None
+            self.cache = RowCache(self.slots, count, columns)
+            self.cache.layers = layers if layers is not None else self.cache.layers
+        if extra is None:
+            extra = self.adapter.extra(self._rows(lengths, offsets), self.cache)
+            self._state = (*self._state[:-1], extra)
+        self.cache.index = bases + lengths
+        rows = self._rows(lengths, offsets)
+        hidden = self.adapter.forward(rows, self.cache, extra=extra)
+        tokens, logprobs = sample(self.adapter.logits(hidden[:, 0]), self.rows, settings, seeds)
+        lengths += 1
+        seconds = (time.perf_counter() - began) / count
+        for row in self.rows:
+            tally = row.job.tally
+            tally.seconds += seconds
+            crossed = self.flops.crossed(row.sequence.images)
+            tally.flops += self.flops.step(row.length, crossed)
+            row.length += 1
+        return tokens, logprobs
+
+    def _prepare(self) -> tuple:
+        """What changes only when rows come or go, as tensors [rows]."""
+        device = self.shape.device
+        lengths = torch.tensor([row.length for row in self.rows], device=device)
+        offsets = torch.tensor([row.sequence.delta for row in self.rows], device=device)
+        bases = torch.arange(len(self.rows), device=device) * self.slots.columns
+        settings, seeds = streams(self.rows, self.vocabulary, device)
+        return lengths, offsets, bases, settings, seeds, None
+
+    def _rows(self, lengths: torch.Tensor, offsets: torch.Tensor) -> Rows:
+        ids = torch.tensor([[row.ids[-1]] for row in self.rows], device=self.shape.device)
+        pictures = []
+        if self.adapter.prompt_depends_on_images:
+            for row in self.rows:
+                sequence, scope = row.sequence, row.job.scope
+                seen = tuple(scope.features[image.digest] for image in sequence.images)
+                places = tuple(p for places in sequence.places for p in places.tolist())
+                pictures.append((seen, places))
+        positions = lengths[:, None]
+        return Rows(ids, positions, positions + offsets[:, None], [], pictures)

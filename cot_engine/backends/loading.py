@@ -1,0 +1,291 @@
+"""From a folder (or a hub name) to a model, its adapter and its chat format, or a clear error."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+
+from cot_engine.backends.adapters import Adapter, adapter_for
+from cot_engine.backends.text import ChatText
+from cot_engine.errors import InputError, ModelError
+
+Quantize = Literal["8bit", "4bit"]
+_NO_VIDEO = ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "SmolVLM")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    adapter: Adapter
+    text: ChatText
+    architecture: str
+    name: str
+    digest: str
+    notes: tuple[str, ...]
+
+
+def load(
+    model: str | Path, device: str = "auto", dtype: str = "auto", quantize: Quantize | None = None
+) -> Loaded:
+    """Read a checkpoint. Never runs code that comes with it; reads safetensors only."""
+    folder = find_folder(model)
+    config = _read_config(folder)
+    names = config.get("architectures") or [""]
+    from transformers import AutoConfig
+
+    with _explained(folder, "config.json cannot be read"):
+        parsed = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    kind = adapter_for(names[0], parsed.get_text_config().model_type)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(
+            f"{folder} holds no safetensors weights.",
+            "Pickled checkpoints (.bin, .pt) can run code and are not read: convert them first, "
+            "for example with transformers' save_pretrained.",
+        )
+    where = pick_device(device)
+    kept = pick_dtype(dtype, where)
+    network = _network(folder, names[0], where, kept, quantize, kind.spared)
+    processor = _processor(folder, names[0])
+    adapter = kind(network, processor)
+    notes = []
+    if quantize and where.type == "cpu":
+        notes.append(f"{quantize} weights save memory on a CPU; they do not make it faster.")
+    text = ChatText(
+        processor.tokenizer, adapter.image_tag, _template(processor, folder),
+        _eos(network, processor.tokenizer),
+    )
+    if not text.template:
+        notes.append("The model has no chat template; 'USER: ... ASSISTANT:' is used.")
+    return Loaded(adapter, text, names[0], str(model), digest_of(weights), tuple(notes))
+
+
+def find_folder(model: str | Path) -> Path:
+    """The local folder of a checkpoint; a hub name is looked up in the cache, then downloaded."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"{folder} is not a model folder: it has no config.json.",
+                "Give the folder that save_pretrained or a download wrote.",
+            )
+        return folder
+    name = str(model)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.is_file()
+    if not looks_local:
+        from huggingface_hub import snapshot_download
+
+        wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+        for offline in (True, False):
+            with contextlib.suppress(Exception):  # not in the cache; no net; no such repository
+                found = Path(snapshot_download(
+                    name, allow_patterns=wanted, local_files_only=offline
+                ))
+                if any(found.glob("*.safetensors")) and (found / "config.json").is_file():
+                    return found
+    raise ModelError(
+        f"There is no model folder {name!r}, and nothing of that name could be downloaded.",
+        "Give a folder with config.json and safetensors weights, or a hub name like "
+        "llava-hf/llava-1.5-7b-hf (hf download NAME fetches one while you are online).",
+    )
+
+
+def pick_device(device: str) -> torch.device:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"There is no device {device!r}.", "Use auto, cuda, mps or cpu.")
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available[found.type]:
+        raise InputError(
+            f"This machine (or this build of torch) has no {found.type} device.", "Use --device cpu."
+        )
+    return found
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 on a GPU that has it, float16 on other GPUs, float32 on a CPU."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if bf16 else torch.float16
+    if dtype not in known:
+        raise InputError(f"There is no dtype {dtype!r}.", f"Use auto, {', '.join(known)}.")
+    return known[dtype]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    with _explained(folder, "config.json is not readable"):
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _explained(folder: Path, what: str) -> Any:
+    """Turn whatever a damaged checkpoint raises in the libraries into a ModelError."""
+    try:
+        yield
+    except (ModelError, InputError, KeyboardInterrupt, MemoryError):
+        raise
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"Not enough memory on the device for {folder}.",
+            "Use --quantize 8bit or 4bit, or a smaller model.",
+        ) from error
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+        raise ModelError(
+            f"{folder}: {what}: {lines[0][:300]}",
+            "The checkpoint may be damaged or incomplete; download it again.",
+        ) from error
+
+
+def _network(
+    folder: Path, name: str, device: torch.device, dtype: torch.dtype,
+    quantize: Quantize | None, spared: tuple[str, ...],
+) -> Any:
+    import transformers
+
+    kwargs: dict[str, Any] = {}
+    if quantize is not None:
+        kwargs["quantization_config"] = _quantization(quantize, dtype, spared)
+        kwargs["device_map"] = {"": device}
+    quiet = logging.getLogger("transformers.modeling_utils")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)  # it warns of missing weights, which are an error here
+    try:
+        with _explained(folder, "the weights cannot be loaded"):
+            model, report = getattr(transformers, name).from_pretrained(
+                folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True,
+                local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True,
+                **kwargs,
+            )
+    finally:
+        quiet.setLevel(level)
+    _check(folder, report)
+    if quantize is None:
+        model = model.to(device)
+    return model.eval().requires_grad_(False)
+
+
+def _check(folder: Path, report: dict[str, Any]) -> None:
+    """transformers only warns where a weight is missing and fills it with random numbers."""
+    for kind, what in (("missing_keys", "lacks"), ("mismatched_keys", "has misshapen")):
+        keys = [k if isinstance(k, str) else k[0] for k in report.get(kind) or ()]
+        if keys:
+            some = ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
+            raise ModelError(
+                f"{folder} {what} {len(keys)} weights: {some}",
+                "The checkpoint is incomplete or belongs to another config.json.",
+            )
+    if report.get("error_msgs"):
+        raise ModelError(f"{folder}: {report['error_msgs'][0][:300]}", "Download it again.")
+
+
+def _quantization(quantize: str, dtype: torch.dtype, spared: tuple[str, ...]) -> Any:
+    """bitsandbytes, sparing the vision tower and projector by their names from the root."""
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "Quantisation needs bitsandbytes, which is not installed.",
+            "pip install bitsandbytes accelerate",
+        ) from error
+    if quantize == "8bit":
+        # Threshold 0: with outlier columns a row's result would depend on the rows beside it.
+        return BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_skip_modules=list(spared), llm_int8_threshold=0.0
+        )
+    if quantize == "4bit":
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=list(spared),
+        )
+    raise InputError(f"There is no quantisation {quantize!r}.", "Use 8bit or 4bit.")
+
+
+def _processor(folder: Path, architecture: str) -> Any:
+    """The model's own processor; image processor and tokenizer alone where it insists on video."""
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+    with _explained(folder, "its processor or tokenizer cannot be loaded"):
+        if not architecture.startswith(_NO_VIDEO):
+            return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        default = "<image>" if architecture.startswith("SmolVLM") else "<|image_pad|>"
+        return SimpleNamespace(
+            tokenizer=tokenizer,
+            image_processor=images,
+            image_token=getattr(tokenizer, "image_token", None) or default,
+            fake_image_token=getattr(tokenizer, "fake_image_token", "<fake_token_around_image>"),
+            global_image_token=getattr(tokenizer, "global_image_token", "<global-img>"),
+            chat_template=None,
+        )
+
+
+def _template(processor: Any, folder: Path) -> str | None:
+    found = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+    if isinstance(found, dict):
+        found = found.get("default")
+    if found:
+        return found
+    for name in ("chat_template.jinja", "chat_template.json"):
+        path = folder / name
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            return json.loads(text)["chat_template"] if name.endswith(".json") else text
+    return None
+
+
+def _eos(model: Any, tokenizer: Any) -> set[int]:
+    found: set[int] = set()
+    for value in (
+        getattr(model.generation_config, "eos_token_id", None),
+        model.config.get_text_config().eos_token_id,
+        tokenizer.eos_token_id,
+    ):
+        found.update(value if isinstance(value, (list, tuple)) else [value])
+    return {i for i in found if i is not None}
+
+
+def digest_of(files: list[Path]) -> str:
+    """16 hex digits naming the weights.
+
+    Up to 1 GB the bytes are hashed; beyond that, names, sizes and headers, which is quick and
+    still tells checkpoints of one shape apart by their first and last megabyte.
+    """
+    total = sum(path.stat().st_size for path in files)
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            if total <= 1_000_000_000:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+            else:
+                digest.update(file.read(1 << 20))
+                file.seek(-(1 << 20), 2)
+                digest.update(file.read(1 << 20))
+    return digest.hexdigest()[:16]

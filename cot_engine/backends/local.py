@@ -1,0 +1,269 @@
+"""The local backend: a vision-language model in this process, through torch and transformers.
+
+    backend = LocalBackend.load("path/to/model")
+    generated = await backend.generate(Generate(...))
+
+See `worker` for the thread that runs the model, `prefill`, `decode` and `prefix` for how it avoids
+computing anything twice, `adapters` for what differs between architectures, `text` for the chat
+format and boundaries, `loading` for checkpoints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from cot_engine.backends import BackendInfo, loading
+from cot_engine.backends.adapters import Pixels
+from cot_engine.backends.jobs import Job, Scope, Sequence
+from cot_engine.backends.loading import Loaded, Quantize
+from cot_engine.backends.prefix import matched
+from cot_engine.backends.worker import Worker
+from cot_engine.errors import InputError
+from cot_engine.flops import Flops
+from cot_engine.images import Image
+from cot_engine.types import Choose, Chosen, Generate, Generated, Prompt, Usage
+
+_KEPT = 256  # preprocessed images, and tokenised prompts, kept for reuse
+
+
+class LocalBackend:
+    """Implements `Backend`. Make one with `load`; `close` it, or use it in a `with`."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        max_rows: int | None = None,
+        prefill_tokens: int | None = None,
+        on_notice: Callable[[str], None] | None = None,
+    ) -> None:
+        self.adapter = loaded.adapter
+        self.text = loaded.text
+        self._loaded = loaded
+        self._notes = list(loaded.notes)
+        self._on_notice = on_notice
+        self._context = int(self.adapter.text.max_position_embeddings)
+        self._scopes: dict[str, Scope] = {}
+        self._pixels: OrderedDict[str, Pixels] = OrderedDict()
+        self._turns: OrderedDict[tuple, Sequence] = OrderedDict()
+        gpu = self.adapter.device.type != "cpu"
+        self.flops = Flops(self.adapter)
+        self.worker = Worker(
+            self.adapter, self.text, self.flops,
+            max_rows or 256, prefill_tokens or (32768 if gpu else 8192),
+            self._context, self._notice,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: Quantize | None = None,
+        max_rows: int | None = None,
+        on_notice: Callable[[str], None] | None = None,
+    ) -> LocalBackend:
+        """Load a checkpoint: a folder, or a name on the Hugging Face hub.
+
+        `device` is auto, cuda, cuda:1, mps or cpu; `dtype` auto, float32, bfloat16 or float16;
+        `quantize` 8bit or 4bit (bitsandbytes, vision tower and projector spared). `max_rows`
+        candidates are written at once; `on_notice` is told when a limit was met.
+        """
+        return cls(loading.load(model, device, dtype, quantize), max_rows, on_notice=on_notice)
+
+    def __enter__(self) -> LocalBackend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _notice(self, note: str) -> None:
+        self._notes.append(note)
+        if self._on_notice is not None:
+            self._on_notice(note)
+
+    @property
+    def info(self) -> BackendInfo:
+        return BackendInfo(
+            name="local", model=self._loaded.name, digest=self._loaded.digest,
+            architecture=self._loaded.architecture, device=str(self.adapter.device),
+            dtype=str(self.adapter.dtype).removeprefix("torch."), context=self._context,
+            max_images=self.adapter.max_images, notes=tuple(self._notes),
+        )
+
+    # --- requests --------------------------------------------------------------------------------
+
+    async def generate(self, request: Generate) -> Generated:
+        if not request.seeds or request.max_new_tokens < 1:
+            raise InputError("A request to write needs at least one seed and one new token.")
+        sequence = self._reply(request)
+        self._fits(len(sequence.ids), request.max_new_tokens)
+        job = self._job(request, [sequence])
+        job.watch = self.text.watch(request.until)
+        return await self._run(job)
+
+    async def choose(self, request: Choose) -> Chosen:
+        if not request.tails or not request.choices:
+            raise InputError("A request to choose needs at least one tail and one choice.")
+        sequences = self._questions(request)
+        self._fits(max(len(s.ids) for s in sequences), 1)
+        job = self._job(request, sequences)
+        job.choices = self._first_tokens(request)
+        return await self._run(job)
+
+    def estimate(self, request: Generate | Choose) -> Usage:
+        generating = isinstance(request, Generate)
+        sequences = [self._reply(request)] if generating else self._questions(request)
+        scope = self._scopes.get(request.scope)
+        had, fresh, counted = {}, [], 0
+        # Tails share among themselves too: insert them one after the other into a mock history.
+        for sequence in sequences:
+            held = self._held(scope, sequence)
+            shared = max((_shared(sequence.keys, other.keys) for other in fresh), default=0)
+            start = max(held, min(shared, len(sequence.keys)))
+            fresh.append(sequence)
+            had[id(sequence)] = start
+            counted += max(0, len(sequence.keys) - start)
+        longest = sequences[0]
+        crossed = self.flops.crossed(longest.images)
+        # A prompt that is held whole may have to compute its last token again.
+        counted = max(counted, 1)
+        flops = sum(
+            self.flops.prefill(max(1, len(s.keys) - had[id(s)]), had[id(s)], crossed)
+            for s in sequences
+        ) + self.flops.head(len(sequences))
+        features = scope.features if scope else {}
+        images = {i.digest: i for i in longest.images if i.digest not in features}
+        flops += sum(self.flops.encode(image) for image in images.values())
+        decoded = 0
+        if generating:
+            count, length = request.max_new_tokens, len(longest.keys)
+            decoded = count * len(request.seeds)
+            flops += len(request.seeds) * self.flops.steps(length, count, crossed)
+        return Usage(
+            encodes=len(images), prefilled=counted, cached=sum(had.values()), decoded=decoded,
+            flops=flops, calls=1,
+        )
+
+    def release(self, scope: str) -> None:
+        if (found := self._scopes.pop(scope, None)) is not None:
+            found.released = True
+
+    def close(self) -> None:
+        self.worker.close()
+        self._scopes.clear()
+
+    # --- from requests to token sequences --------------------------------------------------------
+
+    async def _run(self, job: Job) -> Generated | Chosen:
+        self.worker.submit(job)
+        try:
+            return await job.done
+        finally:
+            job.cancelled = True  # done, failed or given up: nothing more is wanted of it
+
+    def _job(self, request: Generate | Choose, sequences: list[Sequence]) -> Job:
+        loop = asyncio.get_running_loop()
+        scope = self._scopes.setdefault(request.scope, Scope(request.scope))
+        return Job(request, scope, sequences, loop, loop.create_future())
+
+    def _reply(self, request: Generate) -> Sequence:
+        """The prompt and the reply so far, as the model sampled it or as its text is spelled."""
+        more: list[int] = []
+        for segment in request.prefix:
+            more += segment.ids if segment.ids is not None else self.text.continuation(segment.text)
+        return self._sequence(request.prompt, more)
+
+    def _questions(self, request: Choose) -> list[Sequence]:
+        more = self.text.continuation(request.prefix) if request.prefix else []
+        prompt = request.prompt
+        return [
+            self._sequence(Prompt(prompt.text + tail, prompt.images), more)
+            for tail in request.tails
+        ]
+
+    def _first_tokens(self, request: Choose) -> list[int]:
+        """Each choice's first token as it is spelled after the prefix."""
+        before = self.text.continuation(request.prefix) if request.prefix else []
+        found: dict[int, str] = {}
+        for choice in request.choices:
+            both = self.text.continuation(request.prefix + choice)
+            apart = both[: len(before)] == before and len(both) > len(before)
+            first = both[len(before)] if apart else self.text.continuation(choice)[0]
+            if first in found:
+                raise InputError(
+                    f"The choices {found[first]!r} and {choice!r} begin with the same token.",
+                    "Choose words that this model's tokenizer tells apart at once.",
+                )
+            found[first] = choice
+        return list(found)
+
+    def _sequence(self, prompt: Prompt, more: list[int]) -> Sequence:
+        turn = self._turn(prompt)
+        return Sequence(
+            (*turn.ids, *more), (*turn.keys, *more), turn.images, turn.places, turn.rope, turn.delta
+        )
+
+    def _turn(self, prompt: Prompt) -> Sequence:
+        key = (prompt.text, tuple(image.digest for image in prompt.images))
+        if (kept := self._turns.get(key)) is not None:
+            self._turns.move_to_end(key)
+            return kept
+        if len(prompt.images) > self.adapter.max_images:
+            raise InputError(
+                f"{len(prompt.images)} images were given; this model takes at most "
+                f"{self.adapter.max_images}."
+            )
+        images = tuple(self._prepared(image) for image in prompt.images)
+        ids = self.text.turn(prompt.text, tuple(image.text for image in images))
+        where = [i for i, token in enumerate(ids) if token == self.adapter.placeholder]
+        keys, places, at = list(ids), [], 0
+        for image in images:
+            mine = where[at : at + image.tokens]
+            at += image.tokens
+            for i in mine:
+                keys[i] = -int(image.digest[:15], 16) - 1
+            places.append(torch.tensor(mine, dtype=torch.long))
+        rope, delta = self.adapter.rope(ids, list(images))
+        turn = Sequence(tuple(ids), tuple(keys), images, tuple(places), rope, delta)
+        self._turns[key] = turn
+        while len(self._turns) > _KEPT:
+            self._turns.popitem(last=False)
+        return turn
+
+    def _prepared(self, image: Image) -> Pixels:
+        if image.digest not in self._pixels:
+            self._pixels[image.digest] = self.adapter.prepare(image.pixels, image.digest)
+            while len(self._pixels) > _KEPT:
+                self._pixels.popitem(last=False)
+        self._pixels.move_to_end(image.digest)
+        return self._pixels[image.digest]
+
+    def _fits(self, tokens: int, more: int) -> None:
+        if tokens + more > self._context:
+            raise InputError(
+                f"The prompt and reply so far take {tokens} tokens and {more} more were asked for; "
+                f"the model holds {self._context}.",
+                "Shorten the question, use fewer or smaller images, or ask for fewer tokens.",
+            )
+
+    def _held(self, scope: Scope | None, sequence: Sequence) -> int:
+        if scope is None:
+            return 0
+        with self.worker.lock:
+            key = tuple(image.digest for image in sequence.images)
+            root = scope.roots.get(key if self.adapter.prompt_depends_on_images else ())
+            return matched(root, sequence.keys) if root is not None else 0
+
+
+def _shared(first: tuple[int, ...], second: tuple[int, ...]) -> int:
+    """How many leading tokens two sequences have in common."""
+    size = min(len(first), len(second))
+    if first[:size] == second[:size]:
+        return size
+    return next(i for i in range(size) if first[i] != second[i])

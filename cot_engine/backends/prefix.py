@@ -1,0 +1,133 @@
+"""Shared prefixes: a radix tree over tokens whose nodes own the keys and values of their tokens.
+
+A key is a token id, or for an image placeholder a negative number made from the image's digest.
+Inserting a sequence yields the node it ends in. New nodes are *pending*: they are planned but not
+computed. Two sequences that are planned together share their pending nodes too, so nothing is
+computed twice. A node is split where sequences part; splitting needs no copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+
+import torch
+
+_clock = count()
+
+
+class Node:
+    """Tokens `keys`, ending at position `end`. `kv` is [layers, 2, len(keys), width] or None.
+
+    `hidden` [width of the model] is the final state at the last token, kept where a request ended;
+    `redo` asks for the node to be computed again for its sake.
+    """
+
+    __slots__ = ("keys", "end", "kv", "hidden", "redo", "parent", "children", "used")
+
+    def __init__(self, keys: Sequence[int], end: int, parent: Node | None) -> None:
+        self.keys = tuple(keys)
+        self.end = end
+        self.kv: torch.Tensor | None = None
+        self.hidden: torch.Tensor | None = None
+        self.redo = False
+        self.parent = parent
+        self.children: dict[int, Node] = {}
+        self.used = next(_clock)
+
+    @property
+    def start(self) -> int:
+        return self.end - len(self.keys)
+
+    @property
+    def pending(self) -> bool:
+        return self.parent is not None and (self.kv is None or self.redo)
+
+    def path(self) -> list[Node]:
+        """From the first node below the root to this one."""
+        nodes, node = [], self
+        while node.parent is not None:
+            nodes.append(node)
+            node = node.parent
+        return nodes[::-1]
+
+    def split(self, size: int) -> Node:
+        """Give the first `size` tokens to a new parent, which is returned; self keeps the rest.
+
+        Whoever holds self holds the end of the same sequence as before.
+        """
+        upper = Node(self.keys[:size], self.start + size, self.parent)
+        upper.children = {self.keys[size]: self}
+        upper.parent.children[self.keys[0]] = upper
+        if self.kv is not None:
+            upper.kv, self.kv = self.kv[:, :, :size], self.kv[:, :, size:]
+        self.keys, self.parent = self.keys[size:], upper
+        return upper
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many leading elements are equal."""
+    size = min(len(first), len(second))
+    if first[:size] == second[:size]:
+        return size
+    return next(i for i in range(size) if first[i] != second[i])
+
+
+def insert(root: Node, keys: tuple[int, ...]) -> Node:
+    """The node below `root` that ends exactly after `keys`; what is missing becomes pending."""
+    node, at = root, 0
+    while at < len(keys):
+        child = node.children.get(keys[at])
+        if child is None:
+            child = Node(keys[at:], node.end + len(keys) - at, node)
+            node.children[keys[at]] = child
+            return child
+        size = _common(child.keys, keys[at : at + len(child.keys)])
+        node = child if size == len(child.keys) else child.split(size)
+        node.used = next(_clock)
+        at += size
+    return node
+
+
+def matched(root: Node, keys: tuple[int, ...]) -> int:
+    """How many leading tokens of `keys` are computed, or planned, already."""
+    node, at = root, 0
+    while at < len(keys) and (child := node.children.get(keys[at])) is not None:
+        size = _common(child.keys, keys[at : at + len(child.keys)])
+        at += size
+        if size < len(child.keys):
+            break
+        node = child
+    return at
+
+
+def recompute_end(node: Node) -> None:
+    """Make `node`'s last token pending again: its final state is asked for but was not kept."""
+    if len(node.keys) > 1:
+        node.split(len(node.keys) - 1)
+    node.redo = True  # its keys and values stay: rows may be about to copy them
+
+
+def walk(root: Node) -> Iterator[Node]:
+    """Every node below `root`."""
+    stack = list(root.children.values())
+    while stack:
+        node = stack.pop()
+        stack.extend(node.children.values())
+        yield node
+
+
+def evict(root: Node, limit: int, spare: set[int]) -> None:
+    """Drop the leaves used longest ago until at most `limit` tokens are held.
+
+    Nodes whose id() is in `spare` stay. The order depends on this tree's own history alone, so a
+    search pays the same alone and among others.
+    """
+    held = sum(len(node.keys) for node in walk(root) if node.kv is not None)
+    while held > limit:
+        leaves = [n for n in walk(root) if not n.children and not n.pending and id(n) not in spare]
+        if not leaves:
+            return
+        oldest = min(leaves, key=lambda n: n.used)
+        del oldest.parent.children[oldest.keys[0]]
+        held -= len(oldest.keys)
