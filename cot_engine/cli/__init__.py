@@ -1,0 +1,85 @@
+"""The command line: `main` runs it and turns every outcome into words and an exit code.
+
+Exit codes: 0 done; 1 a defect of ours; 2 something the user can mend; 130 Ctrl-C; 141 the reader
+of our output went away. Data goes to stdout, talk to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+INTERRUPTED, BROKEN_PIPE = 130, 141
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line. Everything is imported inside, so that Ctrl-C is quiet at any time."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verbose = "--verbose" in arguments
+    try:
+        from cot_engine.cli.app import app
+
+        for stream in (sys.stdout, sys.stderr):  # an odd locale must not cost anyone the answer
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        code = app(args=arguments, prog_name="cot-engine", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt as stop:
+        _say(*(str(argument) for argument in stop.args or ("Interrupted.",)))
+        return INTERRUPTED
+    except BrokenPipeError:
+        _close_quietly()
+        return BROKEN_PIPE
+    except Exception as error:
+        if verbose:
+            raise
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Two lines on stderr: what was wrong, and what to do next."""
+    from cot_engine.errors import CotEngineError
+
+    if isinstance(error, CotEngineError):
+        _say(error.message, error.hint)
+        return error.exit_code
+    if hasattr(error, "format_message"):  # the option parser's own, wherever typer keeps its class
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "cot-engine"
+        _say(error.format_message(), f"See {path} --help.")
+        return 2
+    if type(error).__name__ == "Abort":
+        _say("Interrupted.")
+        return INTERRUPTED
+    if isinstance(error, OSError) and sys.stdout is not None and _is_full(error):
+        _say(f"The output cannot be written: {error.strerror}.", "Free some space.")
+        _close_quietly()
+        return 2
+    _say(
+        f"Unexpected {type(error).__name__}: {error}",
+        "This is a defect. Re-run with --verbose to see where it happened.",
+    )
+    return 1
+
+
+def _is_full(error: OSError) -> bool:
+    import errno
+
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _say(*lines: str) -> None:
+    from cot_engine.escape import visible
+
+    with contextlib.suppress(OSError):  # nobody is listening
+        for line in lines:
+            if line:
+                print(" ".join(visible(line).split()), file=sys.stderr)
+
+
+def _close_quietly() -> None:
+    """Keep Python from writing what is left of stdout at exit, where it would complain."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

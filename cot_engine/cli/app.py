@@ -1,0 +1,247 @@
+"""The commands and their flags. What they do is in `solve.py`, `trace.py` and `listing.py`, which
+are imported when they run: `--help` loads neither torch nor PIL nor rich."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from cot_engine.config import RunConfig, parse_parameters
+
+_D = RunConfig()
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from cot_engine import __version__
+
+        typer.echo(f"cot-engine {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Staged reasoning for vision-language models, searched stage by stage."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _option(*names: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, show_default=False, **more)
+
+
+_Quiet = Annotated[bool, _option("--quiet", "-q", help="Say nothing on stderr but errors.")]
+_Verbose = Annotated[bool, _option("--verbose", help="Show a traceback with an error.")]
+_Json = Annotated[bool, _option("--json", help="Print everything as JSON on stdout.")]
+
+
+def _usage(arguments: str) -> type[TyperCommand]:
+    """A command whose usage line is ours: the parser cannot say "[IMAGE] QUESTION", and writes
+    the others differently from version to version."""
+
+    class Command(TyperCommand):
+        def collect_usage_pieces(self, ctx: Any) -> list[str]:
+            return ["[OPTIONS]", arguments]
+
+    return Command
+
+
+@app.command(cls=_usage("[IMAGE] QUESTION"))
+def solve(
+    words: Annotated[list[str], typer.Argument(metavar="[IMAGE] QUESTION", hidden=True)],
+    image: Annotated[
+        list[str] | None,
+        _option("--image", "-i", metavar="PATH", help="A further picture; may be repeated."),
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        _option("--strategy", "-s", metavar="NAME", help=f"How to search. [{_D.strategy}]"),
+    ] = None,
+    n: Annotated[
+        int | None,
+        _option("--n", "-n", metavar="N", help="Candidates of each selection, 1 to 1024."),
+    ] = None,
+    keep: Annotated[
+        int | None, _option("--keep", metavar="N", help="How many go on from it.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        _option("--parameter", "-p", metavar="NAME=VALUE", help="Any parameter of the strategy."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        _option(
+            "--budget",
+            metavar="AMOUNT",
+            help='What may be spent: "2e12 flops", "500 new tokens", "30 s" ...',
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        _option("--judge", metavar="NAME", help=f"Who compares candidates. [{_D.judge}]"),
+    ] = None,
+    tournament: Annotated[
+        str | None,
+        _option("--tournament", metavar="NAME", help=f"Who meets whom. [{_D.tournament}]"),
+    ] = None,
+    orders: Annotated[
+        str | None,
+        _option(
+            "--orders", metavar="both|one", help=f"Judge in both orders, or one. [{_D.orders}]"
+        ),
+    ] = None,
+    judge_image: Annotated[
+        str | None,
+        _option(
+            "--judge-image",
+            metavar="seen|blank|swap",
+            help=f"What the judge sees. [{_D.judge_image}]",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        _option("--model", "-m", metavar="NAME", help=f"A folder or a hub name. [{_D.model}]"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        _option("--device", metavar="NAME", help=f"auto, cuda, cuda:N, mps or cpu. [{_D.device}]"),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        _option(
+            "--dtype", metavar="NAME", help=f"auto, float32, bfloat16 or float16. [{_D.dtype}]"
+        ),
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        _option("--quantize", metavar="8bit|4bit", help="Smaller weights, by bitsandbytes."),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        _option(
+            "--mode",
+            metavar="auto|trained|prompted",
+            help=f"Whether the model knows the tags. [{_D.mode}]",
+        ),
+    ] = None,
+    plan: Annotated[
+        str | None, _option("--plan", metavar="FILE", help="A TOML file with other stages.")
+    ] = None,
+    detail: Annotated[
+        str | None,
+        _option(
+            "--detail", metavar="brief|normal|full", help=f"How much is written. [{_D.detail}]"
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        _option("--temperature", "-t", metavar="X", help=f"0 is greedy. [{_D.temperature}]"),
+    ] = None,
+    top_p: Annotated[
+        float | None, _option("--top-p", metavar="X", help=f"1 is off. [{_D.top_p}]")
+    ] = None,
+    top_k: Annotated[
+        int | None, _option("--top-k", metavar="N", help=f"0 is off. [{_D.top_k}]")
+    ] = None,
+    seed: Annotated[
+        int | None, _option("--seed", metavar="N", help=f"Of all draws. [{_D.seed}]")
+    ] = None,
+    in_flight: Annotated[
+        int | None,
+        _option("--in-flight", metavar="N", help=f"Searches at a time. [{_D.in_flight}]"),
+    ] = None,
+    allow_url: Annotated[
+        bool | None, _option("--allow-url/--no-allow-url", help="Read pictures from http(s).")
+    ] = None,
+    config: Annotated[
+        str | None, _option("--config", "-c", metavar="FILE", help="A TOML file with all of these.")
+    ] = None,
+    trace: Annotated[
+        str | None, _option("--trace", metavar="FILE", help="Record the search, line by line.")
+    ] = None,
+    json: _Json = False,
+    quiet: _Quiet = False,
+    verbose: _Verbose = False,
+) -> None:
+    """Answer a question, with a picture or without.
+
+    The answer goes to stdout, the search to stderr. Values come from flags, else from COT_ENGINE_*
+    variables, else from the --config file; defaults stand in [brackets].
+    """
+    from cot_engine.cli.solve import run
+
+    flags = {key: value for key, value in locals().items() if key in _FLAGS and value is not None}
+    parameters = parse_parameters(parameter or [])
+    parameters |= {k: v for k, v in (("n", n), ("keep", keep)) if v is not None}
+    if parameters:
+        flags["parameters"] = parameters
+    run(words, image or [], config, flags, trace=trace, json=json, quiet=quiet, verbose=verbose)
+
+
+_FLAGS = frozenset(
+    "model device dtype quantize strategy judge tournament orders judge_image plan detail mode"
+    " temperature top_p top_k seed budget in_flight allow_url".split()
+)
+
+
+@app.command(cls=_usage("FILE.jsonl"))
+def trace(
+    file: Annotated[str, typer.Argument(metavar="FILE.jsonl", hidden=True)],
+    html: Annotated[
+        str | None, _option("--html", metavar="OUT.html", help="Write a page; - is stdout.")
+    ] = None,
+    judge: Annotated[
+        str | None,
+        _option("--judge", metavar="NAME", help="Judge again with this one; nothing is generated."),
+    ] = None,
+    tournament: Annotated[
+        str | None, _option("--tournament", metavar="NAME", help="Judge again in this tournament.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        _option("--model", "-m", metavar="NAME", help="Of a judge that needs one. [the trace's]"),
+    ] = None,
+    device: Annotated[
+        str | None, _option("--device", metavar="NAME", help=f"Of that model. [{_D.device}]")
+    ] = None,
+    json: _Json = False,
+    quiet: _Quiet = False,
+    verbose: _Verbose = False,
+) -> None:
+    """Draw a search that solve --trace recorded, or judge it again.
+
+    Prints the tree of stages, candidates and matches, unless --html or --json is given.
+    """
+    from cot_engine.cli.trace import run
+
+    run(file, html, judge, tournament, model, device, json=json, quiet=quiet)
+
+
+@app.command("list", cls=_usage("strategies|judges|tournaments|models|stages"))
+def list_(
+    what: Annotated[str, typer.Argument(metavar="WHAT", hidden=True)],
+    plan: Annotated[
+        str | None, _option("--plan", metavar="FILE", help="A TOML file with other stages.")
+    ] = None,
+    json: _Json = False,
+    verbose: _Verbose = False,
+) -> None:
+    """List what there is to choose from, with its parameters."""
+    from cot_engine.cli.listing import run
+
+    run(what, plan, json=json)

@@ -1,0 +1,270 @@
+"""What there is to show of a search while it runs: one round at a time, as lines of rich text.
+
+A round is one growth of candidates and the tournament held among them. `Board` takes events in
+and gives lines out; it knows no terminal, so that it can be tested on hand-made events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rich.text import Text
+
+from cot_engine.escape import terminal
+from cot_engine.events import (
+    Cut,
+    Event,
+    Failed,
+    Finished,
+    Growing,
+    Grown,
+    Judged,
+    Judging,
+    Notice,
+    Scored,
+    Selected,
+    Started,
+)
+from cot_engine.types import Chain, Match, Usage
+from cot_engine.views import words
+from cot_engine.views.figure import letter, loser
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines that are final and belong together. The first of a round's is its title."""
+
+    kind: Literal["header", "round", "note"]
+    lines: list[Text]
+
+
+_MOST_CARDS, _MOST_MATCHES = 8, 12
+_INDENT = "    "
+
+
+@dataclass
+class Card:
+    chain: Chain
+    label: str
+    count: int = 1
+    fault: str = ""
+
+    @property
+    def key(self) -> tuple[str | None, str]:
+        """Equal for candidates that will be merged."""
+        return self.chain.parent, self.chain.text.strip()
+
+
+@dataclass
+class Round:
+    """`names` gives the label of every candidate, the merged ones included."""
+
+    unit: str
+    parents: tuple[str, ...]
+    wanted: int
+    cards: list[Card] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+    sampled: int = 0
+    judging: bool = False
+    matches: list[Match] = field(default_factory=list)
+    outcome: Selected | None = None
+
+
+class Board:
+    """The state of the display. Give it each event; it returns what is final."""
+
+    def __init__(self) -> None:
+        self.started: Started | None = None
+        self.round: Round | None = None
+        self.usage: dict[str, Usage] = {}
+        self.sentences = 0
+
+    def take(self, event: Event) -> list[Block]:
+        match event:
+            case Started():
+                self.started = event
+                return [Block("header", self._header(event))]
+            case Growing():
+                return self._growing(event)
+            case Grown():
+                self._charge("generate", event.usage)
+                self._grown(event)
+            case Judging() if self.round:
+                self.round.judging = True
+            case Judged() if self.round:
+                self.round.matches.append(event.match)
+            case Selected():
+                self._charge("judge", event.usage)
+                return self._selected(event)
+            case Scored():
+                self._charge("score", event.usage)
+            case Cut():
+                budget = self.started.budget if self.started else None
+                return _note(words.cut_text(event, budget))
+            case Notice():
+                return _note(event.text)
+            case Finished() | Failed():
+                if isinstance(event, Finished):
+                    self.usage = dict(event.usage)
+                return self.leave()
+        return []
+
+    def leave(self) -> list[Block]:
+        """The current round as it stands, if there is one; it is over."""
+        lines = self.lines()
+        self.round = None
+        return [Block("round", lines)] if lines else []
+
+    def lines(self) -> list[Text]:
+        """The current round as it stands."""
+        return [] if self.round is None or not self.round.cards else self._draw(self.round)
+
+    def status(self) -> str:
+        """What is being done at the moment."""
+        if self.round is None:
+            return "Thinking" if self.started else "Preparing"
+        if self.round.judging:
+            held = len(self.round.matches)
+            return f"Judging {self._title(self.round)}" + (
+                f": {held} match{'es' * (held != 1)} so far" if held else ""
+            )
+        many = f": {self.round.wanted} candidates" if self.round.wanted > 1 else ""
+        return f"Writing {self._title(self.round)}{many}"
+
+    def cost(self) -> str:
+        """ "generate 1,204 tokens 0.8 GFLOP · judge 2,410 tokens 1.1 GFLOP"."""
+        parts = []
+        for role, usage in self.usage.items():
+            if usage.tokens:
+                flops = f" {words.number(usage.flops)}FLOP" if usage.flops else ""
+                parts.append(f"{role} {usage.tokens:,} tokens{flops}")
+        return " · ".join(parts)
+
+    # --- events ---
+
+    def _charge(self, role: str, usage: Usage) -> None:
+        self.usage[role] = self.usage.get(role, Usage()) + usage
+
+    def _growing(self, event: Growing) -> list[Block]:
+        old = self.round
+        if old and old.outcome is None and (old.unit, old.parents) == (event.unit, event.parents):
+            old.wanted, old.judging = event.n * len(event.parents), False
+            return []  # sampled once more, because nothing opened the stage
+        over = self.leave()
+        self.sentences += event.unit == "sentence"
+        self.round = Round(event.unit, event.parents, event.n * len(event.parents))
+        return over
+
+    def _grown(self, event: Grown) -> None:
+        if self.round is None:
+            self.round = Round(event.unit, (), len(event.chains))
+        held = self.round
+        known = {card.key: card for card in held.cards}
+        for chain in event.chains:
+            held.sampled += 1
+            card = Card(chain, letter(len(held.cards)), chain.count)
+            if (same := known.get(card.key)) is not None:
+                same.count += chain.count
+                held.names[chain.id] = same.label
+                continue
+            if chain.last and chain.last.faults:
+                card.fault = chain.last.faults[0].partition(":")[0]
+            known[card.key] = card
+            held.cards.append(card)
+            held.names[chain.id] = card.label
+
+    def _selected(self, event: Selected) -> list[Block]:
+        if self.round is None or not any(id in self.round.names for id in event.candidates):
+            return []  # among chains of earlier rounds, as after voting: nothing new to show
+        self.round.outcome, self.round.judging = event, False
+        self.round.matches = list(event.matches)
+        return self.leave()
+
+    # --- lines ---
+
+    def _header(self, event: Started) -> list[Text]:
+        info = event.backend
+        how = " ".join([event.strategy, *(f"{k}={v}" for k, v in event.parameters.items())])
+        judge = f"judge {event.judge}, {event.tournament}"
+        budget = f" · {event.budget}" if event.budget else ""
+        model = f"{_brief(info.model)} on {info.device}, {info.dtype} · "
+        line = Text(terminal(f"{model}{how} · {judge}{budget}"), "dim")
+        pictures = ", ".join(
+            f"{_brief(image.source)} {image.size[0]} x {image.size[1]}" for image in event.images
+        )
+        question = Text(terminal(" ".join(event.question.split())), "bold")
+        if pictures:
+            question.append(f"  [{terminal(pictures)}]", "not bold dim")
+        return [line, question]
+
+    def _title(self, held: Round) -> str:
+        if held.unit == "sentence":
+            return f"sentence {self.sentences}"
+        return "the response" if held.unit == "end" else held.unit
+
+    def _draw(self, held: Round) -> list[Text]:
+        title = Text(terminal(self._title(held).removeprefix("the ").upper()), "bold cyan")
+        counts = [f"{held.sampled} candidate{'s' * (held.sampled != 1)}"]
+        if len(held.cards) < held.sampled:
+            counts.append(f"{len(held.cards)} distinct")
+        if held.matches:
+            counts.append(f"{len(held.matches)} match{'es' * (len(held.matches) != 1)}")
+        title.append(f"  {', '.join(counts)}", "not bold dim")
+        kept = [held.names.get(id, "") for id in held.outcome.kept] if held.outcome else []
+        first = sorted(held.cards, key=lambda card: card.label not in kept)[:_MOST_CARDS]
+        lines = [title]
+        for card in (card for card in held.cards if card in first):
+            chosen = card.label in kept or (not kept and len(held.cards) == 1)
+            lines.append(self._card(card, chosen))
+        if len(held.cards) > _MOST_CARDS:
+            lines.append(Text(f"{_INDENT}and {len(held.cards) - _MOST_CARDS} more", "dim"))
+        return lines + self._matches(held)
+
+    def _card(self, card: Card, chosen: bool) -> Text:
+        line = Text("▸ " if chosen else "  ", "bold green")
+        line.append(f"{card.label:<2}", "bold green" if chosen else "bold")
+        line.append(f"{card.chain.likelihood(1):6.2f}  ".replace("-", "−"), "dim")
+        if card.count > 1:
+            line.append(f"×{card.count} ", "cyan")
+        if card.fault:
+            line.append(f"{card.fault}: ", "yellow")
+        line.append(self._content(card.chain), "" if chosen else "dim")
+        return line
+
+    def _content(self, chain: Chain) -> str:
+        """What was written, in one line, without the tags."""
+        text = chain.last.text if chain.last else ""
+        if self.started:
+            text = " ".join(said for _, said in words.pieces(text, self.started.plan))
+        return terminal(" ".join(text[:2000].split()))
+
+    def _matches(self, held: Round) -> list[Text]:
+        said = [_match(match, held.names) for match in held.matches[-_MOST_MATCHES:]]
+        if len(held.matches) > _MOST_MATCHES:
+            said.insert(0, f"{len(held.matches) - _MOST_MATCHES} earlier matches")
+        lines: list[str] = []
+        for text in said:
+            if lines and len(lines[-1]) + len(text) + 3 <= 76:
+                lines[-1] += f" · {text}"
+            else:
+                lines.append(_INDENT + text)
+        return [Text(line, "dim") for line in lines]
+
+
+def _match(match: Match, names: dict[str, str]) -> str:
+    won, lost = (names.get(id, id) for id in (match.winner, loser(match)))
+    if match.outcome == "tie":
+        how = {"likelihood": "likelier", "draw": "by lot"}.get(match.broken_by, "")
+        return f"{won} = {lost}, {won} {how}".rstrip()
+    margin = match.margin if match.winner == match.first else -match.margin
+    return f"{won} beat {lost}" + (f" by {margin:.2f}" if margin else "")
+
+
+def _brief(path: str) -> str:
+    """The end of a long path: "photos/street.png"."""
+    return path if len(path) <= 40 else "/".join(path.rsplit("/", 2)[-2:])[-60:]
+
+
+def _note(text: str) -> list[Block]:
+    return [Block("note", [Text(terminal(text), "yellow")])]

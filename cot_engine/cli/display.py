@@ -1,0 +1,188 @@
+"""The search, watchable on stderr: live where that is a terminal, one line per round elsewhere.
+
+Both forms listen to the same events, from the engine's thread. A display that fails, because its
+terminal went away, falls silent: it must not cost anyone the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from cot_engine.escape import terminal
+from cot_engine.events import Event, Finished, Notice
+
+if TYPE_CHECKING:
+    from cot_engine.cli.board import Block
+
+
+class Silent:
+    """What --quiet shows; the base of the others."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+    def loading(self, model: str) -> None:
+        """The first thing shown: the model is about to load."""
+
+    def notice(self, text: str) -> None:
+        """Something the user should know that no search recorded."""
+
+    def __call__(self, event: Event) -> None:
+        pass
+
+
+def make_display(quiet: bool = False, stream: TextIO | None = None) -> Silent:
+    """The display that suits `stream` (stderr)."""
+    stream = stream or sys.stderr
+    if quiet:
+        return Silent()
+    from rich.console import Console
+
+    console = Console(file=stream, highlight=False)
+    utf8 = console.encoding.lower().replace("-", "") == "utf8"
+    if console.is_terminal and utf8 and not console.is_dumb_terminal:
+        return Live(console)
+    return Log(stream)
+
+
+class Live(Silent):
+    """Finished rounds stay as they are; under them the current one, what is done, the cost."""
+
+    def __init__(self, console) -> None:
+        from rich.live import Live as RichLive
+        from rich.spinner import Spinner
+
+        from cot_engine.cli.board import Board
+
+        self.console = console
+        self.board = Board()
+        self.lock = threading.Lock()
+        self.begun = time.monotonic()
+        self.doing = ""
+        self.broken = False
+        self.spinner = Spinner("dots", style="cyan")
+        self.live = RichLive(
+            console=console,
+            get_renderable=self._render,
+            refresh_per_second=6,
+            transient=True,  # the final frame is printed for good instead
+            redirect_stdout=False,
+        )
+
+    def __enter__(self) -> Live:
+        self.live.start()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        with self.lock:
+            rest = self.board.leave()
+        self._print(rest)
+        try:
+            self.live.stop()
+            if self.board.started:
+                self.console.print(_cut(self._cost()))
+        except OSError:
+            self.broken = True
+
+    def loading(self, model: str) -> None:
+        self.doing = f"Loading {terminal(model)}"
+        self._refresh()
+
+    def notice(self, text: str) -> None:
+        self(Notice(text))
+
+    def __call__(self, event: Event) -> None:
+        with self.lock:
+            self.doing = ""
+            blocks = self.board.take(event)
+        self._print(blocks)
+        if not blocks:
+            self._refresh()
+
+    def _cost(self):
+        from rich.text import Text
+
+        cost = self.board.cost()
+        seconds = f"{time.monotonic() - self.begun:.1f} s"
+        return Text(f"{cost} · {seconds}" if cost else seconds, "dim")
+
+    def _render(self):
+        from rich.console import Group
+
+        with self.lock:
+            lines = self.board.lines()
+            doing = self.doing or self.board.status()
+        self.spinner.update(text=doing)
+        return Group(*(_cut(line) for line in lines), self.spinner, _cut(self._cost()))
+
+    def _print(self, blocks: list[Block]) -> None:
+        from rich.console import Group
+
+        if blocks and not self.broken:
+            try:
+                lines = (_cut(line) for block in blocks for line in block.lines)
+                self.console.print(Group(*lines))  # at once: the live region is redrawn once
+            except OSError:
+                self.broken = True
+
+    def _refresh(self) -> None:
+        if not self.broken:
+            try:
+                self.live.refresh()
+            except OSError:
+                self.broken = True
+
+
+def _cut(line):
+    """One row of the terminal, whatever its width."""
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
+
+
+class Log(Silent):
+    """One line per round, for files and pipes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from cot_engine.cli.board import Board
+
+        self.stream = stream
+        self.board = Board()
+        self.begun = time.monotonic()
+
+    def loading(self, model: str) -> None:
+        self._line(f"Loading {model}")
+
+    def notice(self, text: str) -> None:
+        self._line(f"Note: {text}")
+
+    def __call__(self, event: Event) -> None:
+        for block in self.board.take(event):
+            self._block(block)
+        if isinstance(event, Finished):
+            self._line(f"Done: {self.board.cost()}")
+
+    def _block(self, block: Block) -> None:
+        lines = [line.plain for line in block.lines]
+        if block.kind == "round":  # the title, and the best of the candidates that were kept
+            lines = [": ".join([lines[0], *[line[2:] for line in lines if line[0] == "▸"][:1]])]
+        for line in lines:
+            self._line(line)
+
+    def _line(self, text: str) -> None:
+        said = " ".join(terminal(text).split())
+        said = said if len(said) <= 160 else said[:159] + "…"
+        with contextlib.suppress(OSError, ValueError):  # nobody is listening
+            print(f"[{time.monotonic() - self.begun:6.1f} s] {said}", file=self.stream, flush=True)

@@ -1,0 +1,107 @@
+"""`cot-engine list`: what there is to choose from."""
+
+from __future__ import annotations
+
+import inspect
+import json as _json
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from cot_engine.errors import CotEngineError, UnknownNameError
+from cot_engine.escape import terminal
+
+Row = dict[str, Any]
+
+
+def run(what: str, plan: str | None, *, json: bool) -> None:
+    if what not in KINDS:
+        raise UnknownNameError("listing of", what, KINDS)
+    rows = stages(plan) if what == "stages" else KINDS[what]()
+    if json:
+        print(_json.dumps(rows, indent=2))
+        return
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        print(terminal(f"{row['name']:<{width}}  {row['about']}"))
+        if row.get("parameters"):
+            said = ", ".join(f"{name}={value}" for name, value in row["parameters"].items())
+            print(terminal(f"{'':<{width}}  {said}"))
+
+
+def strategies() -> list[Row]:
+    return _plugins("strategy")
+
+
+def judges() -> list[Row]:
+    return _plugins("judge")
+
+
+def _plugins(kind: str) -> list[Row]:
+    from cot_engine import plugins
+
+    rows = []
+    for name in plugins.names(kind):
+        try:
+            part = plugins.load(kind, name)
+        except CotEngineError as error:  # one that is broken must not hide the others
+            rows.append({"name": name, "about": f"cannot be used: {error}", "parameters": {}})
+            continue
+        rows.append({"name": name, "about": _first_line(part), "parameters": _parameters(part)})
+    return rows
+
+
+def _first_line(part: Any) -> str:
+    """What it is, by its docstring."""
+    text = inspect.getdoc(part) or ""
+    return " ".join(text.partition("\n\n")[0].split())
+
+
+def _parameters(part: Any) -> dict[str, Any]:
+    """The fields with their defaults; None where there is none."""
+    if not is_dataclass(part):
+        return {}
+    shown = {}
+    for f in fields(part):
+        if f.init:
+            made = f.default_factory() if f.default_factory is not MISSING else None
+            shown[f.name] = f.default if f.default is not MISSING else made
+    return shown
+
+
+def tournaments() -> list[Row]:
+    from cot_engine.tournament import TOURNAMENTS
+
+    return [{"name": name, "about": _first_line(each)} for name, each in TOURNAMENTS.items()]
+
+
+def models() -> list[Row]:
+    return []
+
+
+def stages(path: str | None = None) -> list[Row]:
+    from cot_engine.stages import DEFAULT_PLAN, Plan
+
+    plan = DEFAULT_PLAN if path is None else Plan.from_toml(path)
+    return [
+        {
+            "name": stage.tag,
+            "about": stage.purpose,
+            "parameters": {
+                "length": stage.length,
+                "width": stage.width,
+                "optional": stage.optional,
+                "needs_image": stage.needs_image,
+            },
+        }
+        for stage in plan
+    ]
+
+
+KINDS: dict[str, Callable[[], list[Row]]] = {
+    "strategies": strategies,
+    "judges": judges,
+    "tournaments": tournaments,
+    "models": models,
+    "stages": stages,
+}

@@ -1,0 +1,223 @@
+"""`cot-engine solve`: check everything that is cheap to check, then load the model and search."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cot_engine.config import RunConfig, check_question, load_config
+from cot_engine.errors import InputError, TraceError, UnknownNameError
+
+if TYPE_CHECKING:
+    from cot_engine.events import Event, TraceFile
+    from cot_engine.images import Image
+    from cot_engine.types import Answer
+
+_PICTURES = frozenset(".png .jpg .jpeg .gif .webp .bmp .tif .tiff .avif .heic".split())
+
+
+def run(
+    words: list[str],
+    more_images: list[str],
+    config_file: str | None,
+    flags: dict[str, Any],
+    *,
+    trace: str | None,
+    json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    from cot_engine.cli.display import make_display
+
+    sources, question = split(words, more_images)
+    check_question(question)
+    config = load_config(config_file, os.environ, flags)
+    check_names(config)
+    images = _load(sources, config)
+    if trace is not None:
+        _check_writable(Path(trace))
+    if not verbose:
+        silence_libraries()
+
+    with make_display(quiet) as display:
+        display.loading(config.model)
+        answer, failed = _search(config, images, question, trace, display)
+    if json:
+        _print_json(answer, config, trace, failed)
+    else:
+        from cot_engine.escape import visible
+
+        print(visible(answer.text))
+    sys.stdout.flush()  # a failure to write the answer comes before one to write the trace
+    if failed is not None:
+        raise failed
+
+
+def split(words: list[str], more_images: list[str]) -> tuple[list[str], str]:
+    """The images and the question of the command line: one word is a question, two are an image
+    and a question. Raises InputError where that is plainly not what was meant."""
+    if len(words) > 2:
+        raise InputError(
+            f"There are {len(words)} arguments, {words[2]!r} being the third.",
+            'Put the question in quotes, and further pictures behind --image: solve a.png "How?"',
+        )
+    first, question = words[0], words[-1]
+    if len(words) == 1:
+        if _looks_like_picture(question):
+            raise InputError(
+                f"{question!r} is a picture, and the question is missing.",
+                f'Write: cot-engine solve {question} "What do you want to know?"',
+            )
+        return more_images, question
+    if _looks_like_picture(question) and not _looks_like_picture(first):
+        raise InputError(
+            f"The picture {question!r} stands where the question belongs.",
+            "Give the picture first, then the question.",
+        )
+    return [first, *more_images], question
+
+
+def _looks_like_picture(word: str) -> bool:
+    if "\n" in word or len(word) > 1000:
+        return False
+    path = Path(word)
+    if " " not in word and path.suffix.lower() in _PICTURES:
+        return True
+    try:
+        return path.suffix.lower() in _PICTURES and path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def check_names(config: RunConfig) -> None:
+    """Raises for a strategy, judge, tournament or budget that will not do, before a model loads."""
+    from cot_engine import plugins
+    from cot_engine.budget import parse_budget
+    from cot_engine.tournament import TOURNAMENTS
+
+    plugins.make("strategy", config.strategy, config.parameters)
+    if config.judge != "auto":
+        plugins.make("judge", config.judge, {})
+    if config.tournament not in TOURNAMENTS:
+        raise UnknownNameError("tournament", config.tournament, TOURNAMENTS)
+    if config.budget is not None:
+        parse_budget(config.budget)
+
+
+def _load(sources: list[str], config: RunConfig) -> list[Image]:
+    if not sources:
+        return []
+    from cot_engine.images import load_image
+
+    return [load_image(source, allow_url=config.allow_url) for source in sources]
+
+
+def _check_writable(path: Path) -> None:
+    """Raises TraceError if the trace could not be written; leaves what is there as it is."""
+    from cot_engine.events import TraceFile
+
+    existed = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError:
+        with TraceFile(path):  # fails likewise, in the words of a TraceError
+            pass
+    if not existed:
+        path.unlink(missing_ok=True)
+
+
+def silence_libraries() -> None:
+    """What torch and transformers tell developers does not belong between the lines of a search."""
+    import warnings
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore")
+
+
+def _search(
+    config: RunConfig,
+    images: list[Image],
+    question: str,
+    trace: str | None,
+    display: Any,
+) -> tuple[Answer, TraceError | None]:
+    """The answer, and what went wrong with the trace if something did."""
+    from cot_engine.engine import Engine
+    from cot_engine.events import TraceFile
+
+    file: TraceFile | None = None
+    with ExitStack() as stack:
+        engine = stack.enter_context(
+            Engine.from_pretrained(
+                config.model,
+                device=config.device,
+                dtype=config.dtype,
+                quantize=config.quantize,
+                in_flight=config.in_flight,
+                on_notice=display.notice,
+            )
+        )
+        if trace is not None:
+            file = TraceFile(trace)
+        last: list[Event] = []
+        try:
+            answer = engine.solve(
+                images or None, question, config=config, on_event=_listener(file, display, last)
+            )
+        except KeyboardInterrupt:
+            raise _interrupted(file, last) from None
+        finally:
+            failed = _close(file)
+    return answer, failed
+
+
+def _listener(file: TraceFile | None, display: Any, last: list[Event]) -> Callable[[Event], None]:
+    def listen(event: Event) -> None:
+        last[:] = [event]
+        if file is not None:
+            file(event)
+        display(event)
+
+    return listen
+
+
+def _interrupted(file: TraceFile | None, last: list[Event]) -> KeyboardInterrupt:
+    """The interrupt, with what to tell the user of the trace."""
+    from cot_engine.events import Failed
+
+    if file is None or not last:
+        return KeyboardInterrupt("Interrupted.")
+    if not isinstance(last[0], Failed):
+        file(Failed("KeyboardInterrupt", "interrupted"))
+    return KeyboardInterrupt(
+        "Interrupted.", f"The trace so far is in {str(file.path)!r}; cot-engine trace draws it."
+    )
+
+
+def _close(file: TraceFile | None) -> TraceError | None:
+    if file is not None:
+        try:
+            with file:
+                pass
+        except TraceError as error:
+            return error
+    return None
+
+
+def _print_json(
+    answer: Answer, config: RunConfig, trace: str | None, failed: TraceError | None
+) -> None:
+    import json
+
+    from cot_engine.cli.summary import summary
+
+    result = summary(answer.trace)  # type: ignore[arg-type]
+    result |= {"config": config.hash(), "trace": trace if failed is None else None}
+    print(json.dumps(result, indent=2))

@@ -1,0 +1,148 @@
+"""`cot-engine trace`: draw a recorded search, or judge it again."""
+
+from __future__ import annotations
+
+import json as _json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cot_engine.errors import InputError, TraceError
+from cot_engine.events import Trace
+
+if TYPE_CHECKING:
+    from cot_engine.rejudge import Rejudged
+
+
+def run(
+    file: str,
+    html: str | None,
+    judge: str | None,
+    tournament: str | None,
+    model: str | None,
+    device: str | None,
+    *,
+    json: bool,
+    quiet: bool,
+) -> None:
+    if html is not None and json:
+        raise InputError("--html and --json exclude each other.", "Give one of them.")
+    recorded = Trace.read(file)
+    drawn, again = recorded, None
+    if judge is not None or tournament is not None:
+        from cot_engine.rejudge import replayed
+
+        again = _rejudge(recorded, judge, tournament, model, device, quiet)
+        drawn = replayed(recorded, again)
+    if html is not None:
+        _write_html(drawn, html)
+    elif json:
+        from cot_engine.cli.summary import summary
+
+        result = summary(drawn)
+        if again is not None:
+            result["rejudged"] = _compared(again)
+        print(_json.dumps(result, indent=2))
+    else:
+        _print_tree(drawn)
+    if again is not None and not json and not quiet:
+        _report(recorded, again)
+
+
+def _write_html(trace: Trace, path: str) -> None:
+    from cot_engine.views.html import render_html
+
+    page = render_html(trace)
+    if path == "-":
+        sys.stdout.write(page)
+        return
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(page, "utf-8")
+    except OSError as error:
+        raise TraceError(
+            f"The page {path!r} cannot be written: {error.strerror}.", "Choose another place."
+        ) from None
+
+
+def _print_tree(trace: Trace) -> None:
+    from rich.console import Console
+
+    from cot_engine.views.tree import render_tree
+
+    # A pipe has no width; the tree is drawn for 80 columns then, or as COLUMNS says.
+    Console(file=sys.stdout, highlight=False).print(render_tree(trace))
+
+
+# --- judging again -------------------------------------------------------------------------------
+
+
+def _rejudge(
+    trace: Trace,
+    judge: str | None,
+    tournament: str | None,
+    model: str | None,
+    device: str | None,
+    quiet: bool,
+) -> Rejudged:
+    from cot_engine import plugins
+    from cot_engine.cli.display import make_display
+    from cot_engine.cli.solve import silence_libraries
+    from cot_engine.config import RunConfig, load_config
+    from cot_engine.errors import UnknownNameError
+    from cot_engine.tournament import TOURNAMENTS
+
+    started = trace.started
+    judge, tournament = judge or started.judge, tournament or started.tournament
+    plugins.make("judge", judge, {})
+    if tournament not in TOURNAMENTS:
+        raise UnknownNameError("tournament", tournament, TOURNAMENTS)
+    flags = {"model": model or _model_of(trace), "device": device or RunConfig().device}
+    config = load_config(flags=flags)
+    silence_libraries()
+    from cot_engine.engine import Engine
+
+    with make_display(quiet) as display:
+        display.loading(config.model)
+        with Engine.from_pretrained(
+            config.model, device=config.device, on_notice=display.notice
+        ) as engine:
+            return engine.rejudge(trace, judge=judge, tournament=tournament)
+
+
+def _model_of(trace: Trace) -> str:
+    return trace.started.backend.model
+
+
+def _compared(again: Rejudged) -> dict:
+    return {
+        "judge": again.judge,
+        "tournament": again.tournament,
+        "agreement": again.agreement,
+        "answer": again.answer,
+        "usage": asdict(again.usage),
+        "selections": [
+            {
+                "stage": selection.before.stage,
+                "before": list(selection.before.kept),
+                "after": list(selection.after.kept),
+            }
+            for selection in again.selections
+        ],
+    }
+
+
+def _report(recorded: Trace, again: Rejudged) -> None:
+    """How the second judgement compares, in two lines on stderr."""
+    from cot_engine.escape import visible
+
+    same = sum(selection.same for selection in again.selections)
+    print(
+        f"{again.judge}, {again.tournament}: {same} of {len(again.selections)} selections kept"
+        " the same candidates.",
+        file=sys.stderr,
+    )
+    before = recorded.finished.answer if recorded.finished else ""
+    changed = "the same" if again.answer == before else f"{again.answer!r} instead of {before!r}"
+    print(visible(f"The answer is {changed}."), file=sys.stderr)
