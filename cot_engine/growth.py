@@ -116,11 +116,14 @@ class Growth:
         return count, length
 
     def _tag_cost(self, parents: list[Chain], until: Stage | str, count: int) -> Usage:
-        """What forced opening tags can add: as many tokens as in the floor, for each stage."""
-        stages = len(self.session.plan) if until == "end" else 1
+        """What forced opening tags can add: as many tokens as in the floor for each stage, and,
+        where a whole response is sampled stage by stage, a call for each stage but the first."""
+        staged = until == "end" and self.session.settings.mode == "prompted"
+        stages = len(self.session.plan) if staged else 1
         one = self.session.floor(parents[0].segments, 1)
         rows = stages * len(parents) * count
-        return Usage(prefilled=one.decoded * rows, flops=one.flops * rows)
+        calls = (stages - 1) * len(parents) * count
+        return Usage(prefilled=one.decoded * rows, flops=one.flops * rows, calls=calls)
 
     def _length(self, chain: Chain, until: Stage | str) -> int:
         """The most new tokens the unit may take, budget aside."""
@@ -219,11 +222,12 @@ class Growth:
 
     def _forced(self, chain: Chain, until: Stage | str, forced: bool) -> tuple[Segment, ...]:
         """The tags put in front of what is sampled: none for a model that opens stages itself,
-        unless the last reply ended its turn early and so would end it again."""
+        unless its last step ended the turn or went astray, and so would again."""
         session = self.session
         reading = read(chain.text, session.plan)
-        ended = chain.last is not None and chain.last.finish == "eos"
-        if reading.open or not (forced or ended or session.settings.mode == "prompted"):
+        last = chain.last
+        astray = last is not None and (last.finish == "eos" or tier(last.faults) == 2)
+        if reading.open or not (forced or astray or session.settings.mode == "prompted"):
             return ()
         stage = until if isinstance(until, Stage) else next_stage(reading, session.plan)
         if stage is None:
@@ -264,6 +268,9 @@ class Growth:
         elif finish == "eos" or until == "end":
             after = read(parent.text + text, plan, complete=until == "end")
         faults = new_faults(before, after) + faults
+        if until == "sentence" and not after.open and after.contents == before.contents:
+            ahead = next_stage(after, plan)
+            faults += (f"missing:{ahead.tag}",) if ahead else ()
         if isinstance(until, Stage) and until.tag not in after.contents:
             lacking = f"missing:{until.tag}"
             optional = until.optional and after.contents.keys() - before.contents.keys()

@@ -27,7 +27,7 @@ from cot_engine.stages import conclusion
 from cot_engine.strategy import Expand, Score, Select, Strategy, Task
 from cot_engine.types import Answer, Chain, Problem
 
-_MOST_REQUESTS = 100_000  # a strategy that asks more is not going to end
+_MOST_REQUESTS = 10_000  # a strategy that asks more is not going to end
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ positions, mask and cache, and never the multimodal wrapper around it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -59,7 +59,7 @@ class Adapter:
 
     max_images = 16
     lm_path = "language_model"
-    image_kwargs: dict[str, Any] = {}
+    image_kwargs: ClassVar[dict[str, Any]] = {}
     spared = ("model.vision_tower", "model.multi_modal_projector", "lm_head")  # of quantisation
     texts = ("llama", "mistral", "qwen2")  # language models inside, where there is a choice
     prompt_depends_on_images = False
@@ -168,7 +168,7 @@ class Adapter:
 
 
 class LlavaNextAdapter(Adapter):
-    image_kwargs = {"do_pad": True}
+    image_kwargs: ClassVar = {"do_pad": True}
 
 
 class Gemma3Adapter(Adapter):
@@ -243,7 +243,7 @@ class Qwen3Adapter(QwenAdapter):
 
 class Idefics3Adapter(Adapter):
     lm_path = "text_model"
-    image_kwargs = {"return_row_col_info": True}
+    image_kwargs: ClassVar = {"return_row_col_info": True}
     spared = ("model.vision_model", "model.connector", "lm_head")
 
     def preprocess(self, pixels: Any) -> Any:

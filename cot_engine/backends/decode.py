@@ -14,29 +14,23 @@ from cot_engine.backends.sampling import Settings, draw, seed64, uniforms
 from cot_engine.flops import Flops
 
 
-def sample(
-    logits: torch.Tensor, rows: list[Row], settings: Settings, seeds: np.ndarray
-) -> tuple[list[int], list[float]]:
-    """The next token of each row: number len(row.ids) of its own stream."""
-    counters = np.fromiter((len(row.ids) for row in rows), np.uint64, len(rows))
-    return draw(logits, settings, uniforms(seeds, counters))
-
-
-def streams(rows: list[Row], vocabulary: int, device: torch.device) -> tuple[Settings, np.ndarray]:
+def streams(rows: list[Row], device: torch.device) -> tuple[Settings, np.ndarray]:
     """The rows' sampling settings and seeds."""
     seeds = [seed64(row.job.request.seeds[row.index]) for row in rows]
-    settings = Settings.of([row.job.request.sampling for row in rows], vocabulary, device)
+    settings = Settings.of([row.job.request.sampling for row in rows], device)
     return settings, np.array(seeds, np.uint64)
 
 
 class Batch:
     """Row i of `rows` has slot i. A row that leaves is replaced by the last one."""
 
-    def __init__(self, adapter: Adapter, shape: KVShape, flops: Flops, vocabulary: int) -> None:
+    def __init__(self, adapter: Adapter, shape: KVShape, flops: Flops) -> None:
         self.adapter = adapter
         self.shape = shape
         self.flops = flops
-        self.vocabulary = vocabulary
+        # An image's placeholder in a reply would stand for an image that is not there.
+        vocabulary = adapter.head.weight.shape[0]
+        self.banned = adapter.placeholder if adapter.placeholder < vocabulary else None
         self.slots = Slots(shape)
         self.rows: list[Row] = []
         self.cache: RowCache | None = None
@@ -129,7 +123,7 @@ class Batch:
         self.cache.index = bases + lengths
         rows = self._rows(lengths, offsets)
         hidden = self.adapter.forward(rows, self.cache, extra=extra)
-        tokens, logprobs = sample(self.adapter.logits(hidden[:, 0]), self.rows, settings, seeds)
+        tokens, logprobs = self.draw(hidden[:, 0], self.rows, settings, seeds)
         lengths += 1
         seconds = (time.perf_counter() - began) / count
         for row in self.rows:
@@ -140,13 +134,26 @@ class Batch:
             row.length += 1
         return tokens, logprobs
 
+    def first(self, hidden: torch.Tensor, rows: list[Row]) -> tuple[list[int], list[float]]:
+        """The first tokens of new rows, from their prompts' final states [rows, width]."""
+        settings, seeds = streams(rows, self.shape.device)
+        return self.draw(hidden, rows, settings, seeds)
+
+    def draw(
+        self, hidden: torch.Tensor, rows: list[Row], settings: Settings, seeds: np.ndarray
+    ) -> tuple[list[int], list[float]]:
+        """The next token of each row: number len(row.ids) of its own stream."""
+        counters = np.fromiter((len(row.ids) for row in rows), np.uint64, len(rows))
+        logits = self.adapter.logits(hidden)
+        return draw(logits, settings, uniforms(seeds, counters), self.banned)
+
     def _prepare(self) -> tuple:
         """What changes only when rows come or go, as tensors [rows]."""
         device = self.shape.device
         lengths = torch.tensor([row.length for row in self.rows], device=device)
         offsets = torch.tensor([row.sequence.delta for row in self.rows], device=device)
         bases = torch.arange(len(self.rows), device=device) * self.slots.columns
-        settings, seeds = streams(self.rows, self.vocabulary, device)
+        settings, seeds = streams(self.rows, device)
         return lengths, offsets, bases, settings, seeds, None
 
     def _rows(self, lengths: torch.Tensor, offsets: torch.Tensor) -> Rows:

@@ -115,7 +115,8 @@ def pick_device(device: str) -> torch.device:
     }
     if not available[found.type]:
         raise InputError(
-            f"This machine (or this build of torch) has no {found.type} device.", "Use --device cpu."
+            f"This machine (or this build of torch) has no {found.type} device.",
+            "Use --device cpu.",
         )
     return found
 

@@ -23,7 +23,7 @@ class Node:
     `redo` asks for the node to be computed again for its sake.
     """
 
-    __slots__ = ("keys", "end", "kv", "hidden", "redo", "parent", "children", "used")
+    __slots__ = ("children", "end", "hidden", "keys", "kv", "parent", "redo", "used")
 
     def __init__(self, keys: Sequence[int], end: int, parent: Node | None) -> None:
         self.keys = tuple(keys)

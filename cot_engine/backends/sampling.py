@@ -11,6 +11,7 @@ import torch
 from cot_engine.types import Sampling
 
 _MASK = (1 << 64) - 1
+_ALL = 1 << 40  # more tokens than any vocabulary has
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -36,7 +37,7 @@ def seed64(seed: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The rows' sampling settings as tensors [rows]; `widest` is the largest top-k (0: no cut)."""
+    """The rows' sampling settings as tensors [rows]; `widest` is the largest top-k."""
 
     temperature: torch.Tensor
     top_k: torch.Tensor
@@ -44,30 +45,35 @@ class Settings:
     widest: int
 
     @classmethod
-    def of(cls, rows: Sequence[Sampling], vocabulary: int, device: torch.device) -> Settings:
-        sizes = [1 if s.greedy else s.top_k or vocabulary for s in rows]
+    def of(cls, rows: Sequence[Sampling], device: torch.device) -> Settings:
+        sizes = [1 if s.greedy else s.top_k or _ALL for s in rows]
         return cls(
             torch.tensor([1.0 if s.greedy else s.temperature for s in rows], device=device),
             torch.tensor(sizes, device=device),
             torch.tensor([s.top_p for s in rows], device=device),
-            min(max(sizes), vocabulary),
+            max(sizes),
         )
 
 
 def draw(
-    logits: torch.Tensor, settings: Settings, uniform: np.ndarray
+    logits: torch.Tensor, settings: Settings, uniform: np.ndarray, banned: int | None = None
 ) -> tuple[list[int], list[float]]:
     """One token per row of `logits` [rows, vocabulary], and its log-probability (nats).
 
     Temperature, then top-k, then top-p, then the inverse of the cumulative distribution at
     `uniform` [rows]. The log-probability is the model's own: temperature 1, nothing cut.
+    `banned` is never drawn.
     """
     logits = logits.float()
-    top, ids = logits.topk(settings.widest, dim=-1)
-    if settings.widest == 1:
+    total = logits.logsumexp(-1)
+    if banned is not None:
+        logits = logits.index_fill(1, torch.tensor([banned], device=logits.device), float("-inf"))
+    widest = min(settings.widest, logits.shape[-1])
+    top, ids = logits.topk(widest, dim=-1)
+    if widest == 1:
         chosen = torch.zeros_like(ids)
     else:
-        rank = torch.arange(settings.widest, device=logits.device)
+        rank = torch.arange(widest, device=logits.device)
         scaled = (top / settings.temperature[:, None]).masked_fill_(
             rank >= settings.top_k[:, None], float("-inf")
         )
@@ -76,8 +82,8 @@ def draw(
         # Top-p keeps the smallest set that reaches p: every token with less than p before it.
         kept = (below - share < settings.top_p[:, None]) & (share > 0)
         size = kept.sum(-1, keepdim=True).clamp_(min=1)
-        total = below.gather(-1, size - 1)
-        target = torch.from_numpy(uniform).to(logits.device, below.dtype)[:, None] * total
+        mass = below.gather(-1, size - 1)
+        target = torch.from_numpy(uniform).to(logits.device, below.dtype)[:, None] * mass
         chosen = torch.minimum((below <= target).sum(-1, keepdim=True), size - 1)
-    logprobs = top.gather(-1, chosen).squeeze(-1) - logits.logsumexp(-1)
+    logprobs = top.gather(-1, chosen).squeeze(-1) - total
     return ids.gather(-1, chosen).squeeze(-1).tolist(), logprobs.tolist()

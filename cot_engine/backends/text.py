@@ -58,7 +58,8 @@ class ChatText:
         """
         before, after = self._halves(len(images))
         parts = before.split(self.image_tag)
-        before = parts[0] + "".join(image + part for image, part in zip(images, parts[1:]))
+        pairs = zip(images, parts[1:], strict=True)
+        before = parts[0] + "".join(image + part for image, part in pairs)
         whole = self._encode(before + text + after)
         wanted = self._specials_of(before, after)
         if self._tally(whole) == wanted:
@@ -98,7 +99,7 @@ class ChatText:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _encode(self, text: str) -> list[int]:
-        """From the start of the sequence: special tokens parsed, the opening one added if absent."""
+        """From the start of the sequence on: special tokens parsed, the opening one added."""
         bos = self.tokenizer.bos_token
         add = not (bos and text.startswith(bos))
         return self.tokenizer(text, add_special_tokens=add)["input_ids"]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from cot_engine.backends.adapters import Adapter
-from cot_engine.backends.decode import Batch, sample, streams
+from cot_engine.backends.decode import Batch
 from cot_engine.backends.jobs import Job, Row, Scope
 from cot_engine.backends.prefill import Part, Prefill, out_of_memory, plan
 from cot_engine.backends.prefix import evict, insert, recompute_end
@@ -41,12 +41,10 @@ class Worker:
         self.notice = notice
         self.lock = threading.Lock()  # guards the prefix trees: estimates read them elsewhere
         shape = adapter.kv_shape()
-        vocabulary = adapter.head.weight.shape[0]
         self.flops = flops
         self.scope_tokens = max(2 * context, SCOPE_BYTES // max(1, shape.bytes_per_token))
         self.prefill = Prefill(adapter, shape, flops, self.lock)
-        self.batch = Batch(adapter, shape, flops, vocabulary)
-        self.vocabulary = vocabulary
+        self.batch = Batch(adapter, shape, flops)
         self.inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.jobs: list[Job] = []  # whose prompts are not computed yet
         self.waiting: deque[Row] = deque()  # rows without a slot
@@ -170,25 +168,21 @@ class Worker:
 
     def _begin(self, jobs: list[Job]) -> None:
         """The prompts are computed: answer `Choose`, draw the first tokens of `Generate`."""
-        hidden = torch.stack([s.end.hidden for job in jobs for s in job.sequences])
-        logits = self.adapter.logits(hidden).float()
-        at, rows, of = 0, [], []
+        rows = []
         for job in jobs:
-            size = len(job.sequences)
-            job.tally.flops += self.flops.head(size)
+            job.tally.flops += self.flops.head(len(job.sequences))
             if isinstance(job.request, Choose):
-                chosen = logits[at : at + size].log_softmax(-1)[:, job.choices].tolist()
+                hidden = torch.stack([sequence.end.hidden for sequence in job.sequences])
+                logits = self.adapter.logits(hidden).float()
+                chosen = logits.log_softmax(-1)[:, job.choices].tolist()
                 job.resolve(Chosen(tuple(map(tuple, chosen)), job.usage()))
                 self._tidy(job.scope)
             else:
                 start = len(job.sequences[0].ids)
                 rows += [Row(job, i, start) for i in range(len(job.request.seeds))]
-                of += [at] * len(job.request.seeds)
-            at += size
         if rows:
-            settings, seeds = streams(rows, self.vocabulary, logits.device)
-            drawn = sample(logits[of], rows, settings, seeds)
-            self.waiting.extend(self._take(rows, *drawn))
+            hidden = torch.stack([row.sequence.end.hidden for row in rows])
+            self.waiting.extend(self._take(rows, *self.batch.first(hidden, rows)))
 
     # --- rows ------------------------------------------------------------------------------------
 

@@ -6,9 +6,9 @@ tournament held among them, and what was remarked on the way. Nothing here knows
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
+from cot_engine.errors import TraceError
 from cot_engine.events import (
     Cut,
     Failed,
@@ -24,8 +24,9 @@ from cot_engine.events import (
     Trace,
     usage_by_role,
 )
-from cot_engine.stages import FAULTS, Plan, conclusion
-from cot_engine.types import Chain, Match, Role, Step, Usage, Verdict
+from cot_engine.stages import conclusion
+from cot_engine.types import Chain, Match, Role, Step, Usage
+from cot_engine.views import words
 
 
 @dataclass
@@ -132,10 +133,13 @@ class Figure:
 
 
 def read(trace: Trace) -> Figure:
-    """Raises TraceError if the trace has no beginning."""
+    """Raises TraceError if the trace has no beginning, or a gap."""
     started = trace.started
     columns: dict[int, Column] = {}
-    chains = trace.chains()
+    try:
+        chains = trace.chains()
+    except KeyError as error:
+        raise TraceError(f"The trace lacks the candidate {error} that others grew from.") from None
     remarks: list[str] = []
     waiting: list[str] = []  # of the next column: what was cut is said before it is grown
     failed: Failed | None = None
@@ -184,7 +188,7 @@ def read(trace: Trace) -> Figure:
             if here:
                 here.usage += event.usage
         elif isinstance(event, Cut):
-            text = cut_text(event, started.budget)
+            text = words.cut_text(event, started.budget)
             if event.what == "matches" and here:
                 here.remarks.append(text)
             else:
@@ -286,6 +290,10 @@ def loser(match: Match) -> str:
     return match.second if match.winner == match.first else match.first
 
 
+def ordered(match: Match) -> tuple[str, str]:
+    return match.winner, loser(match)
+
+
 def is_elimination(matches: list[Match]) -> bool:
     """Whoever loses is out: the matches form a bracket."""
     out: set[str] = set()
@@ -311,106 +319,6 @@ def bracket(column: Column) -> list[Bout] | None:
         busy[top : bottom + 1] = [lane + 1] * (bottom + 1 - top)
         bouts.append(Bout(match, top, bottom, lane))
     return bouts
-
-
-def for_winner(match: Match) -> list[tuple[Verdict, float, bool]]:
-    """The verdicts as seen from the winner: with its margin (below 0 the order preferred the
-    other), and whether the verdict was for it. First the order in which the winner stood first."""
-    first = match.winner == match.first
-    seen = []
-    for number, verdict in enumerate(match.verdicts):
-        ahead = first == (number == 0)  # the winner stood first
-        margin = verdict.margin if ahead else -verdict.margin
-        seen.append((verdict, margin, (verdict.outcome == "first") == ahead))
-    return seen if first else seen[::-1]
-
-
-def margin_text(verdict: Verdict, margin: float, favours: bool) -> str:
-    """ "+1.24", "−0.80"; "?" for an unreadable reply; "=" or a bare sign without a number."""
-    if not verdict.readable:
-        return "?"
-    if margin == 0:
-        return "=" if verdict.outcome == "tie" else "+" if favours else "−"
-    return f"{margin:+.2f}".replace("-", "−")
-
-
-def margins(match: Match) -> list[str]:
-    """Each order's margin from the winner's side, first the one in which it stood first."""
-    return [margin_text(*seen) for seen in for_winner(match)]
-
-
-def tie_text(match: Match) -> str:
-    """Why a match was a tie and how it was broken; "" for one that was decided."""
-    if match.outcome != "tie":
-        return ""
-    if any(not verdict.readable for verdict in match.verdicts):
-        why = "unreadable"
-    else:
-        why = "orders disagree" if match.flipped else "tie"
-    how = {"likelihood": "log-probability decides", "draw": "lot decides"}
-    return f"{why}; {how[match.broken_by]}" if match.broken_by in how else why
-
-
-def cut_text(cut: Cut, budget: str | None) -> str:
-    left = f"{amount(cut.left, budget)} left"
-    if cut.what == "search":
-        return f"The budget's floor was reached ({left}): the answer was concluded at once."
-    return f"The budget paid for {cut.granted} of {cut.asked} {cut.what} ({left})."
-
-
-def amount(value: float, budget: str | None) -> str:
-    """A value in the unit of a budget like "2e+10 flops": "4.2 Gflops", "120 new tokens"."""
-    unit = (budget or "").partition(" ")[2]
-    if unit != "flops":
-        return f"{value:,.6g} {unit}".strip()
-    text = number(value)
-    return f"{text}{unit}" if " " in text else f"{text} {unit}"
-
-
-def budget_text(figure: Figure) -> str:
-    """ "20 Gflops, of which 4.2 Gflops were left"."""
-    budget = figure.started.budget
-    if budget is None:
-        return "none"
-    try:
-        said = amount(float(budget.partition(" ")[0]), budget)
-    except ValueError:
-        said = budget
-    if figure.finished is None or figure.finished.left is None:
-        return said
-    return f"{said}, of which {amount(figure.finished.left, budget)} were left"
-
-
-def fault_text(fault: str) -> str:
-    """ "unclosed:CAPTION" -> "CAPTION: a stage broken off before its closing tag; closed"."""
-    name, _, tag = fault.partition(":")
-    said = FAULTS[name][1] if name in FAULTS else name
-    return f"{tag}: {said}" if tag else said
-
-
-def number(value: float) -> str:
-    """Three figures and a unit prefix: 950, 12.3 k, 4.56 G."""
-    if abs(value) < 1000:
-        return f"{value:.3g}" if value != int(value) else str(int(value))
-    for prefix in "kMGTPE":
-        value /= 1000
-        if abs(value) < 999.5 or prefix == "E":
-            return f"{value:.3g} {prefix}"
-    raise AssertionError
-
-
-def pieces(text: str, plan: Plan) -> list[tuple[str, str]]:
-    """A reply as (stage, text) pairs, the tags taken out; stage is "" where none was opened."""
-    names = "|".join(re.escape(stage.tag) for stage in plan)
-    found: list[tuple[str, str]] = []
-    stage, start = "", 0
-    for match in re.finditer(rf"<(/?)({names})>", text):
-        if said := text[start : match.start()].strip():
-            found.append((stage, said))
-        stage, start = ("" if match[1] else match[2]), match.end()
-    if said := text[start:].strip():
-        found.append((stage, said))
-    return found
 
 
 def votes(figure: Figure) -> list[tuple[str, list[Card]]]:

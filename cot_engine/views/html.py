@@ -9,6 +9,7 @@ from cot_engine.escape import html as esc
 from cot_engine.events import ImageRecord, Trace
 from cot_engine.types import Match, Usage
 from cot_engine.views import figure as fig
+from cot_engine.views import words
 from cot_engine.views.figure import Card, Column, Figure
 
 _PREVIEW = 260  # characters of a text that are shown before "more"
@@ -63,46 +64,17 @@ def _head(figure: Figure) -> str:
     images = f'\n<div class="images">{images}</div>' if images else ""
     return f"""<header class="head">{images}
 <div class="ask">
-<p class="kicker">{esc(strategy_text(figure))}</p>
+<p class="kicker">{esc(words.strategy_text(figure))}</p>
 <h1{long} dir="auto">{esc(started.question)}</h1>
 {answer}
-<p class="tally">{esc(tally(figure))}</p>
+<p class="tally">{esc(words.tally(figure))}</p>
 </div>
 </header>"""
 
 
-def strategy_text(figure: Figure) -> str:
-    started = figure.started
-    said = ", ".join(f"{name} = {value}" for name, value in started.parameters.items())
-    said = f"{started.strategy} ({said})" if said else started.strategy
-    if any(column.contests for column in figure.columns):
-        said += f" · judge {started.judge} · {started.tournament}"
-    return f"{said} · seed {started.seed}"
-
-
-def tally(figure: Figure) -> str:
-    """ "16 candidates, 9 distinct; 5 matches, 1 a tie; 1.2 GFLOP in 3.4 s"."""
-    sampled = sum(column.sampled for column in figure.columns)
-    distinct = sum(len(column.cards) for column in figure.columns)
-    matches = [match for column in figure.columns for match in column.matches]
-    parts = [_plural(sampled, "candidate") + (f", {distinct} distinct" * (distinct < sampled))]
-    if matches:
-        ties = sum(match.outcome == "tie" for match in matches)
-        parts.append(_plural(len(matches), "match", "matches") + f", {ties} tied" * (ties > 0))
-    total = sum(figure.usage.values(), Usage())
-    cost = f"{fig.number(total.flops)}FLOP" if total.flops else _plural(total.tokens, "token")
-    if figure.finished and figure.finished.seconds:
-        cost += f" in {figure.finished.seconds:.2f} s"
-    return "; ".join([*parts, cost]) + "."
-
-
-def _plural(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
 def _image(image: ImageRecord, number: int) -> str:
     width, height = image.size
-    alt = f"image {number}, {width} × {height} pixels"
+    alt = esc(f"image {number}, {width} × {height} pixels")
     said = esc(" · ".join([image.source, f"{width} × {height}", *image.notes]))
     if _BASE64.fullmatch(image.data):
         big = "" if max(width, height) > 128 else ' class="small"'
@@ -189,20 +161,11 @@ def _column(figure: Figure, column: Column) -> str:
     above = table if column.unit == "end" else ""  # one column, whose cards are long
     return f"""<li class="{kind}" style="--lanes:{lanes}">
 <h2>{esc(column.title)}</h2>
-<p class="sub">{esc(_sub(column))}</p>
+<p class="sub">{esc(words.column_text(column))}</p>
 {above}{_votes(figure) if last else ""}<div class="grid{" bare" * (not lanes)}">
 {chr(10).join(parts)}
 </div>
 {"" if above else table}{_matches(column)}{_remarks(column.remarks)}</li>"""
-
-
-def _sub(column: Column) -> str:
-    text = f"{column.sampled} sampled"
-    if len(column.cards) < column.sampled:
-        text += f", {len(column.cards)} distinct"
-    if column.matches:
-        text += f" · {_plural(len(column.matches), 'match', 'matches')}"
-    return text
 
 
 def _card(figure: Figure, column: Column, card: Card, row: int) -> str:
@@ -217,7 +180,7 @@ def _card(figure: Figure, column: Column, card: Card, row: int) -> str:
     elif card.kept:
         marks += ' <span class="from">kept</span>'
     logprob = f"{card.chain.likelihood(1):.3f}".replace("-", "−")
-    faults = "".join(f"<li>{esc(fig.fault_text(fault))}</li>" for fault in card.step.faults)
+    faults = "".join(f"<li>{esc(words.fault_text(fault))}</li>" for fault in card.step.faults)
     if card.unjudged:
         faults += "<li>not judged for that</li>"
     faults = f'<ul class="faults">{faults}</ul>' if faults else ""
@@ -229,7 +192,7 @@ def _card(figure: Figure, column: Column, card: Card, row: int) -> str:
 
 def _text(figure: Figure, column: Column, card: Card) -> str:
     """What was written, its tags turned into small headings where they say something new."""
-    parts = fig.pieces(card.step.text, figure.started.plan)
+    parts = words.pieces(card.step.text, figure.started.plan)
     if not parts:
         return '<p class="text empty">nothing</p>'
     named = any(stage and (stage != column.unit or len(parts) > 1) for stage, _ in parts)
@@ -258,7 +221,7 @@ def _details(card: Card) -> str:
     rows += [(f"score ({name})", f"{value:.4g}") for name, value in card.scores.items()]
     listed = "".join(f"<dt>{esc(key)}</dt><dd>{esc(value)}</dd>" for key, value in rows)
     return (
-        f"<details><summary>{_plural(step.tokens, 'token')}</summary>"
+        f"<details><summary>{words.plural(step.tokens, 'token')}</summary>"
         f'<pre dir="auto">{esc(step.text)}</pre><dl>{listed}</dl></details>'
     )
 
@@ -270,7 +233,7 @@ def _bout(column: Column, bout: fig.Bout) -> str:
         kind += " won"
     numbers = "".join(
         f'<span class="{"against" if text[0] in "−?=" else "for"}">{text}</span>'
-        for text in fig.margins(match)
+        for text in words.margins(match)
     )
     place = f"grid-row:{bout.top + 1}/{bout.bottom + 1};grid-column:{bout.lane + 3}"
     return f'<div class="{kind}" style="{place}" title="{_pair(column, match)}">{numbers}</div>'
@@ -278,12 +241,8 @@ def _bout(column: Column, bout: fig.Bout) -> str:
 
 def _pair(column: Column, match: Match) -> str:
     """ "A beat B"."""
-    names = [card.label if (card := column.card(id)) else id for id in _ordered(match)]
+    names = [card.label if (card := column.card(id)) else id for id in fig.ordered(match)]
     return esc(" beat ".join(names))
-
-
-def _ordered(match: Match) -> tuple[str, str]:
-    return match.winner, fig.loser(match)
 
 
 def _matches(column: Column) -> str:
@@ -291,9 +250,9 @@ def _matches(column: Column) -> str:
     items = []
     for contest in column.contests:
         for match, cached in zip(contest.matches, contest.cached, strict=True):
-            tie = fig.tie_text(match)
+            tie = words.tie_text(match)
             said = ", ".join(filter(None, (tie, "held before" if cached else "")))
-            numbers = " ".join(fig.margins(match))
+            numbers = " ".join(words.margins(match))
             note = f' <span class="why">{esc(said)}</span>' if said else ""
             texts = ""
             for verdict, first in zip(match.verdicts, (match.first, match.second), strict=False):
@@ -306,7 +265,7 @@ def _matches(column: Column) -> str:
             items.append(f"<li>{pair} <span class=num>{numbers}</span>{note}{texts}</li>")
     if not items:
         return ""
-    count = _plural(len(items), "match", "matches")
+    count = words.plural(len(items), "match", "matches")
     body = "".join(items)
     return f'<details class="matches"><summary>{count}</summary><ol>{body}</ol></details>\n'
 
@@ -318,7 +277,7 @@ def _table(column: Column) -> str:
         orders = ((match.first, match.second), (match.second, match.first))
         for verdict, pair in zip(match.verdicts, orders, strict=False):
             won = match.winner == pair[0]
-            text = fig.margin_text(verdict, verdict.margin, verdict.outcome == "first")
+            text = words.margin_text(verdict, verdict.margin, verdict.outcome == "first")
             cells[pair] = f'<td class="{"w" if won else "l"}">{text}</td>'
         if len(match.verdicts) == 1:
             lost = match.winner == match.first
@@ -362,13 +321,13 @@ def _cost(figure: Figure) -> str:
     whole, unit = (total.flops, "FLOPs") if total.flops else (total.tokens, "tokens")
     rows = []
     for role, usage in [*figure.usage.items(), ("all", total)]:
-        cells = "".join(f"<td>{text}</td>" for text in usage_cells(usage))
+        cells = "".join(f"<td>{text}</td>" for text in words.usage_cells(usage))
         share = (usage.flops if total.flops else usage.tokens) / whole if whole else 0
         bar = f'<i class="bar" style="width:{100 * share:.1f}%"></i> {share:.0%}'
         end = f'<td class="share">{bar if role != "all" else ""}</td>'
         rows.append(f'<tr><th scope="row">{esc(role)}</th>{cells}{end}</tr>')
-    heads = "".join(f'<th scope="col">{name}</th>' for name in ("", *USAGE_HEADS))
-    budget = fig.budget_text(figure)
+    heads = "".join(f'<th scope="col">{name}</th>' for name in ("", *words.USAGE_HEADS))
+    budget = words.budget_text(figure)
     return f"""<section class="cost">
 <h2>Cost</h2>
 <div class="scroll" tabindex="0" role="region" aria-label="Cost by role and kind"><table>
@@ -376,14 +335,6 @@ def _cost(figure: Figure) -> str:
 {chr(10).join(rows)}
 </table></div><p class="sub">Budget: {esc(budget)}.</p>
 </section>"""
-
-
-USAGE_HEADS = ("calls", "images", "prefilled", "cached", "decoded", "FLOPs", "seconds")
-
-
-def usage_cells(usage: Usage) -> list[str]:
-    counts = (usage.calls, usage.encodes, usage.prefilled, usage.cached, usage.decoded)
-    return [*(f"{n:,}" for n in counts), fig.number(usage.flops), f"{usage.seconds:.2f}"]
 
 
 def _setup(figure: Figure) -> str:
@@ -399,7 +350,7 @@ def _setup(figure: Figure) -> str:
         ("weights", model.digest),
         ("run by", f"{model.name} on {model.device}, {model.dtype}"),
         ("stages", f"{plan}; {s.mode}, detail {s.detail}"),
-        ("strategy", strategy_text(figure).partition(" · ")[0]),
+        ("strategy", words.strategy_text(figure).partition(" · ")[0]),
         ("judge", f"{judged}; tournament {s.tournament}"),
         ("sampling", f"{sampling}; seed {s.seed}"),
         ("problem", s.problem),
