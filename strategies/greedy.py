@@ -1,0 +1,16 @@
+"""Greedy: one response, always the most likely token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cot_engine.strategy import Expand, Search, Task
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """One response, always the most likely token. Nothing is judged."""
+
+    def search(self, task: Task) -> Search:
+        beam = yield Expand(task.start, until="end", greedy=True)
+        return beam[0]

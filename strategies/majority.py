@@ -1,0 +1,34 @@
+"""Self-consistency (Wang et al. 2022, arXiv 2203.11171): the answer that most responses give."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cot_engine.answers import majority
+from cot_engine.checks import check_range
+from cot_engine.stages import conclusion
+from cot_engine.strategy import Expand, Search, Task
+
+
+@dataclass(frozen=True)
+class Majority:
+    """Sample n whole responses, give the answer that most of them reach. Nothing is judged.
+
+    Answers are compared normalised. Equal votes are decided by the summed likelihood of the
+    responses, then by which came first. Of those that agree, the likeliest response is returned.
+    """
+
+    n: int = 4
+
+    def __post_init__(self) -> None:
+        check_range("n", self.n)
+
+    def search(self, task: Task) -> Search:
+        grown = yield Expand(task.start, until="end", n=self.n)
+        agreeing = majority(
+            [conclusion(chain.text, task.plan) for chain in grown],
+            weights=[chain.count for chain in grown],
+            tie=[math.exp(chain.likelihood()) for chain in grown],
+        )
+        return max((grown[i] for i in agreeing), key=lambda chain: chain.likelihood())

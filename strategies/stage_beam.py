@@ -1,0 +1,34 @@
+"""Stage-level beam search, the method of LLaVA-CoT (arXiv 2411.10440)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cot_engine.checks import check_range
+from cot_engine.errors import ConfigError
+from cot_engine.strategy import Expand, Search, Select, Task
+
+
+@dataclass(frozen=True)
+class StageBeam:
+    """Grow n candidates for each stage, keep the tournament's winner, go on from it.
+
+    `keep` > 1 carries that many on, each growing n of its own; the last stage keeps one. A stage
+    that declares a width grows that many instead of n.
+    """
+
+    n: int = 4
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        check_range("n", self.n)
+        check_range("keep", self.keep)
+        if self.keep > self.n:
+            raise ConfigError(f"keep is {self.keep}, n is {self.n}.", "keep can be n at most.")
+
+    def search(self, task: Task) -> Search:
+        beam = task.start
+        for stage in task.plan:
+            grown = yield Expand(beam, until=stage, n=stage.width or self.n)
+            beam = yield Select(grown, keep=1 if stage is task.plan.last else self.keep)
+        return beam[0]
