@@ -93,7 +93,7 @@ class Live(Silent):
         try:
             self.live.stop()
             if self.board.started:
-                self.console.print(_cut(self._cost()))
+                self.console.print(_cut(self._cost()), "")
         except OSError:
             self.broken = True
 
