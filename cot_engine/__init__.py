@@ -16,6 +16,7 @@ _HOMES = {
     "backends": ("Backend", "BackendInfo"),
     "boundaries": ("Until", "sentence_end"),
     "budget": ("Budget", "parse_budget"),
+    "checks": ("check_range",),
     "config": ("RunConfig",),
     "engine": ("Engine",),
     "errors": (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cot_engine.checks import check_range
-from cot_engine.strategy import Expand, Search, Select, Task
+from cot_engine import Expand, Search, Select, Task, check_range
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cot_engine.strategy import Expand, Search, Task
+from cot_engine import Expand, Search, Task
 
 
 @dataclass(frozen=True)

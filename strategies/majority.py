@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cot_engine.answers import majority
-from cot_engine.checks import check_range
-from cot_engine.stages import conclusion
-from cot_engine.strategy import Expand, Search, Task
+from cot_engine import Expand, Search, Task, check_range, conclusion, majority
 
 
 @dataclass(frozen=True)

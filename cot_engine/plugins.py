@@ -1,0 +1,220 @@
+"""Strategies, judges and scorers by name: built in, or from entry points of installed packages.
+
+A package adds one with two lines in its pyproject.toml; each is imported only when it is asked
+for, and one that is broken is explained and hides no other:
+
+    [project.entry-points."cot_engine.strategies"]
+    my-beam = "my_package:MyBeam"
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from importlib import metadata
+from typing import Any, Literal
+
+from cot_engine.errors import ConfigError, CotEngineError, StrategyError, UnknownNameError
+
+Kind = Literal["strategy", "judge", "scorer"]
+GROUPS: dict[str, str] = {
+    "strategy": "cot_engine.strategies",
+    "judge": "cot_engine.judges",
+    "scorer": "cot_engine.scorers",
+}
+_METHOD = {"strategy": "search", "judge": "compare", "scorer": "score"}
+_OURS = "cot-engine"
+_log = logging.getLogger("cot_engine")
+
+
+def names(kind: Kind) -> list[str]:
+    """The names to choose from, sorted. Imports no plug-in."""
+    return sorted({*_built_in(kind), *_found(kind)})
+
+
+def load(kind: Kind, name: str) -> Any:
+    """What the name stands for: a class, a function that makes one, or an object.
+
+    A built-in goes before a package's part of the same name, and a package's before that of one
+    later in the alphabet; that is logged as a warning. Raises UnknownNameError with the near
+    misses, or StrategyError naming the package if the part cannot be imported.
+    """
+    built_in, found = _built_in(kind), _found(kind).get(name, [])
+    if name in built_in:
+        _warn_of_others(kind, name, _OURS, found)
+        return built_in[name]
+    if not found:
+        raise UnknownNameError(kind, name, names(kind))
+    point, *others = found
+    _warn_of_others(kind, name, _package(point), others)
+    try:
+        return point.load()
+    except (Exception, SystemExit) as error:
+        raise StrategyError(
+            f"The {kind} {name!r} of package {_package(point)!r} cannot be imported:"
+            f" {type(error).__name__}: {error}.",
+            f"It names {point.value!r}. Repair or uninstall the package, or choose another.",
+        ) from error
+
+
+def make(kind: Kind, name: str, parameters: Mapping[str, Any]) -> Any:
+    """Load a part and give it its parameters, the fields of its dataclass.
+
+    Text, as a command line gives it, becomes what the field's type says ("4" an int, "true" a
+    bool, "none" a None). Raises ConfigError or UnknownNameError for a parameter that is wrong.
+    """
+    part = load(kind, name)
+    ready = not isinstance(part, type) and hasattr(part, _METHOD[kind])
+    known = [f for f in fields(part) if f.init] if is_dataclass(part) and not ready else []
+    unknown = sorted(set(parameters) - {f.name for f in known})
+    if unknown and not known:
+        raise ConfigError(f"The {kind} {name} has no parameters; {unknown[0]!r} was given.")
+    if unknown:
+        raise UnknownNameError(f"parameter of {kind} {name} called", unknown[0], _names(known))
+    required = [f for f in known if f.default is MISSING and f.default_factory is MISSING]
+    missing = sorted(set(_names(required)) - set(parameters))
+    if missing:
+        raise ConfigError(f"The {kind} {name} needs {', '.join(missing)}.", "There is no default.")
+    try:
+        hints = typing.get_type_hints(part) if known else {}
+        values = {key: _parameter(key, value, hints[key]) for key, value in parameters.items()}
+        made = part if ready else part(**values)
+    except CotEngineError:
+        raise
+    except Exception as error:
+        raise StrategyError(
+            f"The {kind} {name!r} cannot be made: {type(error).__name__}: {error}."
+        ) from error
+    if not callable(getattr(made, _METHOD[kind], None)):
+        raise StrategyError(
+            f"The {kind} {name!r} is {made!r}.", f"It needs a method {_METHOD[kind]}()."
+        )
+    return made
+
+
+# --- finding -------------------------------------------------------------------------------------
+
+
+def _built_in(kind: Kind) -> Mapping[str, Any]:
+    """Those that need no entry point. (Our strategies have entry points, like a stranger's.)"""
+    if kind == "strategy":
+        return {}
+    from cot_engine.judges import JUDGES, LikelihoodScorer
+
+    return JUDGES if kind == "judge" else {"likelihood": LikelihoodScorer}
+
+
+def _found(kind: Kind) -> dict[str, list[metadata.EntryPoint]]:
+    """The entry points of each name, the one that counts first.
+
+    Packages are read one at a time: `metadata.entry_points()` fails for all if one is malformed.
+    """
+    found: dict[str, list[metadata.EntryPoint]] = {}
+    seen = set()
+    for package in metadata.distributions():
+        try:
+            name = _canonical(package.name)
+            if name in seen:
+                continue  # a second copy further down the path
+            seen.add(name)
+            points = package.entry_points.select(group=GROUPS[kind])
+        except Exception as error:
+            _log.warning("The entry points of a package cannot be read: %r", error)
+            continue
+        for point in points:
+            found.setdefault(point.name, []).append(point)
+    for points in found.values():
+        points.sort(key=lambda point: (_package(point) != _OURS, _package(point)))
+    return found
+
+
+def _canonical(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+def _package(point: metadata.EntryPoint) -> str:
+    return _canonical(point.dist.name) if point.dist else "unknown"
+
+
+def _warn_of_others(kind: Kind, name: str, package: str, others: list[metadata.EntryPoint]) -> None:
+    for other in others:
+        _log.warning(
+            "The %s %r is that of %s; package %s has one of the same name, which is not used.",
+            *(kind, name, package, _package(other)),
+        )
+
+
+# --- parameters ----------------------------------------------------------------------------------
+
+
+def _names(known: list) -> list[str]:
+    return [f.name for f in known]
+
+
+def _parameter(name: str, value: Any, kind: Any) -> Any:
+    try:
+        return convert(value, kind)
+    except (ValueError, TypeError):
+        raise ConfigError(f"{name} is {value!r}.", f"It must be {_described(kind)}.") from None
+
+
+def convert(value: Any, kind: Any) -> Any:
+    """`value` as one of type `kind`, read from text where it is text. Raises ValueError.
+
+    Knows bool, int, float, str, None, Literal, unions, and lists or tuples of these (text is cut
+    at commas). A value for any other type is taken as it is.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    text = value.strip() if isinstance(value, str) else None
+    if origin in (typing.Union, types.UnionType):
+        for arm in sorted(args, key=lambda arm: arm is str):  # text is what nothing else reads
+            try:
+                return convert(value, arm)
+            except (ValueError, TypeError):
+                continue
+        raise ValueError(value)
+    if origin is Literal:
+        matching = [arg for arg in args if value == arg or text == str(arg)]
+        return matching[0] if matching else _refuse(value)
+    if kind in (None, type(None)):
+        return None if value is None or text in ("", "none", "None") else _refuse(value)
+    if kind is bool:
+        words = {"true": True, "yes": True, "on": True, "1": True}
+        words |= {"false": False, "no": False, "off": False, "0": False}
+        if isinstance(value, bool):
+            return value
+        return words[text.lower()] if text and text.lower() in words else _refuse(value)
+    if kind is int:
+        return int(text) if text is not None else value if type(value) is int else _refuse(value)
+    if kind is float:
+        if isinstance(value, bool):
+            _refuse(value)
+        number = float(value)
+        return number if math.isfinite(number) else _refuse(value)
+    if kind is str:
+        return value if isinstance(value, str) else _refuse(value)
+    if origin in (tuple, list):
+        items = [part for part in text.split(",") if part.strip()] if text is not None else value
+        if not isinstance(items, (list, tuple)):
+            _refuse(value)
+        if origin is tuple and (len(args) != 2 or args[1] is not Ellipsis):
+            return tuple(convert(item, arg) for item, arg in zip(items, args, strict=True))
+        return origin(convert(item, args[0]) for item in items)
+    return value
+
+
+def _refuse(value: Any) -> Any:
+    raise ValueError(value)
+
+
+def _described(kind: Any) -> str:
+    plain = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(_described(arm) for arm in typing.get_args(kind))
+    return plain.get(kind, "none" if kind is type(None) else str(kind).replace("typing.", ""))
