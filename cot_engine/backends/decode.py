@@ -74,7 +74,7 @@ class Batch:
         if tokens <= 0:
             return None
         if row.tail is not None:
-            return row.tail[:, :, :tokens]
+            return row.tail[..., :tokens, :]
         if row not in self.rows:
             return None
         return self.slots.take(self.rows.index(row), row.start, row.start + tokens)
@@ -111,16 +111,16 @@ class Batch:
         self._reserve(count, max(row.length for row in self.rows) + 1)
         if self._state is None:
             self._state = self._prepare()
-        lengths, offsets, bases, settings, seeds, extra = self._state
+        lengths, offsets, settings, seeds, extra = self._state
         columns = max(row.length for row in self.rows) + 1
         if self.cache is None or self.cache.columns < columns:
-            layers = self.cache.layers if self.cache else None
+            layers = self.cache.layers if self.cache else ()
             self.cache = RowCache(self.slots, count, columns)
-            self.cache.layers = layers if layers is not None else self.cache.layers
+            self.cache.layers = layers
         if extra is None:
             extra = self.adapter.extra(self._rows(lengths, offsets), self.cache)
             self._state = (*self._state[:-1], extra)
-        self.cache.index = bases + lengths
+        self.cache.place(lengths[:, None])
         rows = self._rows(lengths, offsets)
         hidden = self.adapter.forward(rows, self.cache, extra=extra)
         tokens, logprobs = self.draw(hidden[:, 0], self.rows, settings, seeds)
@@ -152,9 +152,8 @@ class Batch:
         device = self.shape.device
         lengths = torch.tensor([row.length for row in self.rows], device=device)
         offsets = torch.tensor([row.sequence.delta for row in self.rows], device=device)
-        bases = torch.arange(len(self.rows), device=device) * self.slots.columns
         settings, seeds = streams(self.rows, device)
-        return lengths, offsets, bases, settings, seeds, None
+        return lengths, offsets, settings, seeds, None
 
     def _rows(self, lengths: torch.Tensor, offsets: torch.Tensor) -> Rows:
         ids = torch.tensor([[row.ids[-1]] for row in self.rows], device=self.shape.device)

@@ -93,8 +93,7 @@ class Prefill:
                 slots.put(row, 1, node.start, node.kv)
         cache = RowCache(slots, len(parts), columns)
         rows = self.rows(parts, longest)
-        base = torch.arange(len(parts), device=self.shape.device)[:, None] * slots.columns
-        cache.index = (base + rows.positions).flatten()
+        cache.place(rows.positions)
         hidden = self.adapter.forward(rows, cache)
         ends = torch.tensor([part.size - 1 for part in parts], device=hidden.device)
         last = hidden[torch.arange(len(parts), device=hidden.device), ends]

@@ -17,7 +17,7 @@ _clock = count()
 
 
 class Node:
-    """Tokens `keys`, ending at position `end`. `kv` is [layers, 2, len(keys), width] or None.
+    """Tokens `keys`, ending at position `end`. `kv` is [layers, 2, heads, len(keys), dim].
 
     `hidden` [width of the model] is the final state at the last token, kept where a request ended;
     `redo` asks for the node to be computed again for its sake.
@@ -60,7 +60,7 @@ class Node:
         upper.children = {self.keys[size]: self}
         upper.parent.children[self.keys[0]] = upper
         if self.kv is not None:
-            upper.kv, self.kv = self.kv[:, :, :size], self.kv[:, :, size:]
+            upper.kv, self.kv = self.kv.tensor_split((size,), dim=3)
         self.keys, self.parent = self.keys[size:], upper
         return upper
 

@@ -276,7 +276,7 @@ class Worker:
         end = insert(row.sequence.end, ids)
         for node in end.path():
             if node.kv is None and node.start >= row.start:
-                node.kv = kv[:, :, node.start - row.start : node.end - row.start]
+                node.kv = kv[..., node.start - row.start : node.end - row.start, :]
 
     def _tidy(self, scope: Scope) -> None:
         """Keep a search's prefixes within bounds, sparing what its requests in flight stand on."""
