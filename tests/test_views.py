@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 from html.parser import HTMLParser
 
 import browser
 import pytest
+from cot_engine_strategies.best_of_n import BestOfN
+from cot_engine_strategies.greedy import Greedy
+from cot_engine_strategies.majority import Majority
+from cot_engine_strategies.sentence_beam import SentenceBeam
+from cot_engine_strategies.stage_beam import StageBeam
 from golden import check_golden
-from make_traces import TRACES, Recorder, best_of_n, match, tag
+from make_traces import HOSTILE, TRACES, Recorder, best_of_n, match, tag
 from rich.console import Console
 
 from cot_engine.errors import TraceError
 from cot_engine.events import Grown, Trace, from_json, to_json
+from cot_engine.session import Settings
+from cot_engine.testing import solve_scripted
+from cot_engine.tournament import TOURNAMENTS
 from cot_engine.views import figure as fig
 from cot_engine.views import words
 from cot_engine.views.html import render_html
@@ -161,6 +170,17 @@ def test_page_tells_the_whole_search():
     assert rows, text[-900:]
 
 
+def test_page_says_how_to_run_it_again():
+    said = words.command(fig.read(TRACES["stage-beam"]()))
+    assert said == (
+        "cot-engine solve scene.png 'How many red things are left of the blue circle?' --strategy"
+        " stage-beam --n 4 --keep 1 --judge self --tournament knockout --budget '2e+10 flops'"
+        " --seed 7 --model bundled"
+    )
+    hostile = words.command(fig.read(TRACES["hostile"]()))
+    assert HOSTILE in shlex.split(hostile)
+
+
 def test_rationales_are_quoted_with_their_order():
     text = page(best_of_n()).text
     assert "A shown first The first names the colour. Choice: 1" in text
@@ -217,6 +237,20 @@ def test_sampled_again_and_concluded_at_once():
     assert "sampled again with its tag put there" in text
     assert "Concluded at once, its tag put there." in text
     assert [card.id for card in fig.read(r.trace()).columns[0].cards] == [*again, *lost]
+
+
+@pytest.mark.parametrize("tournament", TOURNAMENTS)
+@pytest.mark.parametrize("n", [1, 3, 16])
+def test_every_strategy_is_drawn(tournament, n):
+    strategies = [Greedy(), StageBeam(n), StageBeam(n, keep=min(n, 2)), BestOfN(n), Majority(n)]
+    strategies.append(SentenceBeam(n, keep=min(n, 2)))
+    for strategy in strategies:
+        answer = solve_scripted(strategy, settings=Settings(tournament=tournament))
+        found = page(answer.trace)
+        won = [card["id"] for card in found.all("article", "won")]
+        parts = answer.chain.id.split(".")
+        assert won == [".".join(parts[:n]) for n in range(2, len(parts) + 1)]
+        assert answer.text in found.text and answer.text in tree(answer.trace)
 
 
 # --- the figure ----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cot_engine.answers import normalise_answer
 from cot_engine.errors import TraceError
 from cot_engine.events import (
     Cut,
@@ -332,8 +333,9 @@ def votes(figure: Figure) -> list[tuple[str, list[Card]]]:
     shown: dict[str, str] = {}
     for card in figure.columns[-1].cards:
         answer = conclusion(card.chain.text, figure.started.plan)
-        key = " ".join(answer.casefold().split()).rstrip(".")
+        key = normalise_answer(answer)
         shown.setdefault(key, answer)
         groups.setdefault(key, []).append(card)
-    ranked = sorted(groups, key=lambda key: -len(groups[key]))
+    chosen = [key for key, cards in groups.items() if any(card.on_path for card in cards)]
+    ranked = sorted(groups, key=lambda key: (-len(groups[key]), key not in chosen))
     return [(shown[key], groups[key]) for key in ranked]

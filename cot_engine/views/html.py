@@ -75,7 +75,7 @@ def _head(figure: Figure) -> str:
 def _image(image: ImageRecord, number: int) -> str:
     width, height = image.size
     alt = esc(f"image {number}, {width} × {height} pixels")
-    said = esc(" · ".join([image.source, f"{width} × {height}", *image.notes]))
+    said = esc(" · ".join([image.source, f"{width} × {height}", *image.notes]))
     if _BASE64.fullmatch(image.data):
         big = "" if max(width, height) > 128 else ' class="small"'
         shown = f'<img src="data:image/png;base64,{image.data}" alt="{alt}"{big}>'
@@ -362,7 +362,8 @@ def _setup(figure: Figure) -> str:
     listed = "".join(
         f"<dt>{name}</dt><dd>{esc(str(value))}</dd>\n" for name, value in rows if value
     )
-    return f'<section class="setup">\n<h2>Settings</h2>\n<dl>\n{listed}</dl>\n</section>'
+    command = f'<pre dir="auto">{esc(words.command(figure))}</pre>'
+    return f'<section class="setup">\n<h2>Settings</h2>\n<dl>\n{listed}</dl>\n{command}\n</section>'
 
 
 def _faults(figure: Figure) -> dict[str, int]:

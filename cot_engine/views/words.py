@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING
 
 from cot_engine.events import Cut
-from cot_engine.stages import FAULTS, Plan
-from cot_engine.types import Match, Usage, Verdict
+from cot_engine.stages import DEFAULT_PLAN, FAULTS, Plan
+from cot_engine.types import Match, Sampling, Usage, Verdict
 
 if TYPE_CHECKING:
     from cot_engine.views.figure import Column, Figure
@@ -149,6 +150,29 @@ def column_text(column: Column) -> str:
     if column.matches:
         text += f" · {plural(len(column.matches), 'match', 'matches')}"
     return text
+
+
+def command(figure: Figure) -> str:
+    """A command that runs this search again; a plan of one's own is only hinted at."""
+    s = figure.started
+    options: list[tuple[str, object]] = [("image", image.source) for image in s.images[1:]]
+    options.append(("strategy", s.strategy))
+    for name, value in s.parameters.items():
+        named = name in ("n", "keep")
+        options.append((name, value) if named else ("parameter", f"{name}={value}"))
+    options += [("judge", s.judge), ("tournament", s.tournament)]
+    options += [("orders", s.orders)] * (s.orders != "both")
+    options += [("judge-image", s.judge_image)] * (s.judge_image != "seen")
+    options += [("budget", s.budget)] * (s.budget is not None)
+    options += [("detail", s.detail)] * (s.detail != "normal")
+    options += [("plan", "FILE")] * (s.plan != DEFAULT_PLAN.fit(len(s.images), s.detail))
+    for name in ("temperature", "top_p", "top_k"):
+        if (value := getattr(s.sampling, name)) != getattr(Sampling(), name):
+            options.append((name.replace("_", "-"), value))
+    options += [("seed", s.seed), ("model", s.backend.model)]
+    given = [*(image.source for image in s.images[:1]), s.question]
+    given += [part for name, value in options for part in (f"--{name}", str(value))]
+    return shlex.join(["cot-engine", "solve", *given])
 
 
 USAGE_HEADS = ("calls", "images", "prefilled", "cached", "decoded", "FLOPs", "seconds")
