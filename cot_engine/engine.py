@@ -395,7 +395,7 @@ def _other(image: Image, index: int) -> Image:
     from cot_engine import scenes
 
     seed = int(image.digest[:8], 16)
-    return load_image(scenes.sample(seed, index, "swap").image.resize(image.size))
+    return load_image(scenes.sample(seed, index, "val").image.resize(image.size))
 
 
 def _profile(path: str | Path) -> dict[str, Any]:
