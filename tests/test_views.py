@@ -280,6 +280,8 @@ def test_everyone_against_everyone_is_a_table():
 def test_margins_are_the_winners():
     decided = match("r.0", "r.1", -1.5, 0.5)
     assert decided.winner == "r.1" and words.margins(decided) == ["+0.50", "+1.50"]
+    unpaid = match("r.0", "r.1", 0, 0, unreadable=(0, 1), texts=["not judged: out of budget"] * 2)
+    assert words.tie_text(unpaid) == "not judged: out of budget; log-probability decides"
     silent = match("r.0", "r.1", 0, 2.0, broken="draw")
     assert words.margins(silent) == ["=", "−2.00"] and words.tie_text(silent) == "tie; lot decides"
 

@@ -44,8 +44,9 @@ def tie_text(match: Match) -> str:
     """Why a match was a tie and how it was broken; "" for one that was decided."""
     if match.outcome != "tie":
         return ""
-    if any(not verdict.readable for verdict in match.verdicts):
-        why = "unreadable"
+    unread = [verdict.text for verdict in match.verdicts if not verdict.readable]
+    if unread:
+        why = unread[0] if unread[0] == "not judged: out of budget" else "unreadable"
     else:
         why = "orders disagree" if match.flipped else "tie"
     how = {"likelihood": "log-probability decides", "draw": "lot decides"}
