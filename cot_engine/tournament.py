@@ -10,6 +10,7 @@ evenly, nothing is decided by index, and no two candidates ever meet twice.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -140,7 +141,7 @@ def round_robin(n: int, keep: int, rng: random.Random) -> Rounds:
         margins[i] += margin
         margins[j] -= margin
     strength = bradley_terry(n, wins)
-    # Equal strengths differ by less than 1e-8, what the fit leaves open; unequal
+    # Equal strengths differ by less than 1e-7, what the fit leaves open; unequal
     # ones by more than 1e-6.
     return sorted(order, key=lambda who: (-round(strength[who], 6), -round(margins[who], 9)))
 
@@ -168,7 +169,7 @@ def bradley_terry(n: int, wins: Iterable[Pair], prior: float = 0.5) -> list[floa
                 lost += defeats / (p[i] + p[j])
             change = max(change, abs(math.log(gained / lost / p[i])))
             p[i] = gained / lost
-        if change < 1e-10:
+        if change < 1e-9:
             break
     return [math.log(value) for value in p]
 
@@ -183,11 +184,11 @@ def swiss(n: int, keep: int, rng: random.Random) -> Rounds:
     """
     seeds = rng.sample(range(n), n)
     bye = n  # for odd n: the opponent that everyone beats
-    wins = [0] * (n + 1)
+    wins = [0] * n + [-1]
     met: list[set[int]] = [set() for _ in range(n + 1)]
     for _ in range((n - 1).bit_length() + (keep > 1) if n > 1 else 0):
         order = sorted(seeds, key=lambda who: -wins[who]) + [bye] * (n % 2)
-        paired = _pair_off(order, met)
+        paired = _pair_by_score(order, wins, met)
         if paired is None:
             break
         for i, j in paired:
@@ -199,8 +200,26 @@ def swiss(n: int, keep: int, rng: random.Random) -> Rounds:
             wins[result[0]] += 1
         for i, _ in (p for p in paired if bye in p):
             wins[i] += 1
-    buchholz = [sum(wins[other] for other in met[who]) for who in range(n)]
+    buchholz = [sum(wins[other] for other in met[who] if other != bye) for who in range(n)]
     return sorted(seeds, key=lambda who: (-wins[who], -buchholz[who]))
+
+
+def _pair_by_score(order: list[int], wins: list[int], met: list[set[int]]) -> list[Pair] | None:
+    """Pair everyone with one of the same number of wins; of an odd number the last who can goes
+    down to the next. Where that is impossible, pair without regard to the groups."""
+    pairs: list[Pair] = []
+    left: list[int] = []
+    for _, group in itertools.groupby(order, key=lambda who: wins[who]):
+        pool = left + list(group)
+        for leaver in reversed(pool) if len(pool) % 2 else [None]:
+            made = _pair_off([who for who in pool if who != leaver], met)
+            if made is not None:
+                break
+        else:
+            return _pair_off(order, met)
+        pairs += made
+        left = [] if leaver is None else [leaver]
+    return pairs
 
 
 def _pair_off(order: list[int], met: list[set[int]]) -> list[Pair] | None:
