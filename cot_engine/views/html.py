@@ -120,9 +120,9 @@ def _legend(figure: Figure) -> str:
     if any(fig.bracket(column) for column in figure.columns):
         text += (
             "Two lines meet where two candidates were judged, and the winner's goes on. The"
-            " numbers are its margins, above when it was shown first, below when second; a minus"
-            " marks an order that preferred the loser, ? a reply that could not be read, a dashed"
-            " line a tie, broken by rule."
+            " numbers (on a narrow screen: under “matches”) are its margins, above when it was"
+            " shown first, below when second; a minus marks an order that preferred the loser, ? a"
+            " reply that could not be read, a dashed line a tie, broken by rule."
         )
     if any(column.matches and not fig.bracket(column) for column in figure.columns):
         text += (
@@ -216,7 +216,7 @@ def _details(card: Card) -> str:
     """The reply as it was written, and what is known of it."""
     step = card.step
     facts = [card.id, *card.folded]
-    rows = [("id", ", ".join(facts)), ("log-probability", f"{step.logprob:.3f}")]
+    rows = [("id", ", ".join(facts)), ("log-probability", f"{step.logprob:.3f}".replace("-", "−"))]
     rows += [("ended by", step.finish)]
     rows += [(f"score ({name})", f"{value:.4g}") for name, value in card.scores.items()]
     listed = "".join(f"<dt>{esc(key)}</dt><dd>{esc(value)}</dd>" for key, value in rows)
