@@ -197,17 +197,17 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
                 known = [PREFIX + known.upper() for known in KEYS]
                 error = UnknownNameError("environment variable called", name, known)
                 raise ConfigError(error.message, error.hint)
-            values[key] = _typed(key, text)
+            values[key] = typed(key, text)
     return values
 
 
-def _typed(key: str, text: str) -> Any:
-    """The text of an environment variable as a value of its field; nonsense stays text, and
+def typed(key: str, text: str) -> Any:
+    """The text of a variable or flag as a value of its field; nonsense stays text, and
     RunConfig says what is allowed."""
     if key == "parameters":
         return parse_parameters(text.split(","))
     default = getattr(RunConfig(), key)
-    return text if default is None or isinstance(default, (str, Plan)) else _scalar(text)
+    return text if default is None or isinstance(default, (str, Plan)) else scalar(text)
 
 
 def parse_parameters(pairs: list[str]) -> dict[str, Any]:
@@ -217,11 +217,11 @@ def parse_parameters(pairs: list[str]) -> dict[str, Any]:
         name, equals, value = (part.strip() for part in pair.partition("="))
         if not (name.isidentifier() and equals and value):
             raise ConfigError(f"A parameter is {pair!r}.", "Write name=value, such as n=4.")
-        parameters[name] = _scalar(value)
+        parameters[name] = scalar(value)
     return parameters
 
 
-def _scalar(text: str) -> bool | int | float | str:
+def scalar(text: str) -> bool | int | float | str:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):

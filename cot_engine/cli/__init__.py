@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
 
@@ -23,9 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):  # an odd locale must not cost anyone the answer
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
-        code = app(args=arguments, prog_name="cot-engine", standalone_mode=False)
+        # The commands return what is to be done instead of doing it: inside, the option parser
+        # would turn Ctrl-C and a closed pipe into outcomes of its own.
+        action = app(args=arguments, prog_name="cot-engine", standalone_mode=False)
+        if callable(action):
+            action()
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        return action if isinstance(action, int) else 0
     except KeyboardInterrupt as stop:
         _say(*(str(argument) for argument in stop.args or ("Interrupted.",)))
         return INTERRUPTED
@@ -34,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         return BROKEN_PIPE
     except Exception as error:
         if verbose:
-            raise
+            traceback.print_exc()
         return _explain(error)
 
 
@@ -43,7 +48,7 @@ def _explain(error: Exception) -> int:
     from cot_engine.errors import CotEngineError
 
     if isinstance(error, CotEngineError):
-        _say(error.message, error.hint)
+        _say(error.message, error.hint or "See cot-engine --help.")
         return error.exit_code
     if hasattr(error, "format_message"):  # the option parser's own, wherever typer keeps its class
         context = getattr(error, "ctx", None)

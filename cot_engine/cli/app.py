@@ -3,12 +3,17 @@ are imported when they run: `--help` loads neither torch nor PIL nor rich."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from cot_engine.config import RunConfig, parse_parameters
+from cot_engine.config import KEYS, RunConfig, parse_parameters, scalar, typed
+
+Action = Callable[[], None]
+"""What a command returns: `main` calls it."""
 
 _D = RunConfig()
 
@@ -73,11 +78,11 @@ def solve(
         _option("--strategy", "-s", metavar="NAME", help=f"How to search. [{_D.strategy}]"),
     ] = None,
     n: Annotated[
-        int | None,
+        str | None,
         _option("--n", "-n", metavar="N", help="Candidates of each selection, 1 to 1024."),
     ] = None,
     keep: Annotated[
-        int | None, _option("--keep", metavar="N", help="How many go on from it.")
+        str | None, _option("--keep", metavar="N", help="How many go on from it.")
     ] = None,
     parameter: Annotated[
         list[str] | None,
@@ -149,20 +154,20 @@ def solve(
         ),
     ] = None,
     temperature: Annotated[
-        float | None,
+        str | None,
         _option("--temperature", "-t", metavar="X", help=f"0 is greedy. [{_D.temperature}]"),
     ] = None,
     top_p: Annotated[
-        float | None, _option("--top-p", metavar="X", help=f"1 is off. [{_D.top_p}]")
+        str | None, _option("--top-p", metavar="X", help=f"1 is off. [{_D.top_p}]")
     ] = None,
     top_k: Annotated[
-        int | None, _option("--top-k", metavar="N", help=f"0 is off. [{_D.top_k}]")
+        str | None, _option("--top-k", metavar="N", help=f"0 is off. [{_D.top_k}]")
     ] = None,
     seed: Annotated[
-        int | None, _option("--seed", metavar="N", help=f"Of all draws. [{_D.seed}]")
+        str | None, _option("--seed", metavar="N", help=f"Of all draws. [{_D.seed}]")
     ] = None,
     in_flight: Annotated[
-        int | None,
+        str | None,
         _option("--in-flight", metavar="N", help=f"Searches at a time. [{_D.in_flight}]"),
     ] = None,
     allow_url: Annotated[
@@ -177,7 +182,7 @@ def solve(
     json: _Json = False,
     quiet: _Quiet = False,
     verbose: _Verbose = False,
-) -> None:
+) -> Action:
     """Answer a question, with a picture or without.
 
     The answer goes to stdout, the search to stderr. Values come from flags, else from COT_ENGINE_*
@@ -185,18 +190,14 @@ def solve(
     """
     from cot_engine.cli.solve import run
 
-    flags = {key: value for key, value in locals().items() if key in _FLAGS and value is not None}
+    given = {key: value for key, value in locals().items() if key in KEYS and value is not None}
+    flags = {k: typed(k, v) if isinstance(v, str) else v for k, v in given.items()}
     parameters = parse_parameters(parameter or [])
-    parameters |= {k: v for k, v in (("n", n), ("keep", keep)) if v is not None}
+    parameters |= {k: scalar(v) for k, v in (("n", n), ("keep", keep)) if v is not None}
     if parameters:
         flags["parameters"] = parameters
-    run(words, image or [], config, flags, trace=trace, json=json, quiet=quiet, verbose=verbose)
-
-
-_FLAGS = frozenset(
-    "model device dtype quantize strategy judge tournament orders judge_image plan detail mode"
-    " temperature top_p top_k seed budget in_flight allow_url".split()
-)
+    more = {"trace": trace, "json": json, "quiet": quiet, "verbose": verbose}
+    return partial(run, words, image or [], config, flags, **more)
 
 
 @app.command(cls=_usage("FILE.jsonl"))
@@ -222,14 +223,14 @@ def trace(
     json: _Json = False,
     quiet: _Quiet = False,
     verbose: _Verbose = False,
-) -> None:
+) -> Action:
     """Draw a search that solve --trace recorded, or judge it again.
 
     Prints the tree of stages, candidates and matches, unless --html or --json is given.
     """
     from cot_engine.cli.trace import run
 
-    run(file, html, judge, tournament, model, device, json=json, quiet=quiet)
+    return partial(run, file, html, judge, tournament, model, device, json=json, quiet=quiet)
 
 
 @app.command("list", cls=_usage("strategies|judges|tournaments|models|stages"))
@@ -240,8 +241,8 @@ def list_(
     ] = None,
     json: _Json = False,
     verbose: _Verbose = False,
-) -> None:
+) -> Action:
     """List what there is to choose from, with its parameters."""
     from cot_engine.cli.listing import run
 
-    run(what, plan, json=json)
+    return partial(run, what, plan, json=json)

@@ -34,7 +34,7 @@ def strategies() -> list[Row]:
 
 
 def judges() -> list[Row]:
-    return _plugins("judge")
+    return [{**row, "parameters": {}} for row in _plugins("judge")]
 
 
 def _plugins(kind: str) -> list[Row]:
@@ -65,7 +65,9 @@ def _parameters(part: Any) -> dict[str, Any]:
     for f in fields(part):
         if f.init:
             made = f.default_factory() if f.default_factory is not MISSING else None
-            shown[f.name] = f.default if f.default is not MISSING else made
+            value = f.default if f.default is not MISSING else made
+            plain = value is None or isinstance(value, (bool, int, float, str))
+            shown[f.name] = value if plain else repr(value)
     return shown
 
 
@@ -76,7 +78,13 @@ def tournaments() -> list[Row]:
 
 
 def models() -> list[Row]:
-    return []
+    """The model in the package, then every architecture of which a checkpoint can be used."""
+    from cot_engine.backends.adapters import adapters
+
+    others = "a folder or hub name with this architecture, given as --model"
+    bundled = "a small model of coloured scenes that comes with the package"
+    rows = [{"name": "bundled", "about": bundled}]
+    return rows + [{"name": name, "about": others} for name in adapters()]
 
 
 def stages(path: str | None = None) -> list[Row]:

@@ -1,0 +1,49 @@
+"""The command line on a scripted model: `python scripted_cli.py solve ...`, and for tests.
+
+SCRIPT chooses what the model does: "" answers at once, "slow" takes a second for each request,
+"hostile" writes escape sequences and markup, "crash" raises what nobody expected, "load" fails
+while loading. SEEN names a file that is written when the model loads.
+"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from cot_engine.cli import main
+from cot_engine.engine import Engine
+from cot_engine.testing import ScriptedBackend, staged_reply
+
+HOSTILE = "\x1b[31m\x1b]0;owned\x07\r\u202e[bold]x[/bold]\x9b2J"
+
+
+class Model(ScriptedBackend):
+    async def generate(self, request):
+        script = os.environ.get("SCRIPT")
+        if script == "slow":
+            await asyncio.sleep(1)
+        if script == "crash":
+            raise ZeroDivisionError("a [defect]\x1b[31m")
+        return await super().generate(request)
+
+
+def _hostile(request, seed):
+    return staged_reply(request, seed).replace("</", HOSTILE + "</")
+
+
+def load(model="bundled", *, on_notice=None, in_flight=32, **_options):
+    """In place of Engine.from_pretrained."""
+    script = os.environ.get("SCRIPT")
+    if "SEEN" in os.environ:
+        Path(os.environ["SEEN"]).write_text(model)
+    if script == "load":
+        raise ValueError("no such layer")
+    if on_notice:
+        on_notice("The batch was halved.")
+    backend = Model(script=_hostile if script == "hostile" else staged_reply)
+    return Engine(backend, default_judge="likelihood", in_flight=in_flight)
+
+
+if __name__ == "__main__":
+    Engine.from_pretrained = load
+    sys.exit(main())
