@@ -54,6 +54,11 @@ def load(
     kept = pick_dtype(dtype, where)
     network = _network(folder, names[0], where, kept, quantize, kind.spared)
     processor = _processor(folder, names[0])
+    if not getattr(processor.tokenizer, "is_fast", False):
+        raise ModelError(
+            f"{folder}: its tokenizer has no tokenizer.json.",
+            "Convert it: AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers.",
+        )
     adapter = kind(network, processor)
     notes = []
     if quantize and where.type == "cpu":

@@ -51,7 +51,7 @@ class LocalBackend:
         self._pixels: OrderedDict[str, Pixels] = OrderedDict()
         self._turns: OrderedDict[tuple, Sequence] = OrderedDict()
         gpu = self.adapter.device.type != "cpu"
-        self.flops = Flops(self.adapter)
+        self.flops = Flops(self.adapter.config)
         self.worker = Worker(
             self.adapter, self.text, self.flops,
             max_rows or 256, prefill_tokens or (32768 if gpu else 8192),

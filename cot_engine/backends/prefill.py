@@ -15,6 +15,8 @@ from cot_engine.backends.kv import KVShape, RowCache, Slots
 from cot_engine.backends.prefix import Node
 from cot_engine.flops import Flops
 
+KEPT_BYTES = 1 << 30  # fresh memory costs more than a small prefill: up to this much is reused
+
 
 @dataclass(slots=True)
 class Part:
@@ -44,8 +46,9 @@ def plan(jobs: list[Job], limit: int) -> list[Part]:
     ordered = sorted(parts.values(), key=lambda part: part.size)
     chosen: list[Part] = []
     for part in ordered:
-        if chosen and (part.size > 2 * chosen[0].size + 16
-                       or part.size * (len(chosen) + 1) > limit):
+        if chosen and (
+            part.size > 1.4 * chosen[0].size + 8 or part.size * (len(chosen) + 1) > limit
+        ):
             break
         chosen.append(part)
     return chosen
@@ -61,11 +64,13 @@ class Prefill:
         self.shape = shape
         self.flops = flops
         self.lock = lock
+        self.slots = Slots(shape)
 
     def encode(self, part: Part) -> None:
         """Encode the images that the part needs and its search has not encoded yet."""
         needed = [
-            image for image, places in zip(part.sequence.images, part.sequence.places, strict=True)
+            image
+            for image, places in zip(part.sequence.images, part.sequence.places, strict=True)
             if self.adapter.prompt_depends_on_images
             or bool(((places >= part.node.start) & (places < part.node.end)).any())
         ]
@@ -86,7 +91,7 @@ class Prefill:
         began = time.perf_counter()
         longest = max(part.size for part in parts)
         columns = max(part.node.start for part in parts) + longest
-        slots = Slots(self.shape)
+        slots = self.slots
         slots.reserve(len(parts), columns)
         for row, part in enumerate(parts):
             for node in part.node.path()[:-1]:
@@ -98,6 +103,8 @@ class Prefill:
         ends = torch.tensor([part.size - 1 for part in parts], device=hidden.device)
         last = hidden[torch.arange(len(parts), device=hidden.device), ends]
         kvs = [slots.take(r, part.node.start, part.node.end) for r, part in enumerate(parts)]
+        if slots.data.nbytes > KEPT_BYTES:
+            self.slots = Slots(self.shape)
         if self.shape.device.type == "cuda":
             torch.cuda.synchronize(self.shape.device)
         seconds = time.perf_counter() - began
@@ -135,8 +142,9 @@ class Prefill:
                     first = int((places < start).sum())
                     spots.append((row, (here - start).to(device), features, first))
             placeholders = tuple(p for places in sequence.places for p in places.tolist())
-            pictures.append((tuple(seen), placeholders)
-                            if self.adapter.prompt_depends_on_images else ((), ()))
+            pictures.append(
+                (tuple(seen), placeholders) if self.adapter.prompt_depends_on_images else ((), ())
+            )
         starts = torch.tensor([part.node.start for part in parts])
         positions = (starts[:, None] + torch.arange(longest)).to(device)
         flat = all(part.sequence.rope is None for part in parts)
