@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import re
 import shlex
@@ -20,6 +21,9 @@ from rich.console import Console
 
 from cot_engine.errors import TraceError
 from cot_engine.events import Grown, Trace, from_json, to_json
+from cot_engine.judges import RandomJudge
+from cot_engine.rejudge import rejudge, replayed
+from cot_engine.search import Named
 from cot_engine.session import Settings
 from cot_engine.testing import solve_scripted
 from cot_engine.tournament import TOURNAMENTS
@@ -251,6 +255,17 @@ def test_every_strategy_is_drawn(tournament, n):
         parts = answer.chain.id.split(".")
         assert won == [".".join(parts[:n]) for n in range(2, len(parts) + 1)]
         assert answer.text in found.text and answer.text in tree(answer.trace)
+
+
+def test_a_search_judged_again_keeps_its_path_in_one_line():
+    """The new winners stand on top; the recorded path is led to where it stands."""
+    searched = solve_scripted(StageBeam(5)).trace
+    again = asyncio.run(rejudge(searched, Named("random", RandomJudge(3)), "knockout"))
+    found = page(replayed(searched, again))
+    won = [card["id"] for card in found.all("article", "won")]
+    rows = [card["style"] for card in found.all("article", "won")]
+    assert won[-1] == searched.finished.chain and rows != ["grid-row:1"] * len(rows)
+    assert len(found.all("i", "rise")) == 2
 
 
 # --- the figure ----------------------------------------------------------------------------------

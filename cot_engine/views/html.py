@@ -148,6 +148,9 @@ def _column(figure: Figure, column: Column) -> str:
         ends = [bout.lane for bout in bouts if fig.loser(bout.match) == card.id]
         if card.on_path:
             parts.append(f'<i class="in{" first" * first}" style="grid-row:{row}"></i>')
+            # Lines meet between columns at the height of the first row.
+            if row > 1 and not first:
+                parts.append(f'<i class="rise" style="grid-row:1/{row}"></i>')
         if ends:
             parts.append(f'<i class="wire" style="grid-row:{row};--end:{ends[0] + 4}"></i>')
         elif reach := [bout.lane for bout in bouts if bout.match.winner == card.id]:
@@ -156,6 +159,8 @@ def _column(figure: Figure, column: Column) -> str:
             parts.append(f'<i class="wire won{strong}" style="grid-row:{row};--end:{end}"></i>')
         if card.on_path and following:
             parts.append(f'<i class="out" style="grid-row:{row}"></i>')
+            if row > 1:
+                parts.append(f'<i class="rise end" style="grid-row:1/{row}"></i>')
     parts += [_bout(column, bout) for bout in bouts]
     table = _table(column) if column.matches and not bouts else ""
     above = table if column.unit == "end" else ""  # one column, whose cards are long
