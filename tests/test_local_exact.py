@@ -23,6 +23,7 @@ from cot_engine.types import Choose, Generate, Prompt, Sampling, Segment
 ARCHITECTURES = sorted(BUILDERS)
 STAGES = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
 SAMPLING = Sampling(temperature=1.0, top_p=0.95, top_k=50)
+LENGTHS = (6, 9, 12, 5)
 CHOICES = ("A", "B")
 TOLERANCE = 1e-4
 
@@ -108,7 +109,7 @@ async def search(backend, images, scope="s", check=True):
         opened = (*prefix, Segment(f"<{stage}>"))
         request = Generate(
             scope, prompt, opened, Until((f"</{stage}>",)),
-            tuple(100 * number + i for i in range(4)), 9 + 3 * number, SAMPLING,
+            tuple(100 * number + i for i in range(4)), LENGTHS[number], SAMPLING,
         )
         found = (await backend.generate(request)).generations
         if check:
@@ -137,3 +138,90 @@ def test_forked_equals_scratch(load, architecture, count):
     worst, judged = asyncio.run(search(backend, images))
     assert worst < TOLERANCE
     assert judged < TOLERANCE
+
+
+# --- controls: one thing broken each --------------------------------------------------------------
+
+
+def differs(backend, images):
+    worst, judged = asyncio.run(search(backend, images))
+    return max(worst, judged) > 100 * TOLERANCE
+
+
+def test_control_positions_off_by_one(load, monkeypatch):
+    backend = load("llava")
+    real = backend.worker.batch._rows
+
+    def shifted(lengths, offsets):
+        rows = real(lengths, offsets)
+        rows.rope = rows.rope + 1
+        return rows
+
+    monkeypatch.setattr(backend.worker.batch, "_rows", shifted)
+    assert differs(backend, (picture(0),))
+
+
+@pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_control_qwen_delta_ignored(load, monkeypatch, architecture):
+    backend = load(architecture)
+    real = backend.adapter.rope
+    monkeypatch.setattr(backend.adapter, "rope", lambda *a: (real(*a)[0], 0))
+    assert differs(backend, (picture(0, 90, 60),))
+
+
+def test_control_mllama_vision_dropped_while_decoding(load, monkeypatch):
+    backend = load("mllama")
+    real = backend.adapter.extra
+    monkeypatch.setattr(
+        backend.adapter, "extra",
+        lambda rows, cache: {} if rows.ids.shape[1] == 1 else real(rows, cache),
+    )
+    assert differs(backend, (picture(0),))
+
+
+def test_control_mllama_mask_ignored(load, monkeypatch):
+    """All tiles seen, padding tiles too."""
+    backend = load("mllama")
+    real = backend.adapter.encode
+
+    def unmasked(image):
+        features = real(image)
+        features.seen[:] = True
+        return features
+
+    monkeypatch.setattr(backend.adapter, "encode", unmasked)
+    assert differs(backend, (picture(0),))
+
+
+def test_control_gemma_image_causal(load, monkeypatch):
+    backend = load("gemma3")
+    from cot_engine.backends.adapters import Adapter
+
+    monkeypatch.setattr(
+        backend.adapter, "mask", lambda rows, columns: Adapter.mask(backend.adapter, rows, columns)
+    )
+    assert differs(backend, (picture(0),))
+
+
+def test_control_qwen3_deepstack_dropped(load, monkeypatch):
+    backend = load("qwen3_vl")
+    monkeypatch.setattr(backend.adapter, "extra", lambda rows, cache: {})
+    assert differs(backend, (picture(0),))
+
+
+def test_control_wrong_prefix(load):
+    """The prefix of another image: found only if a prefix is really reused, and matters."""
+    backend = load("llava")
+    first, second = picture(0), picture(1)
+    backend._prepared(first)
+    asyncio.run(search(backend, (first,), check=False))
+    scope = backend._scopes["s"]
+    here, there = (-int(p.digest[:15], 16) - 1 for p in (first, second))
+    for root in scope.roots.values():
+        stack = [root]
+        while stack:
+            node = stack.pop()
+            node.keys = tuple(there if k == here else k for k in node.keys)
+            node.children = {there if k == here else k: c for k, c in node.children.items()}
+            stack += node.children.values()
+    assert differs(backend, (second,))

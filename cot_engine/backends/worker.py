@@ -175,8 +175,9 @@ class Worker:
                 hidden = torch.stack([sequence.end.hidden for sequence in job.sequences])
                 logits = self.adapter.logits(hidden).float()
                 chosen = logits.log_softmax(-1)[:, job.choices].tolist()
-                job.resolve(Chosen(tuple(map(tuple, chosen)), job.usage()))
+                answer = Chosen(tuple(map(tuple, chosen)), job.usage())
                 self._tidy(job.scope)
+                job.resolve(answer)
             else:
                 start = len(job.sequences[0].ids)
                 rows += [Row(job, i, start) for i in range(len(job.request.seeds))]
@@ -269,8 +270,9 @@ class Worker:
         job.results[row.index] = Generation(text, ids, sum(row.logprobs[:keep]), finish)
         if len(job.results) == len(job.request.seeds):
             generations = tuple(job.results[i] for i in range(len(job.results)))
-            job.resolve(Generated(generations, job.usage()))
+            answer = Generated(generations, job.usage())
             self._tidy(job.scope)
+            job.resolve(answer)
 
     def _store(self, row: Row, ids: tuple[int, ...], kv: torch.Tensor) -> None:
         end = insert(row.sequence.end, ids)
