@@ -6,6 +6,7 @@ Display, trace viewer, statistics and tests listen to the same events. Only fiel
 
 from __future__ import annotations
 
+import functools
 import json
 import types
 import typing
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cot_engine.backends import BackendInfo
-from cot_engine.errors import TraceError
+from cot_engine.errors import ConfigError, TraceError
 from cot_engine.stages import Plan
 from cot_engine.types import Chain, Match, Role, Sampling, Usage
 
@@ -192,8 +193,10 @@ def from_json(line: str) -> Event:
                 "Use the cot-engine version that wrote it.",
             )
         return _build(kind, body)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise TraceError(f"Not a trace event ({error!r}): {line[:80]!r}.") from None
+    except ConfigError as error:  # a plan that could not be
+        raise TraceError(f"Not a trace event ({error.message}): {line[:80]!r}.") from None
 
 
 def _plain(value: Any) -> Any:
@@ -210,10 +213,9 @@ def _build(kind: Any, value: Any) -> Any:
     """The value of type `kind` that `_plain` wrote as `value`."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        names = {f.name for f in fields(kind)}
-        if set(value) - names:
-            raise KeyError(f"unknown fields {sorted(set(value) - names)} of {kind.__name__}")
+        hints = _hints(kind)
+        if set(value) - set(hints):
+            raise KeyError(f"unknown fields {sorted(set(value) - set(hints))} of {kind.__name__}")
         return kind(**{name: _build(hints[name], item) for name, item in value.items()})
     if origin is tuple:
         if len(args) == 2 and args[1] is Ellipsis:
@@ -226,6 +228,9 @@ def _build(kind: Any, value: Any) -> Any:
             return None
         return _build(next(arg for arg in args if arg is not type(None)), value)
     return value
+
+
+_hints = functools.cache(typing.get_type_hints)  # slow, and asked for every value of a trace
 
 
 @dataclass
@@ -254,7 +259,9 @@ class Trace:
         for event in self.events:
             if isinstance(event, Grown):
                 for chain in event.chains:
-                    parent = whole[chain.parent or "r"]
+                    parent = whole.get(chain.parent or "r")
+                    if parent is None:
+                        raise TraceError(f"The trace has {chain.id!r} but not what it grew from.")
                     steps = (*parent.steps, *chain.steps)
                     whole[chain.id] = Chain(chain.id, steps, chain.done, chain.count)
         return whole
@@ -283,20 +290,22 @@ class Trace:
         Raises TraceError if the file is missing, empty or not a trace.
         """
         try:
-            lines = Path(path).read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            data = Path(path).read_bytes()
+        except (OSError, ValueError) as error:
             raise TraceError(f"The trace {str(path)!r} cannot be read: {error}.") from None
-        if not lines:
+        if not data.strip():
             raise TraceError(f"The trace {str(path)!r} is empty.")
+        *lines, rest = data.split(b"\n")  # not splitlines: U+2028 may stand in a text
         events: list[Event] = []
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate([*lines, rest] if rest else lines, 1):
             try:
-                events.append(from_json(line))
-            except TraceError as error:
-                if number == len(lines) and number > 1:
-                    break  # an interrupted write
+                events.append(from_json(line.decode()))
+            except (TraceError, UnicodeDecodeError) as error:
+                if events and number > len(lines):
+                    break  # without a line break at its end: an interrupted write
+                reason = getattr(error, "message", error)
                 raise TraceError(
-                    f"Line {number} of {str(path)!r}: {error.message}", error.hint
+                    f"Line {number} of {str(path)!r}: {reason}", getattr(error, "hint", "")
                 ) from None
         return cls(events)
 
@@ -313,8 +322,10 @@ class TraceFile:
         self.error: TraceError | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("w", encoding="utf-8")
-        except OSError as error:
+            # Half a surrogate pair, from a command line that is not UTF-8, is written as \udcXX,
+            # which is what JSON calls it.
+            self._file = self.path.open("w", encoding="utf-8", errors="backslashreplace")
+        except (OSError, ValueError) as error:
             raise self._error(error) from None
 
     def __call__(self, event: Event) -> None:
@@ -325,21 +336,22 @@ class TraceFile:
             except OSError as error:
                 self.error = self._error(error)
 
-    def _error(self, error: OSError) -> TraceError:
+    def _error(self, error: OSError | ValueError) -> TraceError:
         return TraceError(
-            f"The trace {str(self.path)!r} cannot be written: {error.strerror}.",
+            f"The trace {str(self.path)!r} cannot be written:"
+            f" {getattr(error, 'strerror', None) or error}.",
             "Free some space or choose another place with --trace.",
         )
 
     def __enter__(self) -> TraceFile:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         try:
             self._file.close()
         except OSError as error:  # buffered bytes that did not fit
             self.error = self.error or self._error(error)
-        if self.error is not None:
+        if self.error is not None and kind is None:  # else what went wrong first is what counts
             raise self.error
 
 

@@ -18,6 +18,7 @@ from cot_engine.errors import ConfigError, UnknownNameError
 Detail = Literal["brief", "normal", "full"]
 DETAILS: tuple[Detail, ...] = ("brief", "normal", "full")
 _LENGTH_FACTOR = {"brief": 0.5, "normal": 1.0, "full": 2.0}
+_LONGEST = 16_384  # tokens that a stage may have
 _TAG = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
 
 
@@ -45,9 +46,9 @@ class Stage:
                 f"A stage's tag is {self.tag!r}.",
                 "Use 1 to 32 capital letters, digits or underscores, a letter first.",
             )
-        if not 1 <= self.length <= 16_384:
+        if not 1 <= self.length <= _LONGEST:
             raise ConfigError(
-                f"Stage {self.tag} has length {self.length}.", "It must be 1 to 16384 tokens."
+                f"Stage {self.tag} has length {self.length}.", f"It must be 1 to {_LONGEST} tokens."
             )
         if self.width is not None and not 1 <= self.width <= 1024:
             raise ConfigError(f"Stage {self.tag} has width {self.width}.", "It must be 1 to 1024.")
@@ -103,7 +104,8 @@ class Plan:
         """The plan for one problem: stages that need an image dropped, lengths by detail."""
         kept = tuple(stage for stage in self.stages if images or not stage.needs_image)
         factor = _LENGTH_FACTOR[detail]
-        return Plan(tuple(replace(s, length=max(1, round(s.length * factor))) for s in kept))
+        lengths = (min(max(1, round(s.length * factor)), _LONGEST) for s in kept)
+        return Plan(tuple(replace(s, length=n) for s, n in zip(kept, lengths, strict=True)))
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Plan:
@@ -115,7 +117,7 @@ class Plan:
             data = tomllib.loads(Path(path).read_text("utf-8"))
         except OSError as error:
             raise ConfigError(f"The plan {str(path)!r} cannot be read: {error.strerror}.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:  # broken TOML, not UTF-8, or no possible path
             raise ConfigError(f"The plan {str(path)!r} is not valid TOML: {error}.") from None
         unknown = sorted(set(data) - {"stage"})
         tables = data.get("stage", [])
@@ -253,7 +255,7 @@ def read(text: str, plan: Plan, complete: bool = False) -> Reading:
                 close(open_tag, between)
             elif between.strip():
                 faults.append(f"stray:{tag}")
-            faults += _order_faults(tag, contents, plan)
+            faults += _order_faults(tag, contents, plan, faults)
             open_tag = tag
         elif open_tag is not None:
             if tag != open_tag:
@@ -261,7 +263,7 @@ def read(text: str, plan: Plan, complete: bool = False) -> Reading:
             close(open_tag, between)
             open_tag = None
         else:
-            faults += _order_faults(tag, contents, plan) or [f"unopened:{tag}"]
+            faults += _order_faults(tag, contents, plan, faults) or [f"unopened:{tag}"]
             close(tag, between)
 
     opened = text[start:]
@@ -273,19 +275,28 @@ def read(text: str, plan: Plan, complete: bool = False) -> Reading:
             open_tag = None
         elif opened.strip():
             faults.append(f"stray:{plan.last.tag}")
-        faults += [f"missing:{s.tag}" for s in plan if not s.optional and s.tag not in contents]
+        faults += [f"missing:{tag}" for tag in _left_out(plan.stages, contents, faults)]
     return Reading(contents, open_tag, opened if open_tag else "", tuple(faults))
 
 
-def _order_faults(tag: str, contents: dict[str, str], plan: Plan) -> list[str]:
-    """The faults of beginning `tag` after `contents` were written."""
+def _order_faults(tag: str, contents: dict[str, str], plan: Plan, faults: list[str]) -> list[str]:
+    """The faults of beginning `tag` after `contents` were written, with `faults` so far."""
     at = plan.index(tag)
     if tag in contents:
         return [f"repeated:{tag}"]
     if any(plan.index(earlier) > at for earlier in contents):
         return [f"misplaced:{tag}"]
-    before = plan.stages[:at]
-    return [f"skipped:{s.tag}" for s in before if not s.optional and s.tag not in contents]
+    return [f"skipped:{tag}" for tag in _left_out(plan.stages[:at], contents, faults)]
+
+
+def _left_out(stages: tuple[Stage, ...], contents: dict[str, str], faults: list[str]) -> list[str]:
+    """Those that should have been written, were not, and were not yet named for it: a stage left
+    out is the fault of the step that left it out, not of every later one."""
+    return [
+        stage.tag
+        for stage in stages
+        if not stage.optional and stage.tag not in contents and f"skipped:{stage.tag}" not in faults
+    ]
 
 
 def _same(a: str, b: str) -> bool:
