@@ -174,9 +174,10 @@ def _network(
     if quantize is not None:
         kwargs["quantization_config"] = _quantization(quantize, dtype, spared)
         kwargs["device_map"] = {"": device}
-    quiet = logging.getLogger("transformers.modeling_utils")
-    level = quiet.level
+    quiet = logging.getLogger("transformers")
+    level, bar = quiet.level, transformers.utils.logging.is_progress_bar_enabled()
     quiet.setLevel(logging.ERROR)  # it warns of missing weights, which are an error here
+    transformers.utils.logging.disable_progress_bar()
     try:
         with _explained(folder, "the weights cannot be loaded"):
             model, report = getattr(transformers, name).from_pretrained(
@@ -186,6 +187,8 @@ def _network(
             )
     finally:
         quiet.setLevel(level)
+        if bar:
+            transformers.utils.logging.enable_progress_bar()
     _check(folder, report)
     if quantize is None:
         model = model.to(device)
