@@ -116,6 +116,15 @@ def shown(events):
 # --- the board -----------------------------------------------------------------------------------
 
 
+def test_long_paths_are_shortened_and_nothing_is_minus_zero():
+    where = "/home/someone/pictures/of/the/holidays/street.png"
+    sure = Grown("SUMMARY", (candidate("r.0", "Sure.", logprob=-0.001),), Usage())
+    growing = Growing(("r",), "SUMMARY", 1)
+    _, final, now = shown([started(images=(ImageRecord("0", where, (9, 9)),)), growing, sure])
+    assert final[1] == "How many?  [street.png 9 x 9]"
+    assert now[1] == "  A    0.00  Sure."
+
+
 def test_the_header_says_what_runs():
     _, final, _ = shown([started(budget="500 new tokens")])
     assert final == [
@@ -157,6 +166,9 @@ def test_ties_say_how_they_were_broken():
     for how, said in [("likelihood", "C = A, C likelier"), ("draw", "C = A, C by lot")]:
         tie = match("r.3", "r.0", "r.3", broken_by=how)
         assert shown([*SEARCH[:3], selected(tie)])[1][-1].strip() == said
+    unread = (Verdict("tie", readable=False),)
+    tie = Match("r.3", "r.0", unread, "tie", "r.0", "likelihood")
+    assert shown([*SEARCH[:3], selected(tie)])[1][-1].strip() == "A ? C, A likelier"
 
 
 def test_margins_are_the_winners_whoever_stood_first():

@@ -224,7 +224,8 @@ class Board:
     def _card(self, card: Card, chosen: bool) -> Text:
         line = Text("▸ " if chosen else "  ", "bold green")
         line.append(f"{card.label:<2}", "bold green" if chosen else "bold")
-        line.append(f"{card.chain.likelihood(1):6.2f}  ".replace("-", "−"), "dim")
+        mean = round(card.chain.likelihood(1), 2) + 0.0  # no "-0.00"
+        line.append(f"{mean:6.2f}  ".replace("-", "−"), "dim")
         if card.count > 1:
             line.append(f"×{card.count} ", "cyan")
         if card.fault:
@@ -256,14 +257,15 @@ def _match(match: Match, names: dict[str, str]) -> str:
     won, lost = (names.get(id, id) for id in (match.winner, loser(match)))
     if match.outcome == "tie":
         how = {"likelihood": "likelier", "draw": "by lot"}.get(match.broken_by, "")
-        return f"{won} = {lost}, {won} {how}".rstrip()
+        sign = "=" if all(verdict.readable for verdict in match.verdicts) else "?"
+        return f"{won} {sign} {lost}, {won} {how}".rstrip()
     margin = match.margin if match.winner == match.first else -match.margin
     return f"{won} beat {lost}" + (f" by {margin:.2f}" if margin else "")
 
 
 def _brief(path: str) -> str:
-    """The end of a long path: "photos/street.png"."""
-    return path if len(path) <= 40 else "/".join(path.rsplit("/", 2)[-2:])[-60:]
+    """The end of a long path: "street.png"."""
+    return path if len(path) <= 24 else path.rstrip("/").rpartition("/")[2][-40:]
 
 
 def _note(text: str) -> list[Block]:
