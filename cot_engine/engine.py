@@ -38,6 +38,11 @@ BUNDLED = "bundled"
 PROFILE = "cot_engine.json"
 """A file that a model's folder may hold: {"judge": the default one}."""
 
+_MODES = {
+    "trained": "The model opens {} by itself, as one trained on the tags does.",
+    "prompted": "The model does not open {} by itself: it is prompted, each opening tag forced.",
+}
+
 Listener = Callable[[Event], None]
 
 
@@ -238,7 +243,10 @@ class Engine:
                 "Give fewer images, or a model that takes several.",
             )
         plan = run.settings.plan.fit(len(problem.images), run.settings.detail)
-        mode = run.mode or await self._mode(plan)
+        mode, notes = run.mode, ()
+        if mode is None:
+            mode = await self._mode(plan)
+            notes = (_MODES[mode].format(plan.stages[0].open),)
         return await search(
             problem,
             run.strategy,
@@ -248,6 +256,7 @@ class Engine:
             scorers=lambda name: plugins.make("scorer", name, {}),
             judge_images=run.judge_images(problem),
             scope=f"{problem.id}#{next(self._scopes)}",
+            notes=notes,
             listen=listen,
         )
 

@@ -48,11 +48,13 @@ async def search(
     scorers: Callable[[str], Scorer],
     judge_images: tuple = (),
     scope: str = "",
+    notes: tuple[str, ...] = (),
     listen: Callable[[Event], None] | None = None,
 ) -> Answer:
     """Run one search to its answer.
 
-    `listen` gets every event as it happens, in order. `judge_images` is what the judge is shown.
+    `listen` gets every event as it happens, in order. `judge_images` is what the judge is shown;
+    `notes` are recorded at the start as notices.
     Raises BudgetError if the budget cannot pay for an answer, StrategyError if the strategy or
     the judge breaks its contract, and whatever the backend raises; a Failed event ends the trace
     then, and what was recorded before stays.
@@ -67,9 +69,8 @@ async def search(
     plan = settings.plan.fit(len(problem.images), settings.detail)
     session = Session(problem, plan, backend, settings, emit, scope or problem.id, judge_images)
     emit(_started(session, strategy, judge))
-    for image in problem.images:
-        for note in image.notes:
-            emit(Notice(note))
+    for note in (*notes, *(note for image in problem.images for note in image.notes)):
+        emit(Notice(note))
     growth = Growth(session)
     try:
         session.check_affordable()

@@ -304,3 +304,17 @@ def test_a_judge_that_gives_too_few_verdicts_is_named():
 
     with pytest.raises(StrategyError, match="Lazy gave 0 verdicts"):
         scripted().solve(None, "How many?", judge=Lazy())
+
+
+def test_auto_mode_says_what_it_decided(problems):
+    from cot_engine.events import Notice
+
+    def decided(engine):
+        answer = engine.solve(problems[0].images[0], "How many?")
+        [notice] = [e.text for e in answer.trace if isinstance(e, Notice)]
+        return answer.trace.started.mode, notice
+
+    mode, notice = decided(scripted())
+    assert mode == "trained" and "opens <SUMMARY> by itself" in notice
+    mode, notice = decided(scripted(script=lambda request, seed: "A red star. 3"))
+    assert mode == "prompted" and "forced" in notice
