@@ -25,14 +25,24 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """An image as a trace keeps it. `data` is a base64 PNG ("" if the trace was told to omit it);
-    `size` is (width, height) in pixels; `source` a path, URL or kind; `notes` for the reader."""
+    """An image as a trace keeps it. `size` is (width, height) in pixels; `source` a path, URL or
+    kind; `notes` for the reader.
+
+    `data` is the base64 PNG that was read from a file, `image` the Image of a search in this
+    process, encoded only when it is written: a large photograph takes seconds. Both are empty if
+    the trace was told to omit the pixels. Records are equal if their digests are.
+    """
 
     digest: str
     source: str
     size: tuple[int, int]
     notes: tuple[str, ...] = ()
-    data: str = ""
+    data: str = field(default="", compare=False, repr=False)
+    image: Any = field(default=None, compare=False, repr=False)
+
+    def png(self) -> str:
+        """The image as base64 PNG; "" if the trace does not hold it."""
+        return self.data or (self.image.to_png_base64() if self.image is not None else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +210,9 @@ def from_json(line: str) -> Event:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, ImageRecord):
+        value = {f.name: getattr(value, f.name) for f in fields(value)} | {"data": value.png()}
+        value.pop("image")
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):

@@ -64,12 +64,12 @@ def recorded_problem(trace: Trace) -> Problem:
     started = trace.started
     images: list[Image] = []
     for record in started.images:
-        if not record.data:
+        if not (png := record.png()):
             raise TraceError(
                 "The trace does not hold its image, so it cannot be judged by looking again.",
                 "Record it with images, or judge by likelihood.",
             )
-        images.append(load_image(base64.b64decode(record.data)))
+        images.append(load_image(base64.b64decode(png)))
     return Problem(started.problem, started.question, tuple(images))
 
 

@@ -187,7 +187,7 @@ def _started(session: Session, strategy: Named, judge: Named) -> Started:
             image.source,
             image.size,
             image.notes,
-            image.to_png_base64() if settings.keep_images else "",
+            image=image if settings.keep_images else None,
         )
         for image in problem.images
     )

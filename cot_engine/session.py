@@ -161,7 +161,7 @@ class MeteredAsk:
         request = Choose(
             self.session.scope, prompt, tuple(tails), tuple(choices), prefix, self.role
         )
-        self._reserve(self.session.cost(request))
+        self._reserve(request)
         chosen = await self.session.backend.choose(request)
         self._charge(replace(chosen.usage, calls=len(tails)))
         return list(chosen.logprobs)
@@ -182,12 +182,15 @@ class MeteredAsk:
             )
             for tail in tails
         ]
-        self._reserve(sum((self.session.cost(request) for request in requests), Usage()))
+        self._reserve(*requests)
         replies = await gather(self.session.generate(request) for request in requests)
         self.usage = sum((reply.usage for reply in replies), self.usage)
         return [reply.generations[0].text for reply in replies]
 
-    def _reserve(self, cost: Usage) -> None:
+    def _reserve(self, *requests: Generate | Choose) -> None:
+        if self.session.meter.budget is None:
+            return  # estimating is not free
+        cost = sum((self.session.cost(request) for request in requests), Usage())
         if not self.session.meter.affords(cost, self.session.floor(self.prefix, 0)):
             raise OutOfBudget
 

@@ -392,14 +392,22 @@ def test_trace_summary(cli, recorded):
     assert isinstance(finished, Finished) and result["seconds"] == finished.seconds
 
 
-def test_trace_is_judged_again(cli, recorded):
-    done = cli("trace", recorded, "--judge", "random", "--tournament", "swiss", "--json", "-q")
+@pytest.mark.parametrize(("judge", "loads"), [("random", False), ("self", True)])
+def test_trace_is_judged_again(cli, recorded, tmp_path, judge, loads):
+    seen = tmp_path / "loaded"
+    flags = ["--judge", judge, "--tournament", "swiss"]
+    done = cli("trace", recorded, *flags, "--json", "-q", SEEN=seen)
     assert done.returncode == 0, done.stderr
     again = json.loads(done.stdout)["rejudged"]
-    assert (again["judge"], again["tournament"]) == ("random", "swiss")
+    assert (again["judge"], again["tournament"]) == (judge, "swiss")
     assert len(again["selections"]) == 4
-    said = two_lines(cli("trace", recorded, "--judge", "randm"))
-    assert "Did you mean random" in said
+    assert seen.exists() is loads, "a model is loaded for a judge that asks one, and for no other"
+    done = cli("trace", recorded, *flags)
+    assert f"judge {judge}" in done.stdout and "of 4 selections" in done.stderr
+
+
+def test_trace_is_not_judged_by_an_unknown_judge(cli, recorded):
+    assert "Did you mean random" in two_lines(cli("trace", recorded, "--judge", "randm"))
 
 
 @pytest.mark.parametrize("kind", ["strategies", "judges", "tournaments", "models", "stages"])

@@ -42,7 +42,7 @@ def load(
 
     with _explained(folder, "config.json cannot be read"):
         parsed = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    kind = adapter_for(names[0], parsed.get_text_config().model_type)
+    kind = adapter_for(names[0], getattr(parsed.get_text_config(), "model_type", "unnamed"))
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ModelError(
@@ -214,10 +214,11 @@ def _quantization(quantize: str, dtype: torch.dtype, spared: tuple[str, ...]) ->
     from transformers import BitsAndBytesConfig
 
     try:
+        import accelerate  # noqa: F401
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise InputError(
-            "Quantisation needs bitsandbytes, which is not installed.",
+            "Quantisation needs bitsandbytes and accelerate, which are not both installed.",
             "pip install bitsandbytes accelerate",
         ) from error
     if quantize == "8bit":

@@ -201,7 +201,7 @@ class Watch:
         end = self.until.end(written)
         if end is None:
             return None
-        keep = len(ids)
-        while keep > 1 and len(self.text.added(before, ids[: keep - 1])) >= end:
+        keep, step = len(ids), written[:end]
+        while keep > 1 and self.text.added(before, ids[: keep - 1]).startswith(step):
             keep -= 1
         return keep

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json as _json
 import sys
 from dataclasses import asdict
@@ -91,13 +92,20 @@ def _rejudge(
     from cot_engine.cli.solve import silence_libraries
     from cot_engine.config import RunConfig, load_config
     from cot_engine.errors import UnknownNameError
+    from cot_engine.rejudge import rejudge
+    from cot_engine.search import Named
     from cot_engine.tournament import TOURNAMENTS
 
     started = trace.started
     judge, tournament = judge or started.judge, tournament or started.tournament
-    plugins.make("judge", judge, {})
+    part = Named(judge, plugins.make("judge", judge, {}))
     if tournament not in TOURNAMENTS:
         raise UnknownNameError("tournament", tournament, TOURNAMENTS)
+    if model is None:
+        try:
+            return asyncio.run(rejudge(trace, part, tournament))
+        except TraceError:
+            pass  # this judge asks a model, or the trace will not do: the engine says so again
     flags = {"model": model or _model_of(trace), "device": device or RunConfig().device}
     config = load_config(flags=flags)
     silence_libraries()

@@ -76,9 +76,9 @@ def _image(image: ImageRecord, number: int) -> str:
     width, height = image.size
     alt = esc(f"image {number}, {width} × {height} pixels")
     said = esc(" · ".join([image.source, f"{width} × {height}", *image.notes]))
-    if _BASE64.fullmatch(image.data):
+    if _BASE64.fullmatch(png := image.png()):
         big = "" if max(width, height) > 128 else ' class="small"'
-        shown = f'<img src="data:image/png;base64,{image.data}" alt="{alt}"{big}>'
+        shown = f'<img src="data:image/png;base64,{png}" alt="{alt}"{big}>'
     else:
         shown = '<p class="absent">not kept in this trace</p>'
     return f"<figure>{shown}<figcaption>{said}</figcaption></figure>"
