@@ -318,3 +318,12 @@ def test_auto_mode_says_what_it_decided(problems):
     assert mode == "trained" and "opens <SUMMARY> by itself" in notice
     mode, notice = decided(scripted(script=lambda request, seed: "A red star. 3"))
     assert mode == "prompted" and "forced" in notice
+
+
+def test_the_longest_detail_fits_the_context_and_an_overlong_question_is_refused(engine, problems):
+    image = problems[0].images[0]
+    for detail in ("brief", "full"):
+        answer = engine.solve(image, problems[0].question, detail=detail, strategy="greedy")
+        assert answer.chain.done and answer.trace.started.detail == detail
+    with pytest.raises(InputError, match=r"take \d+ tokens; the model holds 4096"):
+        engine.solve(image, "How many stars? " * 1200)

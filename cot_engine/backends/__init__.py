@@ -44,7 +44,8 @@ class Backend(Protocol):
     async def generate(self, request: Generate) -> Generated:
         """Sample one continuation per seed. Candidate i depends on its seed and prefix alone.
 
-        Raises InputError if prompt + prefix + max_new_tokens do not fit the context.
+        `max_new_tokens` is cut to what the context holds. Raises InputError if prompt + prefix
+        leave no room for a single token.
         """
         ...
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -102,7 +103,8 @@ class LocalBackend:
         if not request.seeds or request.max_new_tokens < 1:
             raise InputError("A request to write needs at least one seed and one new token.")
         sequence = self._reply(request)
-        self._fits(len(sequence.ids), request.max_new_tokens)
+        room = self._room(len(sequence.ids))
+        request = replace(request, max_new_tokens=min(request.max_new_tokens, room))
         job = self._job(request, [sequence])
         job.watch = self.text.watch(request.until)
         return await self._run(job)
@@ -111,7 +113,7 @@ class LocalBackend:
         if not request.tails or not request.choices:
             raise InputError("A request to choose needs at least one tail and one choice.")
         sequences = self._questions(request)
-        self._fits(max(len(s.ids) for s in sequences), 1)
+        self._room(max(len(s.ids) for s in sequences))
         job = self._job(request, sequences)
         job.choices = self._first_tokens(request)
         return await self._run(job)
@@ -142,7 +144,8 @@ class LocalBackend:
         flops += sum(self.flops.encode(image) for image in images.values())
         decoded = 0
         if generating:
-            count, length = request.max_new_tokens, len(longest.keys)
+            room = self._room(len(longest.ids))
+            count, length = min(request.max_new_tokens, room), len(longest.keys)
             decoded = count * len(request.seeds)
             flops += len(request.seeds) * self.flops.steps(length, count, crossed)
         return Usage(
@@ -244,13 +247,15 @@ class LocalBackend:
         self._pixels.move_to_end(image.digest)
         return self._pixels[image.digest]
 
-    def _fits(self, tokens: int, more: int) -> None:
-        if tokens + more > self._context:
+    def _room(self, tokens: int) -> int:
+        """How many tokens the model can still hold behind `tokens`; at least one, or an error."""
+        if tokens >= self._context:
             raise InputError(
-                f"The prompt and reply so far take {tokens} tokens and {more} more were asked for; "
+                f"The prompt and the reply so far take {tokens} tokens; "
                 f"the model holds {self._context}.",
                 "Shorten the question, use fewer or smaller images, or ask for fewer tokens.",
             )
+        return self._context - tokens
 
     def _held(self, scope: Scope | None, sequence: Sequence) -> int:
         if scope is None:
