@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cot_engine.errors import StrategyError
-from cot_engine.events import Cut, Judged, Judging, Selected
+from cot_engine.errors import InputError, StrategyError
+from cot_engine.events import Cut, Judged, Judging, Notice, Selected
 from cot_engine.judges import Case, Judge, OutOfBudget
 from cot_engine.session import MeteredAsk, Session
 from cot_engine.stages import tier
@@ -140,6 +140,9 @@ class Arena:
         except OutOfBudget:
             self.session.emit(Cut("matches", len(pairs), 0, self.session.meter.left or 0.0))
             verdicts = [Verdict("tie", 0.0, False, "not judged: out of budget")] * len(ordered)
+        except InputError as error:  # candidates too long for the model's context, say
+            self.session.emit(Notice(f"{len(pairs)} matches were not judged. {error}"))
+            verdicts = [Verdict("tie", 0.0, False, "not judged")] * len(ordered)
         if len(verdicts) != len(ordered):
             raise StrategyError(
                 f"The judge {type(self.judge).__name__} gave {len(verdicts)} verdicts on"

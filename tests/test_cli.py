@@ -334,7 +334,7 @@ def test_ctrl_c_keeps_the_partial_trace(cli, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for line in running.stderr:
-        if "SUMMARY" in line:  # the first stage is over, the second is being written
+        if "SUMMARY 4" in line:  # the first stage is over, the second is being written
             break
     time.sleep(0.3)
     running.send_signal(signal.SIGINT)
@@ -424,6 +424,13 @@ def test_lists(cli, kind):
     assert expected <= {row["name"] for row in rows}
     assert all(row["about"].strip() for row in rows)
     assert all(row["name"] in done.stdout for row in rows) and done.returncode == 0
+
+
+def test_the_listed_architectures_are_those_of_the_backend():
+    from cot_engine.backends.adapters import adapters
+    from cot_engine.cli.listing import ARCHITECTURES
+
+    assert set(ARCHITECTURES) == set(adapters())
 
 
 def test_the_stages_of_another_plan(cli, tmp_path):

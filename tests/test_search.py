@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cot_engine.budget import Budget
-from cot_engine.errors import BudgetError, StrategyError
-from cot_engine.events import Cut, Failed, Finished, Grown, Judged, Selected, Trace
+from cot_engine.errors import BudgetError, InputError, StrategyError
+from cot_engine.events import Cut, Failed, Finished, Grown, Judged, Notice, Selected, Trace
 from cot_engine.judges import OracleJudge, RandomJudge, SelfJudge
 from cot_engine.session import Settings
 from cot_engine.stages import DEFAULT_PLAN, Plan, Stage, read
@@ -188,6 +188,18 @@ def test_unreadable_is_a_tie_never_the_second():
 
     matches = [m for e in selections(solve_scripted(Beam(4), judge=Garbage())) for m in e.matches]
     assert matches and all(m.outcome == "tie" and not m.flipped for m in matches)
+
+
+def test_a_judge_whose_prompt_does_not_fit_leaves_ties_and_says_so():
+    class TooLong(SelfJudge):
+        async def compare(self, pairs, case, ask):
+            raise InputError("The prompt takes 9000 tokens; the model holds 4096.")
+
+    answer = solve_scripted(Beam(4), judge=TooLong())
+    assert answer.text
+    notices = [e.text for e in answer.trace if isinstance(e, Notice)]
+    assert notices and all("not judged" in text and "4096" in text for text in notices)
+    assert all(m.broken_by for e in selections(answer) for m in e.matches)
 
 
 def test_the_longest_wins_with_a_judge_that_prefers_length():

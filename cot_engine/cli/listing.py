@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json as _json
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
@@ -13,6 +16,20 @@ from cot_engine.escape import terminal
 
 Row = dict[str, Any]
 
+# The backend's table of adapters, which would import torch, with an example of each; a test holds
+# the two together.
+ARCHITECTURES = {
+    "LlavaForConditionalGeneration": "llava-hf/llava-1.5-7b-hf",
+    "LlavaNextForConditionalGeneration": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "MllamaForConditionalGeneration": "Xkev/Llama-3.2V-11B-cot",
+    "Qwen2VLForConditionalGeneration": "Qwen/Qwen2-VL-2B-Instruct",
+    "Qwen2_5_VLForConditionalGeneration": "Qwen/Qwen2.5-VL-3B-Instruct",
+    "Qwen3VLForConditionalGeneration": "Qwen/Qwen3-VL-2B-Instruct",
+    "Idefics3ForConditionalGeneration": "HuggingFaceM4/Idefics3-8B-Llama3",
+    "SmolVLMForConditionalGeneration": "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+    "Gemma3ForConditionalGeneration": "google/gemma-3-4b-it",
+}
+
 
 def run(what: str, plan: str | None, *, json: bool) -> None:
     if what not in KINDS:
@@ -21,12 +38,23 @@ def run(what: str, plan: str | None, *, json: bool) -> None:
     if json:
         print(_json.dumps(rows, indent=2))
         return
-    width = max((len(row["name"]) for row in rows), default=0)
+    indent = max((len(row["name"]) for row in rows), default=0) + 2
     for row in rows:
-        print(terminal(f"{row['name']:<{width}}  {row['about']}"))
+        said = [row["about"]]
         if row.get("parameters"):
-            said = ", ".join(f"{name}={value}" for name, value in row["parameters"].items())
-            print(terminal(f"{'':<{width}}  {said}"))
+            said.append(", ".join(f"{name}={value}" for name, value in row["parameters"].items()))
+        first, *others = [line for text in said for line in _wrapped(terminal(text), indent)]
+        print(f"{terminal(row['name']):<{indent}}{first}")
+        for line in others:
+            print(f"{'':<{indent}}{line}")
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    """Lines that fit the terminal; one line where there is none."""
+    if not sys.stdout.isatty():
+        return [text]
+    columns = max(20, shutil.get_terminal_size().columns - indent)
+    return textwrap.wrap(text, columns, break_long_words=False) or [""]
 
 
 def strategies() -> list[Row]:
@@ -79,12 +107,12 @@ def tournaments() -> list[Row]:
 
 def models() -> list[Row]:
     """The model in the package, then every architecture of which a checkpoint can be used."""
-    from cot_engine.backends.adapters import adapters
-
-    others = "a folder or hub name with this architecture, given as --model"
-    bundled = "a small model of coloured scenes that comes with the package"
+    bundled = "A small model of coloured scenes that comes with the package."
     rows = [{"name": "bundled", "about": bundled}]
-    return rows + [{"name": name, "about": others} for name in adapters()]
+    for name, example in ARCHITECTURES.items():
+        about = f"Any --model FOLDER or hub name of this architecture, such as {example}."
+        rows.append({"name": name, "about": about})
+    return rows
 
 
 def stages(path: str | None = None) -> list[Row]:
