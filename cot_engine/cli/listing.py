@@ -54,7 +54,7 @@ def _wrapped(text: str, indent: int) -> list[str]:
     if not sys.stdout.isatty():
         return [text]
     columns = max(20, shutil.get_terminal_size().columns - indent)
-    return textwrap.wrap(text, columns, break_long_words=False) or [""]
+    return textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def strategies() -> list[Row]:
@@ -110,8 +110,7 @@ def models() -> list[Row]:
     bundled = "A small model of coloured scenes that comes with the package."
     rows = [{"name": "bundled", "about": bundled}]
     for name, example in ARCHITECTURES.items():
-        about = f"Any --model FOLDER or hub name of this architecture, such as {example}."
-        rows.append({"name": name, "about": about})
+        rows.append({"name": name, "about": f"such as --model {example}"})
     return rows
 
 
