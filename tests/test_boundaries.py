@@ -75,9 +75,7 @@ def test_a_sentence_ends_where_it_should(case):
     assert at == (None if expected < 0 else expected), text[:at]
 
 
-PIECES = (
-    "e.g. etc. no. 3.14 1. 2. J. Fig. a.m. ... … word Word . ! ? ) ( ” * 。 」 é I 5 -".split()
-)
+PIECES = "e.g. etc. no. 3.14 1. 2. J. Fig. a.m. ... … word Word . ! ? ) ( ” * 。 」 é I 5 -".split()
 PIECES += [" ", "  ", "\n", "\n\n", "\t", "\r\n", '"', "'", "<SUMMARY>", "</SUMMARY>"]
 TEXT = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 
