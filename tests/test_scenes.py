@@ -122,7 +122,7 @@ def test_splits_share_no_scene(problems):
     assert {split_of(sample(0, i, "val").objects) for i in range(50)} == {"val"}
 
 
-@pytest.mark.parametrize("detail", ["brief", "normal", "detailed"])
+@pytest.mark.parametrize("detail", ["brief", "normal", "full"])
 @pytest.mark.parametrize("text_only", [False, True])
 def test_staged_answers_agree_with_the_objects(detail, text_only):
     for i in range(300):

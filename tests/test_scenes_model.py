@@ -93,7 +93,7 @@ def test_model_answers_the_examples(model, processor):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("detail", "text_only"), [
-    ("normal", False), ("brief", False), ("detailed", False), ("normal", True),
+    ("normal", False), ("brief", False), ("full", False), ("normal", True),
 ])
 def test_model_on_a_hundred_held_out_questions(model, processor, detail, text_only):
     from cot_engine.scenes.evaluate import measure, respond

@@ -30,7 +30,7 @@ TEST_SET = f"{VERSION}/test"
 TEST_HASH = "58ea88bb7af8ea295e329f640090788c5993654cb78dc5c7341b7990851e7900"
 
 # What is appended to the question for each level of detail.
-HINTS = {"brief": "\nBe brief.", "normal": "", "detailed": "\nBe detailed."}
+HINTS = {"brief": "\nBe brief.", "normal": "", "full": "\nBe detailed."}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def sample(seed: int, index: int, split: str = "train", *, detail: str = "normal
            text_only: bool = False) -> SceneProblem:
     """Problem `index` of the stream `seed` of a split; types take turns by index.
 
-    `detail` ("brief", "normal", "detailed") and `text_only` change how the same problem is asked
+    `detail` ("brief", "normal", "full") and `text_only` change how the same problem is asked
     and answered, not the scene, the question or the answer.
     """
     name = f"{VERSION}/{split}/{seed}/{index}"
@@ -95,13 +95,13 @@ def sample(seed: int, index: int, split: str = "train", *, detail: str = "normal
     if detail == "brief":
         goal = draft.goal.removeprefix(" and ").removeprefix(", ")
         summary = goal[0].upper() + goal[1:] + "."
-    elif detail == "detailed":
+    elif detail == "full":
         summary += " I check the objects one by one and say what I see at every place."
     staged = {"SUMMARY": summary}
     if not text_only:
         staged["CAPTION"] = caption(draft.things)
     staged["REASONING"] = draft.reasoning
-    staged["CONCLUSION"] = draft.sentence if detail == "detailed" else draft.answer
+    staged["CONCLUSION"] = draft.sentence if detail == "full" else draft.answer
     described = _describe(rng, draft.things) + " " if text_only else ""
     return SceneProblem(id=name, type=kind, question=question, answer=draft.answer,
                         objects=draft.things, staged=staged, text_only=text_only,

@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("model", help="folder of the model")
     parser.add_argument("--n", type=int, default=1000, help="questions (default 1000)")
     parser.add_argument("--split", choices=("test", "val"), default="test")
-    parser.add_argument("--detail", choices=("brief", "normal", "detailed"), default="normal")
+    parser.add_argument("--detail", choices=("brief", "normal", "full"), default="normal")
     parser.add_argument("--text-only", action="store_true", help="describe the objects instead")
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--threads", type=int, help="of the CPU")

@@ -54,7 +54,7 @@ def _vocabulary() -> dict[str, int]:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = set()
     for index in range(3000):
-        for detail in ("normal", "brief", "detailed"):
+        for detail in ("normal", "brief", "full"):
             for text_only in (False, True):
                 p = sample(0, index, detail=detail, text_only=text_only)
                 words.update(re.findall(_PIECES, p.prompt + "\n"))

@@ -181,7 +181,7 @@ def language_pool(index: int, tokenizer, n: int) -> list[dict[str, torch.Tensor]
     rng = random.Random(f"pool {index}")
     share, problems = TEXT_FIRST if index < TEXT_POOLS else TEXT_ONLY, []
     for i in range(POOL * n):
-        detail = rng.choices(("normal", "brief", "detailed"), (1 - 2 * HINTED, HINTED, HINTED))[0]
+        detail = rng.choices(("normal", "brief", "full"), (1 - 2 * HINTED, HINTED, HINTED))[0]
         problems.append(sample(2, index * POOL * n + i, detail=detail,
                                text_only=rng.random() < share))
     prompts = tokenizer([("<s>" if p.text_only else "<s>" + "<image>" * PATCHES**2) + p.prompt
