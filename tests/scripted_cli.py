@@ -6,8 +6,10 @@ while loading. SEEN names a file that is written when the model loads.
 """
 
 import asyncio
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from cot_engine.cli import main
@@ -20,6 +22,8 @@ HOSTILE = "\x1b[31m\x1b]0;owned\x07\r\u202e[bold]x[/bold]\x9b2J"
 class Model(ScriptedBackend):
     async def generate(self, request):
         script = os.environ.get("SCRIPT")
+        logging.getLogger("some.library").warning("chatter")
+        warnings.warn("chatter", stacklevel=1)
         if script == "slow":
             await asyncio.sleep(1)
         if script == "crash":

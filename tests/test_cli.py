@@ -123,6 +123,7 @@ def test_stdout_holds_the_answer_alone(picture):
     assert re.fullmatch(r"[0-4]\n", done.stdout)
     for word in ("Loading bundled", "SUMMARY", "CAPTION", "CONCLUSION", "halved", "Done"):
         assert word in done.stderr
+    assert "chatter" not in done.stderr, "what libraries tell developers"
 
 
 def test_the_same_seed_gives_the_same_answer_and_another_may_not(cli, picture):

@@ -122,7 +122,7 @@ def test_long_paths_are_shortened_and_nothing_is_minus_zero():
     growing = Growing(("r",), "SUMMARY", 1)
     _, final, now = shown([started(images=(ImageRecord("0", where, (9, 9)),)), growing, sure])
     assert final[1] == "How many?  [street.png 9 x 9]"
-    assert now[1] == "  A    0.00  Sure."
+    assert now[1] == "▸ A   0.00  Sure."
 
 
 def test_the_header_says_what_runs():

@@ -133,12 +133,15 @@ def _check_writable(path: Path) -> None:
 
 def silence_libraries() -> None:
     """What torch and transformers tell developers does not belong between the lines of a search."""
+    import logging
     import warnings
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore")
+    if logging.lastResort is not None:  # what prints the warnings of loggers nobody set up
+        logging.lastResort.setLevel(logging.ERROR)
 
 
 def _search(
