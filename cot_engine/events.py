@@ -47,6 +47,9 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Started:
+    """The beginning. `parameters` are kept as JSON has them: a tuple is a list, and what JSON
+    has no word for (an object that a stranger's strategy takes) is its repr."""
+
     problem: str
     question: str
     images: tuple[ImageRecord, ...]
@@ -65,6 +68,10 @@ class Started:
     backend: BackendInfo
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        plain = json.loads(json.dumps(self.parameters, default=repr))
+        object.__setattr__(self, "parameters", plain)
 
 
 @dataclass(frozen=True, slots=True)

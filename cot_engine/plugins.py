@@ -117,11 +117,10 @@ def _found(kind: Kind) -> dict[str, list[metadata.EntryPoint]]:
     seen = set()
     for package in metadata.distributions():
         try:
-            name = _canonical(package.name)
-            if name in seen:
-                continue  # a second copy further down the path
-            seen.add(name)
             points = package.entry_points.select(group=GROUPS[kind])
+            if not points or (name := _canonical(package.name)) in seen:
+                continue  # none, or a second copy further down the path
+            seen.add(name)
         except Exception as error:
             _log.warning("The entry points of a package cannot be read: %r", error)
             continue
