@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -315,6 +316,70 @@ def test_quiet_and_dumb_terminals(monkeypatch):
     assert isinstance(make_display(stream=Terminal()), Log)
 
 
+# --- the live view -------------------------------------------------------------------------------
+
+
+def screen(written):
+    """The lines that a terminal shows after these characters (of those that rich uses)."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", written):
+        if part.startswith("\x1b"):
+            count = int(re.sub(r"\D", "", part) or 1)
+            if part.endswith("A"):
+                row = max(0, row - count)
+            elif part == "\x1b[2K":
+                lines[row] = ""
+            else:
+                assert part[-1] in "mhl", part
+        elif part == "\n":
+            row, column = row + 1, 0  # a terminal's driver returns the carriage too
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\r":
+            column = 0
+        else:
+            lines[row] = lines[row][:column].ljust(column) + part + lines[row][column + len(part) :]
+            column += len(part)
+    return [line.rstrip() for line in lines]
+
+
+class SlowTerminal(io.StringIO):
+    """Gives other threads their turn in the middle of every writing."""
+
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        time.sleep(0.003)
+        return super().write(text)
+
+
+def test_every_round_stays_on_the_screen_once(monkeypatch):
+    """With frames drawn all the time from another thread, none erases what was printed."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("cot_engine.cli.display._FRAMES_PER_SECOND", 1000)
+    stream = SlowTerminal()
+    with make_display(stream=stream) as display:
+        display.loading("bundled")
+        display(SEARCH[0])
+        for number in range(12):
+            for event in SEARCH[1:]:
+                display(event)
+                time.sleep(0.004)
+            display.notice(f"Note {number}.")
+        assert display.broken is False
+    lines = [line for line in screen(stream.getvalue()) if line]
+    _, expected, _ = shown(SEARCH)
+    per_round = expected[2:]
+    assert lines[:2] == expected[:2]
+    for number in range(12):
+        begin = 2 + number * (len(per_round) + 1)
+        assert lines[begin : begin + len(per_round) + 1] == [*per_round, f"Note {number}."]
+    assert len(lines) == 2 + 12 * (len(per_round) + 1) + 1, "and then the cost, nothing else"
+
+
 # --- a real terminal -----------------------------------------------------------------------------
 
 HERE = Path(__file__).parent
@@ -364,6 +429,8 @@ def test_live_on_a_terminal():
         assert word in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h"), "the cursor comes back"
     assert text.count("\x1b[2J") == 0, "the screen is never cleared"
+    titles = [line for line in screen(text) if re.match(r"[A-Z]+  \d candidates", line)]
+    assert [title.split()[0] for title in titles] == ["SUMMARY", "REASONING", "CONCLUSION"]
 
 
 def test_live_honours_no_color_and_narrow_windows():

@@ -10,6 +10,7 @@ import contextlib
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
@@ -18,6 +19,9 @@ from cot_engine.events import Event, Finished, Notice
 
 if TYPE_CHECKING:
     from cot_engine.cli.board import Block
+
+_FRAMES_PER_SECOND = 8
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
 class Silent:
@@ -59,58 +63,74 @@ def make_display(quiet: bool = False, stream: TextIO | None = None) -> Silent:
 
 
 class Live(Silent):
-    """Finished rounds stay as they are; under them the current one, what is done, the cost."""
+    """Finished rounds stay as they are; under them the current one, what is done, the cost.
+
+    One lock holds for everything that is written. Rich has a refreshing thread of its own, but
+    what that writes can fall between the measuring and the writing of what we print: then a frame
+    erases the wrong lines.
+    """
 
     def __init__(self, console) -> None:
         from rich.live import Live as RichLive
-        from rich.spinner import Spinner
 
         from cot_engine.cli.board import Board
 
         self.console = console
         self.board = Board()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.begun = time.monotonic()
         self.doing = ""
         self.broken = False
-        self.spinner = Spinner("dots", style="cyan")
+        self.over = threading.Event()
+        self.ticker = threading.Thread(target=self._tick, name="display", daemon=True)
         self.live = RichLive(
             console=console,
             get_renderable=self._render,
-            refresh_per_second=6,
+            auto_refresh=False,
             transient=True,  # the final frame is printed for good instead
             redirect_stdout=False,
         )
 
     def __enter__(self) -> Live:
-        self.live.start()
+        self._write(self.live.start)
+        self.ticker.start()
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        self.over.set()
         with self.lock:
-            rest = self.board.leave()
-        self._print(rest)
-        try:
-            self.live.stop()
+            self._print(self.board.leave())
+            self._write(self.live.stop)
             if self.board.started:
-                self.console.print(_cut(self._cost()), "")
-        except OSError:
-            self.broken = True
+                self._write(lambda: self.console.print(_cut(self._cost()), ""))
+            self.broken = True  # whatever else comes is too late
 
     def loading(self, model: str) -> None:
-        self.doing = f"Loading {terminal(model)}"
-        self._refresh()
+        with self.lock:
+            self.doing = f"Loading {terminal(model)}"
+            self._write(self.live.refresh)
 
     def notice(self, text: str) -> None:
-        self(Notice(text))
+        with self.lock:
+            self._print(self.board.take(Notice(text)))
 
     def __call__(self, event: Event) -> None:
         with self.lock:
             self.doing = ""
-            blocks = self.board.take(event)
-        self._print(blocks)
-        if not blocks:
-            self._refresh()
+            self._print(self.board.take(event))  # the rest shows at the next tick
+
+    def _tick(self) -> None:
+        while not self.over.wait(1 / _FRAMES_PER_SECOND):
+            with self.lock:
+                self._write(self.live.refresh)
+
+    def _render(self):
+        from rich.console import Group
+        from rich.text import Text
+
+        frame = _SPINNER[int((time.monotonic() - self.begun) * 10) % len(_SPINNER)]
+        doing = Text(f"{frame} ", "cyan").append(self.doing or self.board.status(), "default")
+        return Group(*map(_cut, [*self.board.lines(), doing, self._cost()]))
 
     def _cost(self):
         from rich.text import Text
@@ -119,30 +139,19 @@ class Live(Silent):
         seconds = f"{time.monotonic() - self.begun:.1f} s"
         return Text(f"{cost} · {seconds}" if cost else seconds, "dim")
 
-    def _render(self):
-        from rich.console import Group
-
-        with self.lock:
-            lines = self.board.lines()
-            doing = self.doing or self.board.status()
-        self.spinner.update(text=doing)
-        return Group(*(_cut(line) for line in lines), self.spinner, _cut(self._cost()))
-
     def _print(self, blocks: list[Block]) -> None:
+        """At once, so that the live region is redrawn once."""
         from rich.console import Group
 
-        if blocks and not self.broken:
-            try:
-                lines = (_cut(line) for block in blocks for line in block.lines)
-                self.console.print(Group(*lines))  # at once: the live region is redrawn once
-            except OSError:
-                self.broken = True
+        if blocks:
+            lines = [_cut(line) for block in blocks for line in block.lines]
+            self._write(lambda: self.console.print(Group(*lines)))
 
-    def _refresh(self) -> None:
+    def _write(self, act: Callable[[], object]) -> None:
         if not self.broken:
             try:
-                self.live.refresh()
-            except OSError:
+                act()
+            except (OSError, ValueError):
                 self.broken = True
 
 
