@@ -126,8 +126,8 @@ class Session:
 
     def check_affordable(self) -> None:
         """Raises BudgetError if not even an immediate conclusion can be paid for."""
-        if self.meter.budget is None:
-            return
+        if self.meter.budget is None or self.meter.budget.unit == "seconds":
+            return  # nobody knows beforehand what a second buys
         until = Until((self.plan.last.close,))
         cost = self.cost(self.growing((), until, (0,), FLOOR_TOKENS + _TAG_TOKENS))
         if not self.meter.affords(cost, Usage()):

@@ -234,10 +234,14 @@ class Chain:
         return tuple(fault for step in self.steps for fault in step.faults)
 
     def likelihood(self, steps: int | None = None) -> float:
-        """Mean log-probability per sampled token of the last `steps` steps (all, if None)."""
+        """Mean log-probability per sampled token of the last `steps` steps (all, if None).
+
+        Where nothing was sampled it is -99, less likely than any text: writing nothing must not
+        pass for certainty.
+        """
         chosen = self.steps if steps is None else self.steps[-steps:]
         tokens = sum(step.tokens for step in chosen)
-        return sum(step.logprob for step in chosen) / tokens if tokens else 0.0
+        return sum(step.logprob for step in chosen) / tokens if tokens else -99.0
 
     def grow(self, index: int, step: Step, done: bool) -> Chain:
         return Chain(f"{self.id}.{index}", (*self.steps, step), done)

@@ -219,17 +219,20 @@ def test_events_of_many_come_with_their_position():
 
 
 def test_a_cancelled_search_leaves_a_partial_trace(tmp_path):
+    stuck = asyncio.Event()
+
     class Stuck(ScriptedBackend):
         async def generate(self, request):
             if len(self.requests) == 2:
-                await asyncio.sleep(60)
+                stuck.set()
+                await asyncio.Event().wait()  # for ever
             return await super().generate(request)
 
     engine = Engine(Stuck(), default_judge="likelihood")
 
     async def go(file):
         task = asyncio.create_task(engine.asolve(None, "How?", on_event=file, mode="trained"))
-        await asyncio.sleep(0.2)
+        await stuck.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

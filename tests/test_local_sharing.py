@@ -345,8 +345,11 @@ def test_closing_fails_what_is_in_flight(folder):
 
 
 def test_too_long(backend):
-    with pytest.raises(InputError, match="2048"):
-        run(backend.generate(ask(tokens=2040)))
+    backend.text.eos = frozenset()
+    request = ask((1,), 10**6, until=Until(("never",)), prompt=Prompt("word " * 400))
+    room = backend.info.context - len(backend._reply(request).ids)
+    assert backend.estimate(request).decoded == room < 100
+    assert len(run(backend.generate(request)).generations[0].ids) == room
     with pytest.raises(InputError, match="holds 2048"):
         run(backend.generate(ask(prompt=Prompt("word " * 3000))))
 

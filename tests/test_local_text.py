@@ -241,7 +241,7 @@ def test_several_end_tokens(folder, tmp_path):
 
 
 def settings(*rows):
-    return Settings.of(rows, torch.device("cpu"))
+    return Settings.of(rows)
 
 
 def test_uniforms_are_uniform_and_independent_of_neighbours():

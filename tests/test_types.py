@@ -81,7 +81,7 @@ def test_likelihood_is_the_mean_over_tokens_not_over_steps():
     assert chain.likelihood() == -2.0
     assert chain.likelihood(1) == -2.25
     assert chain.likelihood(2) == chain.likelihood(5) == chain.likelihood()
-    assert Chain().likelihood() == 0.0
+    assert Chain().likelihood() == -99.0  # nothing written is never the likeliest
 
 
 def test_a_merged_chain_keeps_its_count_but_its_children_start_anew():
