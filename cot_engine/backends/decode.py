@@ -14,10 +14,10 @@ from cot_engine.backends.sampling import Settings, draw, seed64, uniforms
 from cot_engine.flops import Flops
 
 
-def streams(rows: list[Row], device: torch.device) -> tuple[Settings, np.ndarray]:
+def streams(rows: list[Row]) -> tuple[Settings, np.ndarray]:
     """The rows' sampling settings and seeds."""
     seeds = [seed64(row.job.request.seeds[row.index]) for row in rows]
-    settings = Settings.of([row.job.request.sampling for row in rows], device)
+    settings = Settings.of([row.job.request.sampling for row in rows])
     return settings, np.array(seeds, np.uint64)
 
 
@@ -136,7 +136,7 @@ class Batch:
 
     def first(self, hidden: torch.Tensor, rows: list[Row]) -> tuple[list[int], list[float]]:
         """The first tokens of new rows, from their prompts' final states [rows, width]."""
-        settings, seeds = streams(rows, self.shape.device)
+        settings, seeds = streams(rows)
         return self.draw(hidden, rows, settings, seeds)
 
     def draw(
@@ -152,7 +152,7 @@ class Batch:
         device = self.shape.device
         lengths = torch.tensor([row.length for row in self.rows], device=device)
         offsets = torch.tensor([row.sequence.delta for row in self.rows], device=device)
-        settings, seeds = streams(self.rows, device)
+        settings, seeds = streams(self.rows)
         return lengths, offsets, settings, seeds, None
 
     def _rows(self, lengths: torch.Tensor, offsets: torch.Tensor) -> Rows:

@@ -7,6 +7,7 @@ one forward pass. Columns beyond a row's length hold old numbers; the mask hides
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -134,9 +135,17 @@ def visible(
     A query sees the columns up to its own; with a sliding `window`, the last `window` of those.
     0 and -inf rather than booleans: eager attention adds the mask.
     """
-    column = torch.arange(columns, device=positions.device)
-    seen = column <= positions.unsqueeze(-1)
+    column, seen, hidden = _constants(columns, dtype, positions.device)
+    at = positions[:, None, :, None]
+    see = column <= at
     if window is not None:
-        seen &= column > positions.unsqueeze(-1) - window
-    mask = torch.zeros(seen.shape, dtype=dtype, device=positions.device)
-    return mask.masked_fill_(~seen, float("-inf")).unsqueeze(1)
+        see &= column > at - window
+    return torch.where(see, seen, hidden)
+
+
+@lru_cache(maxsize=64)
+def _constants(columns: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """0, 1, ..., columns - 1; and what the mask is made of. Kept: they are needed every step."""
+    with torch.inference_mode(False):
+        mask = torch.tensor([0.0, float("-inf")], dtype=dtype, device=device)
+        return torch.arange(columns, device=device), mask[0], mask[1]
