@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from cot_engine.backends import BackendInfo
 from cot_engine.cli.board import Board
@@ -191,6 +192,18 @@ def test_wide_rounds_stay_short_and_keep_the_winner():
     assert max(map(len, final)) <= 100
 
 
+def test_a_long_common_beginning_is_left_out():
+    begin = "Count them all, from the left to the right: "
+    texts = [begin + "one, two, three.", begin + "one, two, four."]
+    chains = tuple(candidate(f"r.{k}", text) for k, text in enumerate(texts))
+    _, _, now = shown([started(), Growing(("r",), "SUMMARY", 2), Grown("SUMMARY", chains, Usage())])
+    assert [line.partition("0  ")[2] for line in now[1:]] == ["… three.", "… four."]
+    _, _, now = shown(
+        [started(), Growing(("r",), "SUMMARY", 1), Grown("SUMMARY", chains[:1], Usage())]
+    )
+    assert now[1].endswith(texts[0])
+
+
 def test_candidates_of_several_parents_are_not_confused():
     """Letters are unique although the indices of the ids are not, and equal texts of different
     parents are different candidates."""
@@ -302,17 +315,10 @@ def test_a_display_whose_stream_is_gone_is_silent(tmp_path):
 def test_quiet_and_dumb_terminals(monkeypatch):
     assert type(make_display(quiet=True)) is Silent
     monkeypatch.setenv("TERM", "dumb")
-
-    class Terminal(io.StringIO):
-        encoding = "utf-8"
-
-        def isatty(self):
-            return True
-
     assert isinstance(make_display(stream=Terminal()), Log)
     monkeypatch.setenv("TERM", "xterm")
     assert isinstance(make_display(stream=Terminal()), Live)
-    Terminal.encoding = "ascii"
+    monkeypatch.setattr(Terminal, "encoding", "ascii")
     assert isinstance(make_display(stream=Terminal()), Log)
 
 
@@ -342,17 +348,11 @@ def screen(written):
     return [line.rstrip() for line in lines]
 
 
-class SlowTerminal(io.StringIO):
-    """Gives other threads their turn in the middle of every writing."""
-
+class Terminal(io.StringIO):
     encoding = "utf-8"
 
     def isatty(self):
         return True
-
-    def write(self, text):
-        time.sleep(0.003)
-        return super().write(text)
 
 
 def test_every_round_stays_on_the_screen_once(monkeypatch):
@@ -360,7 +360,14 @@ def test_every_round_stays_on_the_screen_once(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("cot_engine.cli.display._FRAMES_PER_SECOND", 1000)
-    stream = SlowTerminal()
+    render = Console.render
+
+    def slowly(self, *arguments):
+        time.sleep(0.001)  # the other threads' turn, after the cursor's way back was measured
+        return render(self, *arguments)
+
+    monkeypatch.setattr(Console, "render", slowly)
+    stream = Terminal()
     with make_display(stream=stream) as display:
         display.loading("bundled")
         display(SEARCH[0])

@@ -40,6 +40,7 @@ class Block:
 
 
 _MOST_CARDS, _MOST_MATCHES = 8, 12
+_LONG_BEGINNING = 30  # characters
 _INDENT = "    "
 
 
@@ -214,14 +215,17 @@ class Board:
         kept = [held.names.get(id, "") for id in held.outcome.kept] if held.outcome else []
         first = sorted(held.cards, key=lambda card: card.label not in kept)[:_MOST_CARDS]
         lines = [title]
-        for card in (card for card in held.cards if card in first):
+        shown = [card for card in held.cards if card in first]
+        for card, said in zip(
+            shown, _differing([self._content(c.chain) for c in shown]), strict=True
+        ):
             chosen = card.label in kept or (not kept and len(held.cards) == 1)
-            lines.append(self._card(card, chosen))
+            lines.append(self._card(card, said, chosen))
         if len(held.cards) > _MOST_CARDS:
             lines.append(Text(f"{_INDENT}and {len(held.cards) - _MOST_CARDS} more", "dim"))
         return lines + self._matches(held)
 
-    def _card(self, card: Card, chosen: bool) -> Text:
+    def _card(self, card: Card, said: str, chosen: bool) -> Text:
         line = Text("▸ " if chosen else "  ", "bold green")
         line.append(f"{card.label:<2}", "bold green" if chosen else "bold")
         mean = round(card.chain.likelihood(1), 2) + 0.0  # no "-0.00"
@@ -230,7 +234,7 @@ class Board:
             line.append(f"×{card.count} ", "cyan")
         if card.fault:
             line.append(f"{card.fault}: ", "yellow")
-        line.append(self._content(card.chain), "" if chosen else "dim")
+        line.append(said, "" if chosen else "dim")
         return line
 
     def _content(self, chain: Chain) -> str:
@@ -251,6 +255,16 @@ class Board:
             else:
                 lines.append(_INDENT + text)
         return [Text(line, "dim") for line in lines]
+
+
+def _differing(texts: list[str]) -> list[str]:
+    """The texts without a long beginning that all share: one line of each must tell them apart."""
+    columns = enumerate(zip(*texts, strict=False))
+    same = next((at for at, column in columns if len(set(column)) > 1), 0)
+    cut = texts[0].rfind(" ", 0, same) + 1 if texts else 0
+    if cut < _LONG_BEGINNING:
+        return texts
+    return [f"… {text[cut:]}" for text in texts]
 
 
 def _match(match: Match, names: dict[str, str]) -> str:
