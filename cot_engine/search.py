@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, is_dataclass
@@ -209,11 +210,13 @@ def _started(session: Session, strategy: Named, judge: Named) -> Started:
         sampling=settings.sampling,
         budget=str(settings.budget) if settings.budget else None,
         backend=session.backend.info,
-        versions=_versions(),
+        versions=dict(_versions()),
     )
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
+    """Read once: it takes milliseconds, and installed packages do not change under a process."""
     found = {}
     for name in ("cot-engine", "torch", "transformers"):
         try:
