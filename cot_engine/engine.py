@@ -88,7 +88,12 @@ class Engine:
 
         path = model_path(model)
         backend = LocalBackend.load(
-            path, device=device, dtype=dtype, quantize=quantize, on_notice=on_notice
+            path,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            on_notice=on_notice,
+            name=str(model),  # "bundled" means the same model on every machine, its path does not
         )
         return cls(backend, default_judge=_profile(path).get("judge", "self"), in_flight=in_flight)
 

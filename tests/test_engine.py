@@ -67,6 +67,7 @@ def test_solve_answers_and_accounts(engine, problems):
         "stage-beam",
         {"n": 3, "keep": 1},
     )
+    assert started.backend.model == "bundled"  # and no path of this machine
     assert answer.total.encodes == 1
     assert answer.total.calls >= 12
     grown = [e for e in answer.trace if isinstance(e, Grown)]

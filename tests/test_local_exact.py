@@ -150,14 +150,14 @@ def differs(backend, images):
 
 def test_control_positions_off_by_one(load, monkeypatch):
     backend = load("llava")
-    real = backend.worker.batch._rows
+    real = backend.adapter.forward
 
-    def shifted(lengths, offsets):
-        rows = real(lengths, offsets)
-        rows.rope = rows.rope + 1
-        return rows
+    def shifted(rows, *args, **kwargs):
+        if rows.ids.shape[1] == 1:
+            rows.rope = rows.rope + 1
+        return real(rows, *args, **kwargs)
 
-    monkeypatch.setattr(backend.worker.batch, "_rows", shifted)
+    monkeypatch.setattr(backend.adapter, "forward", shifted)
     assert differs(backend, (picture(0),))
 
 

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from cot_engine.backends.adapters import Adapter, Rows
+from cot_engine.backends.adapters import Adapter, Features, Rows
 from cot_engine.backends.jobs import Row
 from cot_engine.backends.kv import KVShape, RowCache, Slots
 from cot_engine.backends.sampling import Settings, draw, seed64, uniforms
@@ -93,7 +93,8 @@ class Batch:
         """Take all but the first `keep` rows out, losing nothing; they can join again."""
         parked = self.rows[keep:]
         for row in parked:
-            row.tail = self.tail(row, row.length - row.start)
+            tail = self.tail(row, row.length - row.start)
+            row.tail = None if tail is None else tail.cpu()
         del self.rows[keep:]
         self.slots.shrink(keep)
         self._changed()
@@ -117,11 +118,14 @@ class Batch:
             layers = self.cache.layers if self.cache else ()
             self.cache = RowCache(self.slots, count, columns)
             self.cache.layers = layers
+        ids = torch.tensor([[row.ids[-1]] for row in self.rows], device=self.shape.device)
+        positions = lengths[:, None]
+        rows = Rows(ids, positions, positions + offsets, [], [])
         if extra is None:
-            extra = self.adapter.extra(self._rows(lengths, offsets), self.cache)
+            rows.pictures = self._pictures()
+            extra = self.adapter.extra(rows, self.cache)
             self._state = (*self._state[:-1], extra)
-        self.cache.place(lengths[:, None])
-        rows = self._rows(lengths, offsets)
+        self.cache.place(positions)
         hidden = self.adapter.forward(rows, self.cache, extra=extra)
         tokens, logprobs = self.draw(hidden[:, 0], self.rows, settings, seeds)
         lengths += 1
@@ -151,18 +155,16 @@ class Batch:
         """What changes only when rows come or go, as tensors [rows]."""
         device = self.shape.device
         lengths = torch.tensor([row.length for row in self.rows], device=device)
-        offsets = torch.tensor([row.sequence.delta for row in self.rows], device=device)
+        offsets = torch.tensor([[row.sequence.delta] for row in self.rows], device=device)
         settings, seeds = streams(self.rows)
         return lengths, offsets, settings, seeds, None
 
-    def _rows(self, lengths: torch.Tensor, offsets: torch.Tensor) -> Rows:
-        ids = torch.tensor([[row.ids[-1]] for row in self.rows], device=self.shape.device)
-        pictures = []
-        if self.adapter.prompt_depends_on_images:
-            for row in self.rows:
-                sequence, scope = row.sequence, row.job.scope
-                seen = tuple(scope.features[image.digest] for image in sequence.images)
-                places = tuple(p for places in sequence.places for p in places.tolist())
-                pictures.append((seen, places))
-        positions = lengths[:, None]
-        return Rows(ids, positions, positions + offsets[:, None], [], pictures)
+    def _pictures(self) -> list[tuple[tuple[Features, ...], tuple[int, ...]]]:
+        if not self.adapter.prompt_depends_on_images:
+            return []
+        found = []
+        for row in self.rows:
+            sequence, features = row.sequence, row.job.scope.features
+            seen = tuple(features[image.digest] for image in sequence.images)
+            found.append((seen, tuple(p for places in sequence.places for p in places.tolist())))
+        return found

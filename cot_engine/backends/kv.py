@@ -67,9 +67,14 @@ class Slots:
             self.data[:, :, :used, :, : old.shape[4]] = old[:, :, :used]
 
     def shrink(self, rows: int) -> None:
-        """Give back the memory of all but the first `rows` rows."""
+        """Give back the memory of all but the first `rows` rows; asks the device for none."""
         if rows < self.rows:
-            self.data = self.data[:, :, :rows].clone()
+            size = (*self.data.shape[:2], rows, *self.data.shape[3:])
+            kept = torch.empty(size, dtype=self.data.dtype)
+            for layer, data in zip(kept, self.data, strict=True):
+                layer.copy_(data[:, :rows])
+            self.data = self._new(0, 0)
+            self.data = kept.to(self.shape.device)
 
     def put(self, row: int, count: int, start: int, kv: torch.Tensor) -> None:
         """Write `kv` [layers, 2, heads, tokens, dim] to `count` rows from `row` on, at `start`."""

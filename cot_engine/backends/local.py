@@ -39,7 +39,7 @@ class LocalBackend:
         self,
         loaded: Loaded,
         max_rows: int | None = None,
-        prefill_tokens: int | None = None,
+        prefill_columns: int | None = None,
         on_notice: Callable[[str], None] | None = None,
     ) -> None:
         self.adapter = loaded.adapter
@@ -55,7 +55,7 @@ class LocalBackend:
         self.flops = Flops(self.adapter.config)
         self.worker = Worker(
             self.adapter, self.text, self.flops,
-            max_rows or 256, prefill_tokens or (32768 if gpu else 8192),
+            max_rows or 256, prefill_columns or (65536 if gpu else 16384),
             self._context, self._notice,
         )
 
@@ -68,14 +68,17 @@ class LocalBackend:
         quantize: Quantize | None = None,
         max_rows: int | None = None,
         on_notice: Callable[[str], None] | None = None,
+        name: str | None = None,
     ) -> LocalBackend:
         """Load a checkpoint: a folder, or a name on the Hugging Face hub.
 
         `device` is auto, cuda, cuda:1, mps or cpu; `dtype` auto, float32, bfloat16 or float16;
         `quantize` 8bit or 4bit (bitsandbytes, vision tower and projector spared). `max_rows`
-        candidates are written at once; `on_notice` is told when a limit was met.
+        candidates are written at once; `on_notice` is told when a limit was met; traces call the
+        model `name` (`model` where that is None).
         """
-        return cls(loading.load(model, device, dtype, quantize), max_rows, on_notice=on_notice)
+        loaded = loading.load(model, device, dtype, quantize)
+        return cls(replace(loaded, name=name or str(model)), max_rows, on_notice=on_notice)
 
     def __enter__(self) -> LocalBackend:
         return self

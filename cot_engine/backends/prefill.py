@@ -32,10 +32,10 @@ class Part:
 
 
 def plan(jobs: list[Job], limit: int) -> list[Part]:
-    """Pending nodes whose parents are computed, of similar length, `limit` padded tokens in all.
+    """Pending nodes whose parents are computed, of similar length, `limit` columns in all.
 
-    Similar, because a row costs as much as the longest beside it. At least one is returned if
-    any is pending.
+    Similar, because a row costs as much as the longest beside it. Columns, cached ones included,
+    because they are what takes memory. At least one part is returned if any is pending.
     """
     parts: dict[int, Part] = {}
     for job in jobs:
@@ -47,11 +47,16 @@ def plan(jobs: list[Job], limit: int) -> list[Part]:
     chosen: list[Part] = []
     for part in ordered:
         if chosen and (
-            part.size > 1.4 * chosen[0].size + 8 or part.size * (len(chosen) + 1) > limit
+            part.size > 1.4 * chosen[0].size + 8 or columns_of([*chosen, part]) > limit
         ):
             break
         chosen.append(part)
     return chosen
+
+
+def columns_of(parts: list[Part]) -> int:
+    """Of all rows together, each as long as the longest."""
+    return len(parts) * (max(p.node.start for p in parts) + max(p.size for p in parts))
 
 
 class Prefill:

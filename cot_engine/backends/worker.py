@@ -17,7 +17,7 @@ import torch
 from cot_engine.backends.adapters import Adapter
 from cot_engine.backends.decode import Batch
 from cot_engine.backends.jobs import Job, Row, Scope
-from cot_engine.backends.prefill import Part, Prefill, out_of_memory, plan
+from cot_engine.backends.prefill import Part, Prefill, columns_of, out_of_memory, plan
 from cot_engine.backends.prefix import evict, insert, recompute_end
 from cot_engine.backends.text import ChatText
 from cot_engine.errors import ModelError
@@ -28,16 +28,17 @@ SCOPE_BYTES = 2 << 30  # keys and values kept for one search
 
 
 class Worker:
-    """`max_rows` candidates decode at once; `prefill_tokens` (padded) go through one prefill."""
+    """`max_rows` candidates decode at once; one prefill takes prompts of `prefill_columns` tokens
+    together, what is cached of them and padding included."""
 
     def __init__(
-        self, adapter: Adapter, text: ChatText, flops: Flops, max_rows: int, prefill_tokens: int,
+        self, adapter: Adapter, text: ChatText, flops: Flops, max_rows: int, prefill_columns: int,
         context: int, notice: Callable[[str], None],
     ) -> None:
         self.adapter = adapter
         self.text = text
         self.max_rows = max_rows
-        self.prefill_tokens = prefill_tokens
+        self.prefill_columns = prefill_columns
         self.notice = notice
         self.lock = threading.Lock()  # guards the prefix trees: estimates read them elsewhere
         shape = adapter.kv_shape()
@@ -71,15 +72,23 @@ class Worker:
     def _run(self) -> None:
         with torch.inference_mode():
             while self._receive():
-                self._drop_cancelled()
-                if self.jobs:
-                    self._prefill()
-                elif self.batch.rows or self.waiting:
-                    self._decode()
+                try:
+                    self._work()
+                except Exception as error:  # a bug: those in flight hear of it, others go on
+                    self._fail([*self.jobs, *(row.job for row in self._rows())], error)
+                    self.batch.clear()
         for job in {*self.jobs, *(row.job for row in self._rows())}:
             job.fail(ModelError("The backend was closed while this request was in flight."))
         self.jobs, self.waiting = [], deque()
         self.batch.clear()
+
+    def _work(self) -> None:
+        """One forward pass of whatever is due; prompts first, so that their rows join early."""
+        self._drop_cancelled()
+        if self.jobs:
+            self._prefill()
+        elif self.batch.rows or self.waiting:
+            self._decode()
 
     def _receive(self) -> bool:
         """Take in all that arrived; wait only when there is nothing to do. False: stop."""
@@ -102,8 +111,6 @@ class Worker:
                 key = tuple(image.digest for image in sequence.images)
                 root = job.scope.root(key if self.adapter.prompt_depends_on_images else ())
                 sequence.end = insert(root, sequence.keys)
-                if not sequence.end.pending and sequence.end.hidden is None:
-                    recompute_end(sequence.end)
         self.jobs.append(job)
 
     def _rows(self) -> list[Row]:
@@ -129,7 +136,11 @@ class Worker:
     # --- prompts ---------------------------------------------------------------------------------
 
     def _prefill(self) -> None:
-        parts = plan(self.jobs, self.prefill_tokens)
+        for sequence in (s for job in self.jobs for s in job.sequences):
+            if not sequence.end.pending and sequence.end.hidden is None:
+                with self.lock:
+                    recompute_end(sequence.end)
+        parts = plan(self.jobs, self.prefill_columns)
         if parts:
             try:
                 self.prefill.run(parts)
@@ -152,11 +163,9 @@ class Worker:
         if not out_of_memory(error):
             self._fail(jobs, error)
         elif len(parts) > 1:
-            # Parts beside each other are of similar length: half of them are half the tokens.
-            tokens = max(p.size for p in parts) * len(parts)
-            self.prefill_tokens = max(1, min(self.prefill_tokens, tokens) // 2)
-            self._say(f"Out of memory: prompts are now computed {self.prefill_tokens} tokens at a "
-                      "time. Nothing was lost.")
+            self.prefill_columns = max(1, min(self.prefill_columns, columns_of(parts)) // 2)
+            self._say(f"Out of memory: prompts of {self.prefill_columns} tokens together are now "
+                      "computed at a time. Nothing was lost.")
         elif len(self.batch.rows) > 1:
             self._halve_rows()
         else:
