@@ -92,18 +92,18 @@ def test_model_answers_the_examples(model, processor):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("detail", "text_only"), [
-    ("normal", False), ("brief", False), ("full", False), ("normal", True),
+@pytest.mark.parametrize(("n", "detail", "text_only"), [
+    (100, "normal", False), (30, "brief", False), (30, "full", False), (30, "normal", True),
 ])
-def test_model_on_a_hundred_held_out_questions(model, processor, detail, text_only):
+def test_model_on_held_out_questions(model, processor, n, detail, text_only):
     from cot_engine.scenes.evaluate import measure, respond
 
-    problems = test_set(100)
+    problems = test_set(n)
     if detail != "normal" or text_only:
-        problems = [sample(0, i, "test", detail=detail, text_only=text_only) for i in range(100)]
+        problems = [sample(0, i, "test", detail=detail, text_only=text_only) for i in range(n)]
     result = measure(problems, respond(model, processor, problems))
     # Floors well under what 1,000 questions gave: this is for noticing that something broke.
-    assert result["valid_stages"]["share"] >= 0.97
-    assert result["answers"]["share"] >= 0.75
+    assert result["valid_stages"]["share"] >= 0.96
+    assert result["answers"]["share"] >= 0.9
     if not text_only:
-        assert result["objects"]["share"] >= 0.92
+        assert result["objects"]["share"] >= 0.96

@@ -95,7 +95,8 @@ def table(result: dict) -> str:
                      f"{row['right']:>6}/{row['total']:<5}{majority}")
 
     for name in ("valid_stages", "objects", "captions", "answers"):
-        line(name.replace("_", " "), result[name])
+        if result[name]["total"]:  # text-only problems have no captions
+            line(name.replace("_", " "), result[name])
     for kind, row in result["types"].items():
         line("  " + kind, row)
     return "\n".join(lines)
