@@ -96,6 +96,16 @@ def test_damaged_tokenizer(folder):
         reload(folder)
 
 
+def test_processor_of_an_old_checkpoint(folder):
+    """It did not say how many tokens an image takes: the config does."""
+    path = folder / "processor_config.json"
+    config = json.loads(path.read_text())
+    names = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+    path.write_text(json.dumps({k: v for k, v in config.items() if k not in names}))
+    pixels = reload(folder).adapter.prepare(picture(0).pixels, "0")
+    assert pixels.tokens == 16
+
+
 def test_no_config(tmp_path):
     with pytest.raises(ModelError, match=r"no config\.json"):
         reload(tmp_path)

@@ -53,7 +53,7 @@ def load(
     where = pick_device(device)
     kept = pick_dtype(dtype, where)
     network = _network(folder, names[0], where, kept, quantize, kind.spared)
-    processor = _processor(folder, names[0])
+    processor = _processor(folder, names[0], parsed)
     if not getattr(processor.tokenizer, "is_fast", False):
         raise ModelError(
             f"{folder}: its tokenizer has no tokenizer.json.",
@@ -234,13 +234,18 @@ def _quantization(quantize: str, dtype: torch.dtype, spared: tuple[str, ...]) ->
     raise InputError(f"There is no quantisation {quantize!r}.", "Use 8bit or 4bit.")
 
 
-def _processor(folder: Path, architecture: str) -> Any:
+def _processor(folder: Path, architecture: str, config: Any) -> Any:
     """The model's own processor; image processor and tokenizer alone where it insists on video."""
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     with _explained(folder, "its processor or tokenizer cannot be loaded"):
         if not architecture.startswith(_NO_VIDEO):
-            return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+            if getattr(processor, "patch_size", 0) is None:  # checkpoints of before 2025
+                processor.patch_size = config.vision_config.patch_size
+                processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+                processor.num_additional_image_tokens = 1  # CLIP's class token
+            return processor
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         default = "<image>" if architecture.startswith("SmolVLM") else "<|image_pad|>"
