@@ -52,6 +52,7 @@ class Subject:
     plan: Plan
     mode: str  # "trained" or "prompted"
     problems: tuple[Problem, ...]
+    temperature: float
 
     @property
     def backend(self) -> LocalBackend:
@@ -71,17 +72,21 @@ class Subject:
             "device": info.device,
             "dtype": info.dtype,
             "mode": self.mode,
+            "temperature": self.temperature,
             "lengths": {stage.tag: stage.length for stage in self.plan},
         }
 
 
-def subject(name: str, problems: int, device: str = "cpu", dtype: str = "auto") -> Subject:
+def subject(
+    name: str, problems: int, device: str = "cpu", dtype: str = "auto", temperature: float = 0.6
+) -> Subject:
     """The model `name`: "bundled", one of RANDOM, or the folder of a checkpoint."""
     if name not in RANDOM:
         engine = Engine.from_pretrained(model_path(name), device=device, dtype=dtype)
         asked = tuple(_scene(i) for i in range(problems))
-        mode = engine.solve(asked[0].images[0], asked[0].question, strategy="greedy").trace
-        return Subject(Path(name).name, engine, DEFAULT_PLAN, mode.started.mode, asked)
+        trace = engine.solve(asked[0].images[0], asked[0].question, strategy="greedy").trace
+        mode = trace.started.mode
+        return Subject(Path(name).name, engine, DEFAULT_PLAN, mode, asked, temperature)
     where = loading.pick_device(device)
     network, processor = _BUILD[name](where, loading.pick_dtype(dtype, where))
     _arrange(network)
@@ -95,7 +100,7 @@ def subject(name: str, problems: int, device: str = "cpu", dtype: str = "auto") 
         tuple(replace(s, length=6 if tiny else _LENGTHS[s.tag]) for s in DEFAULT_PLAN.stages)
     )
     asked = tuple(_noise(i) for i in range(problems))
-    return Subject(name, Engine(LocalBackend(loaded)), plan, "prompted", asked)
+    return Subject(name, Engine(LocalBackend(loaded)), plan, "prompted", asked, temperature)
 
 
 def _scene(index: int) -> Problem:

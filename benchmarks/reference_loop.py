@@ -51,13 +51,15 @@ class StopOnString(StoppingCriteria):
 class ReferenceLoop:
     """`model` and `processor` as transformers gives them; `mode` as in the engine."""
 
-    def __init__(self, model: Any, processor: Any, plan: Plan, mode: str) -> None:
+    def __init__(
+        self, model: Any, processor: Any, plan: Plan, mode: str, sampling: Sampling | None = None
+    ) -> None:
         self.model = model
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.plan = plan
         self.mode = mode
-        self.sampling = Sampling()
+        self.sampling = sampling or Sampling()
 
     @torch.inference_mode()
     def solve(self, problem: Problem, n: int, seed: int = 0) -> tuple[str, Work]:
@@ -124,9 +126,8 @@ class ReferenceLoop:
         self, problem: Problem, stage: Stage, done: str, texts: list[str], work: Work, rng: Any
     ) -> int:
         """0 or 1: the better one, in writing. An unreadable reply is decided by a coin."""
-        plan = self.plan
-        before = Chain(steps=(_step(done, stage),) if done else ())
-        so_far = prompts.since(before, 0, plan) if done else ""
+        before = Chain(steps=(Step(done, (), "", 0.0, 0, "stop"),))
+        so_far = prompts.since(before, 0, self.plan) if done else ""
         head = prompts.judge_head(
             problem, problem.images, so_far, stage.question, prompts.REPLY_RATIONALE
         )
@@ -151,11 +152,9 @@ class ReferenceLoop:
         more = ids.shape[1] - inputs.get("cross_attention_mask", ids).shape[1]
         if more:  # Mllama: what was written sees the pictures as the prompt's last token does
             mask = inputs["cross_attention_mask"]
-            inputs["cross_attention_mask"] = torch.cat([mask, mask[:, -1:].repeat(1, more, 1, 1)], 1)
+            inputs["cross_attention_mask"] = torch.cat(
+                [mask, mask[:, -1:].repeat(1, more, 1, 1)], 1
+            )
         work.encodes += "pixel_values" in inputs
         work.prefilled += ids.shape[1]
         return self.model.generate(**inputs, use_cache=True, **options)
-
-
-def _step(text: str, stage: Stage) -> Step:
-    return Step(text, (), stage.tag, 0.0, 0, "stop")

@@ -28,7 +28,7 @@ from models import RANDOM, Subject, subject
 from reference_loop import ReferenceLoop, Work
 from replay import Recording
 
-from cot_engine import Answer, Usage
+from cot_engine import Answer, Sampling, Usage
 from cot_engine.events import Selected
 
 COSTS = (1, 2, 4, 8, 16)
@@ -56,7 +56,7 @@ def _many(subject: Subject, indices: list[int], n: int, judge: str = "self") -> 
     return list(
         subject.engine.solve_many(
             [subject.problems[i] for i in indices], strategy="stage-beam", n=n, judge=judge,
-            plan=subject.plan, mode=subject.mode,
+            plan=subject.plan, mode=subject.mode, temperature=subject.temperature,
         )
     )  # fmt: skip
 
@@ -80,10 +80,11 @@ def against_reference(
     """For each N: reference seconds / engine seconds, one problem at a time; and per problem with
     `flight` problems in flight (0: not measured)."""
     adapter = subject.backend.adapter
-    loop = ReferenceLoop(adapter.model, adapter.processor, subject.plan, subject.mode)
+    sampling = Sampling(temperature=subject.temperature)
+    loop = ReferenceLoop(adapter.model, adapter.processor, subject.plan, subject.mode, sampling)
     found: dict[str, Any] = {}
     for n in widths:
-        loop.solve(subject.problems[0], min(n, 2))
+        loop.solve(subject.problems[0], 1)
         solve(subject, 0, n)
         single, crowd, seconds = [], [], {"reference": [], "engine": [], "in_flight": []}
         works, answers = [], []
@@ -142,9 +143,7 @@ def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
 # --- (b) -----------------------------------------------------------------------------------------
 
 
-def against_bare(
-    subject: Subject, widths: list[int], rounds: int, flight: int
-) -> dict[str, Any]:
+def against_bare(subject: Subject, widths: list[int], rounds: int, flight: int) -> dict[str, Any]:
     """Engine seconds / seconds of the same calls of the model alone."""
     found: dict[str, Any] = {}
     cases = [(n, 1) for n in widths] + ([(widths[0], flight)] if flight > 1 else [])
@@ -238,7 +237,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     clock = CLOCKS[args.clock]
     torch.set_num_threads(args.threads)
     flight = 0 if args.flight < 2 else args.flight
-    model = subject(args.model, max(args.problems, flight), args.device, args.dtype)
+    model = subject(
+        args.model, max(args.problems, flight), args.device, args.dtype, args.temperature
+    )
     result: dict[str, Any] = {
         "model": model.describe(),
         "threads": args.threads,
@@ -261,18 +262,32 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="bundled",
-                        help=f"bundled, {', '.join(RANDOM)} (random weights), or a folder")
+    parser.add_argument(
+        "--model",
+        default="bundled",
+        help=f"bundled, {', '.join(RANDOM)} (random weights), or a folder",
+    )
     parser.add_argument("--part", nargs="+", choices="abcd", default=list("abcd"))
     parser.add_argument("--n", type=int, nargs="+", default=[4, 10], help="candidates a stage")
     parser.add_argument("--costs", type=int, nargs="+", default=COSTS, help="the N of part c")
     parser.add_argument("--problems", type=int, default=4, help="problems solved one by one")
     parser.add_argument("--flight", type=int, default=0, help="problems in flight together (a, b)")
     parser.add_argument("--rounds", type=int, default=2, help="times that everything is repeated")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.6,
+        help="a model that is sure of itself writes the same candidate again and "
+        "again, and equal ones are merged unjudged; heat makes them differ",
+    )
     parser.add_argument("--threads", type=int, default=2, help="of torch, on a CPU")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall",
-                        help="cpu: processor time of this process, for a busy machine; with one "
-                        "thread it is what wall time would be on a quiet one")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: processor time of this process, for a busy machine; with one "
+        "thread it is what wall time would be on a quiet one",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--json", type=Path, help="write the results here too")
