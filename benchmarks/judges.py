@@ -2,7 +2,7 @@
 
     python benchmarks/judges.py --problems 300
 
-Each held-out scene is answered by stage-beam and by best-of-n at temperature 1, with a random
+Each held-out scene is answered by stage-beam and by best-of-n at a temperature where they differ, with a random
 judge in between. Their selections are then judged again, every pair meeting every other, by each
 judge on the same pairs. A pair counts where one candidate is right and the other wrong: whole
 answers by their conclusion, captions by whether every object is. Intervals are Wilson's, 95 %.
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--problems", type=int, default=300)
     parser.add_argument("--n", type=int, default=4)
+    parser.add_argument("--temperature", type=float, default=1.5, help="the samples must differ")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
@@ -51,7 +52,8 @@ def main() -> None:
     problems = [Problem(p.id, p.question, (load(p),)) for p in sample]
     hits: dict[tuple[str, str], list[float]] = defaultdict(list)
     flips: dict[tuple[str, str], list[bool]] = defaultdict(list)
-    options = {"n": args.n, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "judge": "random"}
+    options = {"n": args.n, "temperature": args.temperature, "top_p": 1.0, "top_k": 0}
+    options["judge"] = "random"
     with Engine.from_pretrained(args.model) as engine:
         for strategy in ("stage-beam", "best-of-n"):
             answers = engine.solve_many(problems, strategy=strategy, **options)
