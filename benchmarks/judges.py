@@ -2,10 +2,11 @@
 
     python benchmarks/judges.py --problems 300
 
-Each held-out scene is answered by stage-beam and by best-of-n at a temperature where they differ, with a random
-judge in between. Their selections are then judged again, every pair meeting every other, by each
-judge on the same pairs. A pair counts where one candidate is right and the other wrong: whole
-answers by their conclusion, captions by whether every object is. Intervals are Wilson's, 95 %.
+Each held-out scene is answered by stage-beam and by best-of-n, at a temperature where samples
+differ, with a random judge in between. Their selections are then judged again, every pair meeting
+every other, by each judge on the same pairs. A pair counts where one candidate is right and the
+other wrong: whole answers by their conclusion, captions by whether every object is. The intervals
+are Wilson's, 95 %, and take pairs as independent, which those of one problem are not.
 """
 
 from __future__ import annotations
