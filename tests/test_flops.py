@@ -65,4 +65,3 @@ def test_steps_add_up(adapter):
     flops = Flops(adapter.config)
     one_by_one = sum(flops.step(50 + i, 7) for i in range(9))
     assert flops.steps(50, 10, 7) == one_by_one
-

@@ -60,8 +60,14 @@ def scratch(backend, sequence, more=()):
     ids = torch.tensor([[*sequence.ids, *more]])
     inputs = {}
     if sequence.images:
-        wanted = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask",
-                  "aspect_ratio_ids", "aspect_ratio_mask")
+        wanted = (
+            "pixel_values",
+            "image_sizes",
+            "image_grid_thw",
+            "pixel_attention_mask",
+            "aspect_ratio_ids",
+            "aspect_ratio_mask",
+        )
         together = [i.inputs for i in sequence.images]
         along = 1 if together[0]["pixel_values"].ndim >= 5 else 0
         if "image_sizes" in together[0]:  # LLaVA-NeXT: one row of patches per image
@@ -76,8 +82,9 @@ def scratch(backend, sequence, more=()):
         else:
             for name in wanted:
                 if name in together[0]:
-                    inputs[name] = torch.cat([i[name] for i in together],
-                                             along if "pixel" in name else 0)
+                    inputs[name] = torch.cat(
+                        [i[name] for i in together], along if "pixel" in name else 0
+                    )
         if "image_grid_thw" in inputs:
             inputs["mm_token_type_ids"] = (ids == backend.adapter.placeholder).int()
         if "gemma3" in model.config.model_type:
@@ -109,16 +116,23 @@ async def search(backend, images, stages=STAGES, check=True):
     for number, stage in enumerate(stages):
         opened = (*prefix, Segment(f"<{stage}>"))
         request = Generate(
-            scope, prompt, opened, Until((f"</{stage}>",)),
-            tuple(100 * number + i for i in range(4)), LENGTHS[number], SAMPLING,
+            scope,
+            prompt,
+            opened,
+            Until((f"</{stage}>",)),
+            tuple(100 * number + i for i in range(4)),
+            LENGTHS[number],
+            SAMPLING,
         )
         found = (await backend.generate(request)).generations
         if check:
-            worst = max(worst, *(abs(written_logprob(backend, request, g) - g.logprob)
-                                 for g in found))
-        tails = tuple(f" {a.text} or {b.text}?" for a, b in ((found[0], found[1]),
-                                                           (found[1], found[0]),
-                                                           (found[2], found[3])))
+            worst = max(
+                worst, *(abs(written_logprob(backend, request, g) - g.logprob) for g in found)
+            )
+        tails = tuple(
+            f" {a.text} or {b.text}?"
+            for a, b in ((found[0], found[1]), (found[1], found[0]), (found[2], found[3]))
+        )
         question = Choose(scope, prompt, tails, CHOICES, "answer ")
         chosen = await backend.choose(question)
         if check:
@@ -174,7 +188,8 @@ def test_control_mllama_vision_dropped_while_decoding(load, monkeypatch):
     backend = load("mllama")
     real = backend.adapter.extra
     monkeypatch.setattr(
-        backend.adapter, "extra",
+        backend.adapter,
+        "extra",
         lambda rows, cache: {} if rows.ids.shape[1] == 1 else real(rows, cache),
     )
     assert differs(backend, (picture(0),))

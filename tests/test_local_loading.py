@@ -173,7 +173,8 @@ def test_quantised(tmp_path, architecture, quantize):
     folder = build(architecture, tmp_path)
     with LocalBackend.load(folder, device="cpu", quantize=quantize) as backend:
         inside = {
-            name for name, module in backend.adapter.model.named_modules()
+            name
+            for name, module in backend.adapter.model.named_modules()
             if isinstance(module, small)
         }
         assert inside

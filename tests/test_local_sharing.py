@@ -167,9 +167,7 @@ def test_prefixes_are_bounded(backend):
     backend.worker.scope_tokens = 60
     wanted, _ = run(stages(backend, "s", PROMPT))
     held = sum(
-        len(node.keys)
-        for root in backend._scopes["s"].roots.values()
-        for node in _walk(root)
+        len(node.keys) for root in backend._scopes["s"].roots.values() for node in _walk(root)
     )
     assert held <= 60
     backend.worker.scope_tokens = 10**6
@@ -212,7 +210,11 @@ def test_costs_do_not_depend_on_neighbours(backend):
     for _, spent in crowd:
         for a, b in zip(alone, spent, strict=True):
             assert (a.prefilled, a.cached, a.decoded, a.flops, a.encodes) == (
-                b.prefilled, b.cached, b.decoded, b.flops, b.encodes
+                b.prefilled,
+                b.cached,
+                b.decoded,
+                b.flops,
+                b.encodes,
             )
 
 
@@ -263,8 +265,12 @@ def test_out_of_memory_while_decoding(folder, backend, monkeypatch):
     heard = []
     with LocalBackend.load(folder, device="cpu", on_notice=heard.append) as short:
         # More than three rows never fit: as a real limit would, it shows whenever it is passed.
-        Shortage(monkeypatch, short.adapter, "forward",
-                 lambda n, rows, *_: rows.ids.shape[1] == 1 and len(rows.ids) > 3)
+        Shortage(
+            monkeypatch,
+            short.adapter,
+            "forward",
+            lambda n, rows, *_: rows.ids.shape[1] == 1 and len(rows.ids) > 3,
+        )
         same(wanted, run(short.generate(ask(range(8)))).generations)
         assert short.worker.max_rows == 2
     assert len(heard) == 2 and "Out of memory" in heard[0]

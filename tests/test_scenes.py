@@ -36,8 +36,10 @@ def looks(words: str):
     cell = re.search(r"\b[A-D][1-4]\b", words)
     if cell:
         return lambda t: t.cell == cell[0]
-    named = {w.removesuffix("s") if w.removesuffix("s") in FAMILIES["shape"] else w
-             for w in words.split()}
+    named = {
+        w.removesuffix("s") if w.removesuffix("s") in FAMILIES["shape"] else w
+        for w in words.split()
+    }
     wanted = named & {v for values in FAMILIES.values() for v in values}
     assert wanted, words
     return lambda t: wanted <= {t.size, t.colour, t.shape}
@@ -55,19 +57,28 @@ def brute_force(question: str, things) -> str:
         (thing,) = filter(looks(words), things)
         return thing
 
-    for pattern in (rf"How many (?:{NOUNS})s are left if all the (.*) are removed",
-                    rf"How many (?:{NOUNS})s remain if you take away the (.*)",
-                    rf"If all the (.*) are removed, how many (?:{NOUNS})s are left",
-                    rf"Take away all the (.*)\. How many (?:{NOUNS})s are left",
-                    rf"How many (?:{NOUNS})s are not (.*)"):
+    for pattern in (
+        rf"How many (?:{NOUNS})s are left if all the (.*) are removed",
+        rf"How many (?:{NOUNS})s remain if you take away the (.*)",
+        rf"If all the (.*) are removed, how many (?:{NOUNS})s are left",
+        rf"Take away all the (.*)\. How many (?:{NOUNS})s are left",
+        rf"How many (?:{NOUNS})s are not (.*)",
+    ):
         if found := re.fullmatch(pattern, q):
             return str(len(things) - number(found[1]))
-    for pattern in ("How many (.*) are there", "How many (.*) are", "How many (.*) do you see",
-                    "Count the (.*)", "What is the number of (.*)"):
+    for pattern in (
+        "How many (.*) are there",
+        "How many (.*) are",
+        "How many (.*) do you see",
+        "Count the (.*)",
+        "What is the number of (.*)",
+    ):
         if found := re.fullmatch(pattern, q):
             return str(number(found[1]))
-    for pattern in ("(?:Are there|Do you see) (more|fewer) (.*) than (.*)",
-                    "Is the number of ()(.*) than the number of (.*)"):
+    for pattern in (
+        "(?:Are there|Do you see) (more|fewer) (.*) than (.*)",
+        "Is the number of ()(.*) than the number of (.*)",
+    ):
         if found := re.fullmatch(pattern, q):
             word, x, y = found.groups()
             if not word:
@@ -76,19 +87,26 @@ def brute_force(question: str, things) -> str:
             return "yes" if (a > b if word in ("more", "greater") else a < b) else "no"
     if found := re.fullmatch(
         r"(?:Is the|Do you see the|Would you say that the) (.*?)(?: is)? (?:to the )?"
-        r"(left of|right of|above|below|higher than|lower than) the (.*)", q
+        r"(left of|right of|above|below|higher than|lower than) the (.*)",
+        q,
     ):
         a, b = one(found[1]), one(found[3])
         holds = {
-            "left of": a.column < b.column, "right of": a.column > b.column,
-            "above": a.row < b.row, "higher than": a.row < b.row,
-            "below": a.row > b.row, "lower than": a.row > b.row,
+            "left of": a.column < b.column,
+            "right of": a.column > b.column,
+            "above": a.row < b.row,
+            "higher than": a.row < b.row,
+            "below": a.row > b.row,
+            "lower than": a.row > b.row,
         }[found[2]]
         return "yes" if holds else "no"
     if found := re.fullmatch("Is the (.*) small or large", q):
         return one(found[1]).size
-    for pattern in ("(?:What|Which) (.*?) (?:is|does) the (.*?)(?: have)?",
-                    "What is the (.*?) of the (.*)", "Name the (.*?) of the (.*)"):
+    for pattern in (
+        "(?:What|Which) (.*?) (?:is|does) the (.*?)(?: have)?",
+        "What is the (.*?) of the (.*)",
+        "Name the (.*?) of the (.*)",
+    ):
         if found := re.fullmatch(pattern, q):
             return getattr(one(found[2]), found[1].replace("color", "colour"))
     for pattern in ("(?:Is there|Do you see|Does the picture show) an? (.*)", "Are there any (.*)"):
@@ -168,7 +186,7 @@ def test_rendering():
         for column in range(4):
             for row in range(4):
                 y, x = row * CELL + CELL // 2, column * CELL + CELL // 2
-                found = pixels[y - 1:y + 1, x - 1:x + 1].mean((0, 1))
+                found = pixels[y - 1 : y + 1, x - 1 : x + 1].mean((0, 1))
                 if (column, row) in at and at[column, row].size == "large":
                     aim = COLOURS[at[column, row].colour]
                     nearest = min(COLOURS.values(), key=lambda c: np.abs(found - c).sum())
@@ -179,15 +197,28 @@ def test_rendering():
     assert sample(8, 0, text_only=True).image is None
 
 
-@pytest.mark.parametrize(("said", "answer", "right"), [
-    ("1", "1", True), (" 1. ", "1", True), ("There is one red star.", "1", True),
-    ("There are 12 stars.", "1", False), ("1 or 2", "1", False), ("", "1", False),
-    ("Yes, there are more.", "yes", True), ("no", "yes", False), ("yes and no", "yes", False),
-    ("The object at B2 is red.", "red", True), ("red or blue", "red", False),
-    ("It is a Star", "star", True), ("two stars", "star", True), ("2 objects at D4", "2", True),
-    ("<SUMMARY>2</SUMMARY><CONCLUSION>3</CONCLUSION>", "3", True),
-    ("<CONCLUSION>3", "3", True), ("<CONCLUSION></CONCLUSION>", "3", False),
-])
+@pytest.mark.parametrize(
+    ("said", "answer", "right"),
+    [
+        ("1", "1", True),
+        (" 1. ", "1", True),
+        ("There is one red star.", "1", True),
+        ("There are 12 stars.", "1", False),
+        ("1 or 2", "1", False),
+        ("", "1", False),
+        ("Yes, there are more.", "yes", True),
+        ("no", "yes", False),
+        ("yes and no", "yes", False),
+        ("The object at B2 is red.", "red", True),
+        ("red or blue", "red", False),
+        ("It is a Star", "star", True),
+        ("two stars", "star", True),
+        ("2 objects at D4", "2", True),
+        ("<SUMMARY>2</SUMMARY><CONCLUSION>3</CONCLUSION>", "3", True),
+        ("<CONCLUSION>3", "3", True),
+        ("<CONCLUSION></CONCLUSION>", "3", False),
+    ],
+)
 def test_grade(said, answer, right):
     assert grade(said, answer) is right
 
@@ -206,8 +237,13 @@ def test_parse_rejects_what_is_not_the_stages():
     p = sample(9, 1)
     assert parse(p.response) == p.staged
     words = p.response.split("</CAPTION>")
-    for bad in ("", words[0], p.response + "x", p.response.replace("SUMMARY", "CAPTION"),
-                p.response.replace(p.staged["CONCLUSION"] + "</C", " </C")):
+    for bad in (
+        "",
+        words[0],
+        p.response + "x",
+        p.response.replace("SUMMARY", "CAPTION"),
+        p.response.replace(p.staged["CONCLUSION"] + "</C", " </C"),
+    ):
         assert parse(bad) is None
 
 

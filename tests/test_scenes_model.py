@@ -53,8 +53,11 @@ def test_any_text_comes_back(processor, text):
 def test_coordinates_digits_and_tags_are_one_token(processor):
     one = [f"{c}{r}" for c in "ABCD" for r in "1234"] + list("0123456789")
     one += [" " + text for text in one]
-    one += [f"<{slash}{s}>" for slash in ("", "/")
-            for s in ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")]
+    one += [
+        f"<{slash}{s}>"
+        for slash in ("", "/")
+        for s in ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
+    ]
     for text in one:
         ids = processor.tokenizer(text).input_ids
         assert len(ids) == 1 and ids[0] not in processor.tokenizer.all_special_ids, text
@@ -62,8 +65,10 @@ def test_coordinates_digits_and_tags_are_one_token(processor):
 
 def test_prompt(processor):
     p = sample(0, 0)
-    turn = {"role": "user", "content": [{"type": "image", "image": p.image},
-                                        {"type": "text", "text": p.prompt}]}
+    turn = {
+        "role": "user",
+        "content": [{"type": "image", "image": p.image}, {"type": "text", "text": p.prompt}],
+    }
     text = processor.apply_chat_template([turn], add_generation_prompt=True)
     assert text == f"<s><image>{p.prompt}\n"
     reply = {"role": "assistant", "content": [{"type": "text", "text": p.response}]}
@@ -86,15 +91,21 @@ def test_model_answers_the_examples(model, processor):
         for row in picture["questions"]:
             text = f"<s><image>{row['question']}\n"
             inputs = processor(images=image, text=text, return_tensors="pt")
-            out = model.generate(**inputs)[0, inputs["input_ids"].shape[1]:]
+            out = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
             reply = processor.decode(out, skip_special_tokens=True)
             assert grade(reply, row["answer"]), (row, reply)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "detail", "text_only"), [
-    (100, "normal", False), (30, "brief", False), (30, "full", False), (30, "normal", True),
-])
+@pytest.mark.parametrize(
+    ("n", "detail", "text_only"),
+    [
+        (100, "normal", False),
+        (30, "brief", False),
+        (30, "full", False),
+        (30, "normal", True),
+    ],
+)
 def test_model_on_held_out_questions(model, processor, n, detail, text_only):
     from cot_engine.scenes.evaluate import measure, respond
 

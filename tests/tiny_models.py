@@ -43,13 +43,24 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TEXT = {
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 2048,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 CLIP = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "image_size": 28, "patch_size": 7, "projection_dim": 32,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 7,
+    "projection_dim": 32,
 }
 
 
@@ -59,19 +70,25 @@ def tokenizer(extra: dict[str, str] | None = None) -> tf.PreTrainedTokenizerFast
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     spelled = [w.replace(" ", "Ġ") for w in [*WORDS, *(" " + w for w in WORDS)] if w]
     tokens = list(dict.fromkeys([*SPECIALS, *extra.values(), *alphabet, *spelled]))
-    core = Tokenizer(models.BPE(
-        vocab={t: i for i, t in enumerate(tokens)}, merges=[], ignore_merges=True
-    ))
-    core.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(r"</[A-Z]+>", "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ])
+    core = Tokenizer(
+        models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[], ignore_merges=True)
+    )
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(r"</[A-Z]+>", "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     core.decoder = decoders.ByteLevel()
     specials = [*SPECIALS, *extra.values()]
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in specials])
     return tf.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
-        extra_special_tokens=extra, clean_up_tokenization_spaces=False,
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens=extra,
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -93,12 +110,20 @@ def _llava() -> tuple[Any, Any]:
     config = tf.LlavaConfig(
         vision_config=tf.CLIPVisionConfig(**CLIP),
         text_config=tf.LlamaConfig(vocab_size=len(tok), tie_word_embeddings=True, **TEXT),
-        image_token_id=3, vision_feature_layer=-2, vision_feature_select_strategy="default",
-        image_seq_length=16, tie_word_embeddings=True, eos_token_id=2,
+        image_token_id=3,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_seq_length=16,
+        tie_word_embeddings=True,
+        eos_token_id=2,
     )
     processor = tf.LlavaProcessor(
-        images, tok, patch_size=7, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=TEMPLATE.replace("IMAGE", "<image>"),
+        images,
+        tok,
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE.replace("IMAGE", "<image>"),
     )
     return tf.LlavaForConditionalGeneration(config), processor
 
@@ -112,12 +137,20 @@ def _llava_next() -> tuple[Any, Any]:
     config = tf.LlavaNextConfig(
         vision_config=tf.CLIPVisionConfig(**CLIP),
         text_config=tf.MistralConfig(vocab_size=len(tok), head_dim=16, sliding_window=48, **TEXT),
-        image_token_id=3, vision_feature_layer=-2, vision_feature_select_strategy="default",
-        image_grid_pinpoints=grid, image_seq_length=16, eos_token_id=2,
+        image_token_id=3,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_grid_pinpoints=grid,
+        image_seq_length=16,
+        eos_token_id=2,
     )
     processor = tf.LlavaNextProcessor(
-        images, tok, patch_size=7, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=TEMPLATE.replace("IMAGE", "<image>\n"),
+        images,
+        tok,
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE.replace("IMAGE", "<image>\n"),
     )
     return tf.LlavaNextForConditionalGeneration(config), processor
 
@@ -126,8 +159,15 @@ def _mllama() -> tuple[Any, Any]:
     tok = tokenizer({"image_token": "<|image|>", "python": "<|python_tag|>"})
     images = MllamaImageProcessorPil(size=_square(28), max_image_tiles=4, **NORM)
     vision = tf.models.mllama.MllamaVisionConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_global_layers=1,
-        attention_heads=2, image_size=28, patch_size=7, vision_output_dim=64, max_num_tiles=4,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_global_layers=1,
+        attention_heads=2,
+        image_size=28,
+        patch_size=7,
+        vision_output_dim=64,
+        max_num_tiles=4,
         intermediate_layers_indices=[0],
         supported_aspect_ratios=[[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]],
     )
@@ -143,8 +183,10 @@ def _mllama() -> tuple[Any, Any]:
 
 
 QWEN = {
-    "image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
-    "vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>",
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+    "vision_start": "<|vision_start|>",
+    "vision_end": "<|vision_end|>",
 }
 QWEN_TEMPLATE = TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
 
@@ -165,8 +207,11 @@ class Parts:
 def _qwen(config: Any, model: Any, vision: dict, patch: int, **text: Any) -> tuple[Any, Any]:
     tok = tokenizer(QWEN)
     images = Qwen2VLImageProcessorPil(
-        patch_size=patch, merge_size=2, temporal_patch_size=2,
-        size={"shortest_edge": (2 * patch) ** 2, "longest_edge": 64 * patch**2}, **NORM,
+        patch_size=patch,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": (2 * patch) ** 2, "longest_edge": 64 * patch**2},
+        **NORM,
     )
     mrope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
     built = config(
@@ -181,28 +226,50 @@ def _qwen(config: Any, model: Any, vision: dict, patch: int, **text: Any) -> tup
 
 
 def _qwen2() -> tuple[Any, Any]:
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 7,
-              "mlp_ratio": 2}
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": 64,
+        "num_heads": 2,
+        "patch_size": 7,
+        "mlp_ratio": 2,
+    }
     return _qwen(tf.Qwen2VLConfig, tf.Qwen2VLForConditionalGeneration, vision, 7)
 
 
 def _qwen25() -> tuple[Any, Any]:
-    vision = {"depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2,
-              "intermediate_size": 48, "patch_size": 7, "window_size": 28,
-              "fullatt_block_indexes": [1]}
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "out_hidden_size": 64,
+        "num_heads": 2,
+        "intermediate_size": 48,
+        "patch_size": 7,
+        "window_size": 28,
+        "fullatt_block_indexes": [1],
+    }
     return _qwen(tf.Qwen2_5_VLConfig, tf.Qwen2_5_VLForConditionalGeneration, vision, 7)
 
 
 def _qwen3() -> tuple[Any, Any]:
-    vision = {"depth": 3, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2,
-              "intermediate_size": 48, "patch_size": 8, "num_position_embeddings": 16,
-              "deepstack_visual_indexes": [0, 1]}
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "out_hidden_size": 64,
+        "num_heads": 2,
+        "intermediate_size": 48,
+        "patch_size": 8,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 1],
+    }
     return _qwen(tf.Qwen3VLConfig, tf.Qwen3VLForConditionalGeneration, vision, 8, head_dim=16)
 
 
 IDEFICS = {
-    "fake_image_token": "<fake_token_around_image>", "image_token": "<image>",
-    "global_image_token": "<global-img>", "end_of_utterance_token": "<end_of_utterance>",
+    "fake_image_token": "<fake_token_around_image>",
+    "image_token": "<image>",
+    "global_image_token": "<global-img>",
+    "end_of_utterance_token": "<end_of_utterance>",
     **{f"r{i}c{j}": f"<row_{i}_col_{j}>" for i in range(1, 4) for j in range(1, 4)},
 }
 
@@ -210,16 +277,27 @@ IDEFICS = {
 def _idefics(smol: bool) -> tuple[Any, Any]:
     tok = tokenizer(IDEFICS)
     settings = {
-        "size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32},
-        "do_image_splitting": True, **NORM,
+        "size": {"longest_edge": 64},
+        "max_image_size": {"longest_edge": 32},
+        "do_image_splitting": True,
+        **NORM,
     }
     vision = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
     }
     text = tf.LlamaConfig(vocab_size=len(tok), **TEXT)
-    kwargs = {"image_token_id": 3, "scale_factor": 2, "text_config": text,
-              "vision_config": vision, "pad_token_id": 0}
+    kwargs = {
+        "image_token_id": 3,
+        "scale_factor": 2,
+        "text_config": text,
+        "vision_config": vision,
+        "pad_token_id": 0,
+    }
     template = TEMPLATE.replace("IMAGE", "<image>")
     if smol:
         model = tf.SmolVLMForConditionalGeneration(tf.SmolVLMConfig(**kwargs))
@@ -232,25 +310,35 @@ def _idefics(smol: bool) -> tuple[Any, Any]:
 
 
 def _gemma3() -> tuple[Any, Any]:
-    tok = tokenizer({
-        "image_token": "<image_soft_token>", "boi_token": "<start_of_image>",
-        "eoi_token": "<end_of_image>",
-    })
+    tok = tokenizer(
+        {
+            "image_token": "<image_soft_token>",
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+        }
+    )
     images = Gemma3ImageProcessorPil(size=_square(28), **NORM)
     config = tf.Gemma3Config(
         text_config=tf.Gemma3TextConfig(
-            vocab_size=len(tok), head_dim=16, query_pre_attn_scalar=16, sliding_window=20,
-            layer_types=["sliding_attention", "full_attention", "sliding_attention"], **TEXT,
+            vocab_size=len(tok),
+            head_dim=16,
+            query_pre_attn_scalar=16,
+            sliding_window=20,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            **TEXT,
         ),
         vision_config=tf.SiglipVisionConfig(
             **{k: v for k, v in CLIP.items() if k != "projection_dim"}, vision_use_head=False
         ),
-        mm_tokens_per_image=4, image_token_index=tok.convert_tokens_to_ids("<image_soft_token>"),
+        mm_tokens_per_image=4,
+        image_token_index=tok.convert_tokens_to_ids("<image_soft_token>"),
         boi_token_index=tok.convert_tokens_to_ids("<start_of_image>"),
         eoi_token_index=tok.convert_tokens_to_ids("<end_of_image>"),
     )
     processor = tf.Gemma3Processor(
-        images, tok, image_seq_length=4,
+        images,
+        tok,
+        image_seq_length=4,
         chat_template=TEMPLATE.replace("IMAGE", "<start_of_image>"),
     )
     return tf.Gemma3ForConditionalGeneration(config), processor

@@ -122,9 +122,7 @@ class Adapter:
     def kv_shape(self) -> KVShape:
         text = self.text
         dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return KVShape(
-            self.self_layers(), text.num_key_value_heads, dim, self.dtype, self.device
-        )
+        return KVShape(self.self_layers(), text.num_key_value_heads, dim, self.dtype, self.device)
 
     def self_layers(self) -> tuple[int, ...]:
         return tuple(range(self.text.num_hidden_layers))
@@ -231,10 +229,13 @@ class Qwen3Adapter(QwenAdapter):
         where = torch.zeros_like(rows.ids, dtype=torch.bool)
         for row, columns, _, _ in rows.spots:
             where[row, columns] = True
-        levels = zip(*(
-            [level[first : first + len(columns)] for level in features.deep]
-            for _, columns, features, first in rows.spots
-        ), strict=True)
+        levels = zip(
+            *(
+                [level[first : first + len(columns)] for level in features.deep]
+                for _, columns, features, first in rows.spots
+            ),
+            strict=True,
+        )
         return {
             "visual_pos_masks": where,
             "deepstack_visual_embeds": [torch.cat(level) for level in levels],
@@ -262,7 +263,9 @@ class SmolVLMAdapter(Idefics3Adapter):
         length = (vision.image_size // vision.patch_size) ** 2 // shrink**2
         processor = self.processor
         return get_image_prompt_string(
-            int(inputs["rows"][0][0]), int(inputs["cols"][0][0]), length,
+            int(inputs["rows"][0][0]),
+            int(inputs["cols"][0][0]),
+            length,
             fake_token_around_image=processor.fake_image_token,
             image_token=processor.image_token,
             global_image_token=processor.global_image_token,

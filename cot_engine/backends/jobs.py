@@ -53,7 +53,9 @@ class Sequence:
         if self.rope is None:
             return index + self.delta
         size = self.rope.shape[1]
-        return torch.cat([self.rope[:, start:end], index[:, max(0, size - start):] + self.delta], 1)
+        return torch.cat(
+            [self.rope[:, start:end], index[:, max(0, size - start) :] + self.delta], 1
+        )
 
 
 @dataclass(slots=True)
@@ -69,9 +71,13 @@ class Tally:
     def usage(self, needed: int) -> Usage:
         """`needed` distinct tokens of prompt and prefix, of which `prefilled` were computed."""
         return Usage(
-            encodes=self.encodes, prefilled=self.prefilled,
-            cached=max(0, needed - self.prefilled), decoded=self.decoded, flops=self.flops,
-            calls=1, seconds=self.seconds,
+            encodes=self.encodes,
+            prefilled=self.prefilled,
+            cached=max(0, needed - self.prefilled),
+            decoded=self.decoded,
+            flops=self.flops,
+            calls=1,
+            seconds=self.seconds,
         )
 
 

@@ -64,7 +64,9 @@ def load(
     if quantize and where.type == "cpu":
         notes.append(f"{quantize} weights save memory on a CPU; they do not make it faster.")
     text = ChatText(
-        processor.tokenizer, adapter.image_tag, _template(processor, folder),
+        processor.tokenizer,
+        adapter.image_tag,
+        _template(processor, folder),
         _eos(network, processor.tokenizer),
     )
     if not text.template:
@@ -90,9 +92,9 @@ def find_folder(model: str | Path) -> Path:
         wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
         for offline in (True, False):
             with contextlib.suppress(Exception):  # not in the cache; no net; no such repository
-                found = Path(snapshot_download(
-                    name, allow_patterns=wanted, local_files_only=offline
-                ))
+                found = Path(
+                    snapshot_download(name, allow_patterns=wanted, local_files_only=offline)
+                )
                 if any(found.glob("*.safetensors")) and (found / "config.json").is_file():
                     return found
     raise ModelError(
@@ -165,8 +167,12 @@ def _explained(folder: Path, what: str) -> Any:
 
 
 def _network(
-    folder: Path, name: str, device: torch.device, dtype: torch.dtype,
-    quantize: Quantize | None, spared: tuple[str, ...],
+    folder: Path,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Quantize | None,
+    spared: tuple[str, ...],
 ) -> Any:
     import transformers
 
@@ -181,8 +187,13 @@ def _network(
     try:
         with _explained(folder, "the weights cannot be loaded"):
             model, report = getattr(transformers, name).from_pretrained(
-                folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True,
-                local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True,
+                folder,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
                 **kwargs,
             )
     finally:
@@ -228,7 +239,9 @@ def _quantization(quantize: str, dtype: torch.dtype, spared: tuple[str, ...]) ->
         )
     if quantize == "4bit":
         return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
             llm_int8_skip_modules=list(spared),
         )
     raise InputError(f"There is no quantisation {quantize!r}.", "Use 8bit or 4bit.")

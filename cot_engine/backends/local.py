@@ -54,9 +54,13 @@ class LocalBackend:
         gpu = self.adapter.device.type != "cpu"
         self.flops = Flops(self.adapter.config)
         self.worker = Worker(
-            self.adapter, self.text, self.flops,
-            max_rows or 256, prefill_columns or (65536 if gpu else 16384),
-            self._context, self._notice,
+            self.adapter,
+            self.text,
+            self.flops,
+            max_rows or 256,
+            prefill_columns or (65536 if gpu else 16384),
+            self._context,
+            self._notice,
         )
 
     @classmethod
@@ -94,10 +98,15 @@ class LocalBackend:
     @property
     def info(self) -> BackendInfo:
         return BackendInfo(
-            name="local", model=self._loaded.name, digest=self._loaded.digest,
-            architecture=self._loaded.architecture, device=str(self.adapter.device),
-            dtype=str(self.adapter.dtype).removeprefix("torch."), context=self._context,
-            max_images=self.adapter.max_images, notes=tuple(self._notes),
+            name="local",
+            model=self._loaded.name,
+            digest=self._loaded.digest,
+            architecture=self._loaded.architecture,
+            device=str(self.adapter.device),
+            dtype=str(self.adapter.dtype).removeprefix("torch."),
+            context=self._context,
+            max_images=self.adapter.max_images,
+            notes=tuple(self._notes),
         )
 
     # --- requests --------------------------------------------------------------------------------
@@ -152,8 +161,12 @@ class LocalBackend:
             decoded = count * len(request.seeds)
             flops += len(request.seeds) * self.flops.steps(length, count, crossed)
         return Usage(
-            encodes=len(images), prefilled=counted, cached=sum(had.values()), decoded=decoded,
-            flops=flops, calls=1,
+            encodes=len(images),
+            prefilled=counted,
+            cached=sum(had.values()),
+            decoded=decoded,
+            flops=flops,
+            calls=1,
         )
 
     def release(self, scope: str) -> None:

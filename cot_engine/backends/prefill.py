@@ -46,9 +46,7 @@ def plan(jobs: list[Job], limit: int) -> list[Part]:
     ordered = sorted(parts.values(), key=lambda part: part.size)
     chosen: list[Part] = []
     for part in ordered:
-        if chosen and (
-            part.size > 1.4 * chosen[0].size + 8 or columns_of([*chosen, part]) > limit
-        ):
+        if chosen and (part.size > 1.4 * chosen[0].size + 8 or columns_of([*chosen, part]) > limit):
             break
         chosen.append(part)
     return chosen

@@ -32,8 +32,14 @@ class Worker:
     together, what is cached of them and padding included."""
 
     def __init__(
-        self, adapter: Adapter, text: ChatText, flops: Flops, max_rows: int, prefill_columns: int,
-        context: int, notice: Callable[[str], None],
+        self,
+        adapter: Adapter,
+        text: ChatText,
+        flops: Flops,
+        max_rows: int,
+        prefill_columns: int,
+        context: int,
+        notice: Callable[[str], None],
     ) -> None:
         self.adapter = adapter
         self.text = text
@@ -147,9 +153,9 @@ class Worker:
             except Exception as error:
                 self._prefill_failed(parts, error)
                 return
-        ready = [j for j in self.jobs if not any(
-            n.pending for s in j.sequences for n in s.end.path()
-        )]
+        ready = [
+            j for j in self.jobs if not any(n.pending for s in j.sequences for n in s.end.path())
+        ]
         if not ready:
             return
         self.jobs = [job for job in self.jobs if job not in ready]
@@ -164,15 +170,20 @@ class Worker:
             self._fail(jobs, error)
         elif len(parts) > 1:
             self.prefill_columns = max(1, min(self.prefill_columns, columns_of(parts)) // 2)
-            self._say(f"Out of memory: prompts of {self.prefill_columns} tokens together are now "
-                      "computed at a time. Nothing was lost.")
+            self._say(
+                f"Out of memory: prompts of {self.prefill_columns} tokens together are now "
+                "computed at a time. Nothing was lost."
+            )
         elif len(self.batch.rows) > 1:
             self._halve_rows()
         else:
-            self._fail(jobs, ModelError(
-                f"Not enough memory for a prompt of {parts[0].node.end} tokens.",
-                "Use a smaller image, --quantize, or a smaller model.",
-            ))
+            self._fail(
+                jobs,
+                ModelError(
+                    f"Not enough memory for a prompt of {parts[0].node.end} tokens.",
+                    "Use a smaller image, --quantize, or a smaller model.",
+                ),
+            )
         self._free()
 
     def _begin(self, jobs: list[Job]) -> None:
@@ -227,8 +238,9 @@ class Worker:
     def _halve_rows(self) -> None:
         self.max_rows = max(1, min(self.max_rows, len(self._rows())) // 2)
         self.waiting.extendleft(reversed(self.batch.park(min(self.max_rows, len(self.batch.rows)))))
-        self._say(f"Out of memory: {self.max_rows} candidates are now written at once. "
-                  "Nothing was lost.")
+        self._say(
+            f"Out of memory: {self.max_rows} candidates are now written at once. Nothing was lost."
+        )
 
     def _free(self) -> None:
         if self.adapter.device.type == "cuda":

@@ -23,8 +23,21 @@ from .grading import grade, grade_caption, parse
 from .questions import MAKERS, TYPES
 from .world import SIDE, VERSION, Thing, caption, render, split_of
 
-__all__ = ["HINTS", "TEST_HASH", "TEST_SET", "TYPES", "VERSION", "SceneProblem", "Thing",
-           "content_hash", "grade", "grade_caption", "parse", "sample", "test_set"]
+__all__ = [
+    "HINTS",
+    "TEST_HASH",
+    "TEST_SET",
+    "TYPES",
+    "VERSION",
+    "SceneProblem",
+    "Thing",
+    "content_hash",
+    "grade",
+    "grade_caption",
+    "parse",
+    "sample",
+    "test_set",
+]
 
 TEST_SET = f"{VERSION}/test"
 TEST_HASH = "58ea88bb7af8ea295e329f640090788c5993654cb78dc5c7341b7990851e7900"
@@ -70,8 +83,9 @@ def _describe(rng: random.Random, things: tuple[Thing, ...]) -> str:
     return "There is " + ", ".join(parts) + "."
 
 
-def sample(seed: int, index: int, split: str = "train", *, detail: str = "normal",
-           text_only: bool = False) -> SceneProblem:
+def sample(
+    seed: int, index: int, split: str = "train", *, detail: str = "normal", text_only: bool = False
+) -> SceneProblem:
     """Problem `index` of the stream `seed` of a split; types take turns by index.
 
     `detail` ("brief", "normal", "full") and `text_only` change how the same problem is asked
@@ -103,9 +117,17 @@ def sample(seed: int, index: int, split: str = "train", *, detail: str = "normal
     staged["REASONING"] = draft.reasoning
     staged["CONCLUSION"] = draft.sentence if detail == "full" else draft.answer
     described = _describe(rng, draft.things) + " " if text_only else ""
-    return SceneProblem(id=name, type=kind, question=question, answer=draft.answer,
-                        objects=draft.things, staged=staged, text_only=text_only,
-                        prompt=described + question + HINTS[detail], image_seed=image_seed)
+    return SceneProblem(
+        id=name,
+        type=kind,
+        question=question,
+        answer=draft.answer,
+        objects=draft.things,
+        staged=staged,
+        text_only=text_only,
+        prompt=described + question + HINTS[detail],
+        image_seed=image_seed,
+    )
 
 
 def test_set(n: int = 1000) -> list[SceneProblem]:

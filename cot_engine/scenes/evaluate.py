@@ -32,42 +32,65 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def respond(model, processor, problems: list[SceneProblem], batch: int = 100,
-            max_new_tokens: int = 256) -> list[str]:
+def respond(
+    model, processor, problems: list[SceneProblem], batch: int = 100, max_new_tokens: int = 256
+) -> list[str]:
     """Greedy responses, in the order of the problems; with and without pictures may be mixed."""
     replies = [""] * len(problems)
     # Alike prompts together: a batch is either all pictures or none.
-    order = sorted(range(len(problems)),
-                   key=lambda i: (problems[i].text_only, len(problems[i].prompt)))
+    order = sorted(
+        range(len(problems)), key=lambda i: (problems[i].text_only, len(problems[i].prompt))
+    )
     for text_only in (False, True):
         rows = [i for i in order if problems[i].text_only is text_only]
         for k in range(0, len(rows), batch):
-            some = rows[k:k + batch]
-            texts = [processor.apply_chat_template([{"role": "user", "content": [
-                *([] if text_only else [{"type": "image"}]),
-                {"type": "text", "text": problems[i].prompt}]}]) for i in some]
+            some = rows[k : k + batch]
+            texts = [
+                processor.apply_chat_template(
+                    [
+                        {
+                            "role": "user",
+                            "content": [
+                                *([] if text_only else [{"type": "image"}]),
+                                {"type": "text", "text": problems[i].prompt},
+                            ],
+                        }
+                    ]
+                )
+                for i in some
+            ]
             images = None if text_only else [problems[i].image for i in some]
             inputs = processor(images=images, text=texts, return_tensors="pt", padding=True)
             inputs = inputs.to(model.device)
             out = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-            out = out[:, inputs["input_ids"].shape[1]:]
-            for i, text in zip(some, processor.batch_decode(out, skip_special_tokens=True),
-                               strict=True):
+            out = out[:, inputs["input_ids"].shape[1] :]
+            for i, text in zip(
+                some, processor.batch_decode(out, skip_special_tokens=True), strict=True
+            ):
                 replies[i] = text
     return replies
 
 
 def measure(problems: list[SceneProblem], replies: list[str]) -> dict:
     """Shares with intervals: answers (all, by type), valid stages, captions, objects in them."""
+
     def share(right: int, total: int) -> dict:
         low, high = wilson(right, total)
-        return {"right": right, "total": total, "share": right / max(1, total),
-                "low": low, "high": high}
+        return {
+            "right": right,
+            "total": total,
+            "share": right / max(1, total),
+            "low": low,
+            "high": high,
+        }
 
     parsed = [parse(r, p.staged) for p, r in zip(problems, replies, strict=True)]
     correct = [grade(r, p.answer) for p, r in zip(problems, replies, strict=True)]
-    seen = [grade_caption((s or {}).get("CAPTION", ""), p.objects)
-            for p, s in zip(problems, parsed, strict=True) if not p.text_only]
+    seen = [
+        grade_caption((s or {}).get("CAPTION", ""), p.objects)
+        for p, s in zip(problems, parsed, strict=True)
+        if not p.text_only
+    ]
     result = {
         "n": len(problems),
         "valid_stages": share(sum(s is not None for s in parsed), len(parsed)),
@@ -81,7 +104,8 @@ def measure(problems: list[SceneProblem], replies: list[str]) -> dict:
         if rows:
             most = Counter(problems[i].answer for i in rows).most_common(1)[0][1]
             result["types"][kind] = share(sum(correct[i] for i in rows), len(rows)) | {
-                "majority": most / len(rows)}
+                "majority": most / len(rows)
+            }
     return result
 
 
@@ -91,8 +115,10 @@ def table(result: dict) -> str:
 
     def line(name: str, row: dict) -> None:
         majority = f"{row['majority']:10.3f}" if "majority" in row else ""
-        lines.append(f"{name:14}{row['share']:7.3f}  [{row['low']:.3f}, {row['high']:.3f}] "
-                     f"{row['right']:>6}/{row['total']:<5}{majority}")
+        lines.append(
+            f"{name:14}{row['share']:7.3f}  [{row['low']:.3f}, {row['high']:.3f}] "
+            f"{row['right']:>6}/{row['total']:<5}{majority}"
+        )
 
     for name in ("valid_stages", "objects", "captions", "answers"):
         if result[name]["total"]:  # text-only problems have no captions
@@ -123,16 +149,27 @@ def main() -> None:
     if args.split == "test" and args.detail == "normal" and not args.text_only:
         problems = test_set(args.n)
     else:
-        problems = [sample(0, i, args.split, detail=args.detail, text_only=args.text_only)
-                    for i in range(args.n)]
+        problems = [
+            sample(0, i, args.split, detail=args.detail, text_only=args.text_only)
+            for i in range(args.n)
+        ]
     start = time.perf_counter()
     replies = respond(model, processor, problems, args.batch)
     seconds = time.perf_counter() - start
     result = measure(problems, replies)
     if args.wrong:
-        rows = [{"id": p.id, "type": p.type, "prompt": p.prompt, "answer": p.answer,
-                 "response": r, "truth": p.response}
-                for p, r in zip(problems, replies, strict=True) if not grade(r, p.answer)]
+        rows = [
+            {
+                "id": p.id,
+                "type": p.type,
+                "prompt": p.prompt,
+                "answer": p.answer,
+                "response": r,
+                "truth": p.response,
+            }
+            for p, r in zip(problems, replies, strict=True)
+            if not grade(r, p.answer)
+        ]
         args.wrong.write_text("".join(json.dumps(row) + "\n" for row in rows))
     if args.json:
         print(json.dumps(result, indent=2))

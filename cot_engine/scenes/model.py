@@ -70,16 +70,23 @@ def _vocabulary() -> dict[str, int]:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Whole words where known, bytes otherwise, so any text comes back as it was."""
     core = Tokenizer(models.BPE(vocab=_vocabulary(), merges=[], ignore_merges=True))
-    core.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(_PIECES), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
-        extra_special_tokens={"image_token": "<image>"}, model_max_length=2048,
-        padding_side="left", clean_up_tokenization_spaces=False,
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens={"image_token": "<image>"},
+        model_max_length=2048,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -88,12 +95,19 @@ def build_processor() -> LlavaProcessor:
     feed and an assistant turn with `</s>`."""
     square = {"height": SIDE, "width": SIDE}
     images = CLIPImageProcessorPil(
-        size=square, do_center_crop=False, crop_size=square, do_convert_rgb=True,
-        image_mean=[0.5] * 3, image_std=[0.5] * 3,
+        size=square,
+        do_center_crop=False,
+        crop_size=square,
+        do_convert_rgb=True,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     )
     return LlavaProcessor(
-        image_processor=images, tokenizer=build_tokenizer(), patch_size=PATCH,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        image_processor=images,
+        tokenizer=build_tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
     )
 
@@ -101,18 +115,39 @@ def build_processor() -> LlavaProcessor:
 def build_model(vocabulary: int) -> LlavaForConditionalGeneration:
     """An untrained model of 4.3 million parameters, in fp32."""
     vision = CLIPVisionConfig(
-        hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-        image_size=SIDE, patch_size=PATCH, projection_dim=128,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=SIDE,
+        patch_size=PATCH,
+        projection_dim=128,
     )
     text = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=256, intermediate_size=704, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=4, head_dim=64, max_position_embeddings=4096,
-        tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        vocab_size=vocabulary,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=64,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=3, vision_feature_layer=-1,
-        vision_feature_select_strategy="default", image_seq_length=(SIDE // PATCH) ** 2,
-        tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        vision_config=vision,
+        text_config=text,
+        image_token_id=3,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        image_seq_length=(SIDE // PATCH) ** 2,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     model = LlavaForConditionalGeneration(config)
     generation = model.generation_config

@@ -25,8 +25,9 @@ def orthogonalise(g: torch.Tensor, steps: int = 5) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """For 2-d parameters only. `lr` is the size of the update in spectral norm, for square ones."""
 
-    def __init__(self, params, lr: float = 0.01, momentum: float = 0.95,
-                 weight_decay: float = 0.01):
+    def __init__(
+        self, params, lr: float = 0.01, momentum: float = 0.95, weight_decay: float = 0.01
+    ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

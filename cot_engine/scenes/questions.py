@@ -126,17 +126,25 @@ def count(rng: random.Random) -> Draft:
     things = place(rng, looks + [_look_unlike(rng, d) for _ in range(rest)])
     noun, many = _noun(rng), _words(d, True)
     asked = _words(d, True, noun)
-    question = rng.choice((
-        f"How many {asked} are there?",
-        f"How many {asked} are in the picture?",
-        f"How many {asked} do you see?",
-        f"Count the {asked}.",
-        f"What is the number of {asked}?",
-    ))
+    question = rng.choice(
+        (
+            f"How many {asked} are there?",
+            f"How many {asked} are in the picture?",
+            f"How many {asked} do you see?",
+            f"Count the {asked}.",
+            f"What is the number of {asked}?",
+        )
+    )
     walk, found = _count_walk(things, d)
     one = "is 1 " + _words(d, False) if found == 1 else f"are {found} {many}"
-    return Draft(things, question, str(found), f" and count the {many}",
-                 f"Count the {many}: {walk} So {found}.", f"There {one}.")
+    return Draft(
+        things,
+        question,
+        str(found),
+        f" and count the {many}",
+        f"Count the {many}: {walk} So {found}.",
+        f"There {one}.",
+    )
 
 
 def subtract(rng: random.Random) -> Draft:
@@ -148,14 +156,17 @@ def subtract(rng: random.Random) -> Draft:
     noun, many = _noun(rng), _words(d, True)
     asked = _words(d, True, noun)
     ones = asked if "shape" in d else asked.replace(noun + "s", "ones")
-    question = rng.choice((
-        f"How many {noun}s are left if all the {ones} are removed?",
-        f"How many {noun}s remain if you take away the {ones}?",
-        f"If all the {asked} are removed, how many {noun}s are left?",
-        f"Take away all the {asked}. How many {noun}s are left?",
-        f"How many {noun}s are not {asked if 'shape' in d else ones}?"
-        if len(d) > 1 or "shape" in d else f"How many {noun}s are not {next(iter(d.values()))}?",
-    ))
+    question = rng.choice(
+        (
+            f"How many {noun}s are left if all the {ones} are removed?",
+            f"How many {noun}s remain if you take away the {ones}?",
+            f"If all the {asked} are removed, how many {noun}s are left?",
+            f"Take away all the {asked}. How many {noun}s are left?",
+            f"How many {noun}s are not {asked if 'shape' in d else ones}?"
+            if len(d) > 1 or "shape" in d
+            else f"How many {noun}s are not {next(iter(d.values()))}?",
+        )
+    )
     parts, stays = [], 0
     for thing in things:
         if _matches(thing, d):
@@ -164,9 +175,14 @@ def subtract(rng: random.Random) -> Draft:
             stays += 1
             parts.append(f"{_seen(thing, d)} stays {stays}")
     verb = "object is" if stays == 1 else "objects are"
-    return Draft(things, question, str(stays), f", remove the {many} and count the rest",
-                 f"Remove the {many}: {', '.join(parts)}. So {stays}.",
-                 f"{stays} {verb} left without the {many}.")
+    return Draft(
+        things,
+        question,
+        str(stays),
+        f", remove the {many} and count the rest",
+        f"Remove the {many}: {', '.join(parts)}. So {stays}.",
+        f"{stays} {verb} left without the {many}.",
+    )
 
 
 def compare(rng: random.Random) -> Draft:
@@ -184,20 +200,28 @@ def compare(rng: random.Random) -> Draft:
     noun = _noun(rng)
     x, y = _words(first, True, noun), _words(second, True, noun)
     greater = "greater" if word == "more" else "smaller"
-    question = rng.choice((
-        f"Are there {word} {x} than {y}?",
-        f"Are there {word} {x} than {y} in the picture?",
-        f"Do you see {word} {x} than {y}?",
-        f"Is the number of {x} {greater} than the number of {y}?",
-    ))
+    question = rng.choice(
+        (
+            f"Are there {word} {x} than {y}?",
+            f"Are there {word} {x} than {y} in the picture?",
+            f"Do you see {word} {x} than {y}?",
+            f"Is the number of {x} {greater} than the number of {y}?",
+        )
+    )
     x, y = _words(first, True), _words(second, True)
     (walk_x, a), (walk_y, b) = _count_walk(things, first), _count_walk(things, second)
     relation = "more than" if a > b else "less than" if a < b else "the same as"
     answer = "yes" if holds(a, b) else "no"
     says = f"Yes, there are {word}" if answer == "yes" else f"No, there are not {word}"
-    return Draft(things, question, answer, f", count the {x} and the {y} and compare",
-                 f"Count the {x}: {walk_x} So {a}. Count the {y}: {walk_y} So {b}. "
-                 f"{a} is {relation} {b}, so {answer}.", f"{says} {x} than {y}.")
+    return Draft(
+        things,
+        question,
+        answer,
+        f", count the {x} and the {y} and compare",
+        f"Count the {x}: {walk_x} So {a}. Count the {y}: {walk_y} So {b}. "
+        f"{a} is {relation} {b}, so {answer}.",
+        f"{says} {x} than {y}.",
+    )
 
 
 def exist(rng: random.Random) -> Draft:
@@ -208,29 +232,47 @@ def exist(rng: random.Random) -> Draft:
     things = place(rng, looks + [_look_unlike(rng, d) for _ in range(rest)])
     noun = _noun(rng)
     one, many = _words(d, False, noun), _words(d, True, noun)
-    question = rng.choice((
-        f"Is there {_a(one)}?",
-        f"Is there {_a(one)} in the picture?",
-        f"Do you see {_a(one)}?",
-        f"Are there any {many}?",
-        f"Does the picture show {_a(one)}?",
-    ))
+    question = rng.choice(
+        (
+            f"Is there {_a(one)}?",
+            f"Is there {_a(one)} in the picture?",
+            f"Do you see {_a(one)}?",
+            f"Are there any {many}?",
+            f"Does the picture show {_a(one)}?",
+        )
+    )
     walk, found = _count_walk(things, d)
     one, answer = _a(_words(d, False)), "yes" if found else "no"
     says = f"Yes, there is {one}." if found else f"No, I do not see {one}."
-    return Draft(things, question, answer, f" and look for {one}",
-                 f"Look for {one}: {walk} {found} found, so {answer}.", says)
+    return Draft(
+        things,
+        question,
+        answer,
+        f" and look for {one}",
+        f"Look for {one}: {walk} {found} found, so {answer}.",
+        says,
+    )
 
 
 def _random_things(rng: random.Random) -> tuple[Thing, ...]:
     return place(rng, [_random_look(rng) for _ in range(_total(rng, MIN_THINGS))])
 
 
-def _unique(rng: random.Random, things: tuple[Thing, ...], target: Thing,
-            families: tuple[str, ...]) -> dict[str, str] | None:
+def _unique(
+    rng: random.Random, things: tuple[Thing, ...], target: Thing, families: tuple[str, ...]
+) -> dict[str, str] | None:
     """A random description by some of `families` that fits the target and nothing else."""
-    kinds = [k for k in (("shape",), ("colour",), ("colour", "shape"), ("size", "shape"),
-                         ("size", "colour")) if set(k) <= set(families)]
+    kinds = [
+        k
+        for k in (
+            ("shape",),
+            ("colour",),
+            ("colour", "shape"),
+            ("size", "shape"),
+            ("size", "colour"),
+        )
+        if set(k) <= set(families)
+    ]
     rng.shuffle(kinds)
     for kind in kinds:
         d = {family: getattr(target, family) for family in kind}
@@ -255,23 +297,35 @@ def attribute(rng: random.Random) -> Draft:
     else:
         asked, name = _words(d, False, noun), _words(d, False)
     spelled = rng.choice(("colour", "color")) if family == "colour" else family
-    choices = [f"What {spelled} is the {asked}?", f"What is the {spelled} of the {asked}?",
-               f"Which {spelled} does the {asked} have?", f"Name the {spelled} of the {asked}."]
+    choices = [
+        f"What {spelled} is the {asked}?",
+        f"What is the {spelled} of the {asked}?",
+        f"Which {spelled} does the {asked} have?",
+        f"Name the {spelled} of the {asked}.",
+    ]
     if family == "size":
         choices.append(f"Is the {asked} small or large?")
     answer = getattr(target, family)
     look = f"{target.size} {target.colour} {target.shape}"
-    return Draft(things, rng.choice(choices), answer, f", find the {name} and read its {family}",
-                 f"Find the {name}: {_find_walk(things, target, d)} "
-                 f"{target.cell} is a {look}. So {answer}.",
-                 f"The {name} is {_a(answer) if family == 'shape' else answer}.")
+    return Draft(
+        things,
+        rng.choice(choices),
+        answer,
+        f", find the {name} and read its {family}",
+        f"Find the {name}: {_find_walk(things, target, d)} {target.cell} is a {look}. So {answer}.",
+        f"The {name} is {_a(answer) if family == 'shape' else answer}.",
+    )
 
 
 _SIDES = {  # words -> (axis, sign of first minus second for the words to hold)
-    "left of": ("column", -1), "to the left of": ("column", -1),
-    "right of": ("column", 1), "to the right of": ("column", 1),
-    "above": ("row", -1), "higher than": ("row", -1),
-    "below": ("row", 1), "lower than": ("row", 1),
+    "left of": ("column", -1),
+    "to the left of": ("column", -1),
+    "right of": ("column", 1),
+    "to the right of": ("column", 1),
+    "above": ("row", -1),
+    "higher than": ("row", -1),
+    "below": ("row", 1),
+    "lower than": ("row", 1),
 }
 
 
@@ -289,12 +343,14 @@ def relation(rng: random.Random) -> Draft:
             break
     noun = _noun(rng)
     x, y = _words(d, False, noun), _words(e, False, noun)
-    question = rng.choice((
-        f"Is the {x} {words} the {y}?",
-        f"Do you see the {x} {words} the {y}?",
-        f"In the picture, is the {x} {words} the {y}?",
-        f"Would you say that the {x} is {words} the {y}?",
-    ))
+    question = rng.choice(
+        (
+            f"Is the {x} {words} the {y}?",
+            f"Do you see the {x} {words} the {y}?",
+            f"In the picture, is the {x} {words} the {y}?",
+            f"Would you say that the {x} is {words} the {y}?",
+        )
+    )
     x, y = _words(d, False), _words(e, False)
     at = "ABCD" if axis == "column" else "1234"
     p, q = at[getattr(first, axis)], at[getattr(second, axis)]
@@ -302,14 +358,24 @@ def relation(rng: random.Random) -> Draft:
     actual = lower if gap < 0 else higher if gap > 0 else "the same as"
     answer = "yes" if gap * sign > 0 else "no"
     says = f"Yes, the {x} is" if answer == "yes" else f"No, the {x} is not"
-    return Draft(things, question, answer, f", find the {x} and the {y} and compare their {axis}s",
-                 f"Find the {x}: {_find_walk(things, first, d)} "
-                 f"Find the {y}: {_find_walk(things, second, e)} "
-                 f"{first.cell} and {second.cell}: {axis} {p} is {actual} {axis} {q}, "
-                 f"so {answer}.", f"{says} {words} the {y}.")
+    return Draft(
+        things,
+        question,
+        answer,
+        f", find the {x} and the {y} and compare their {axis}s",
+        f"Find the {x}: {_find_walk(things, first, d)} "
+        f"Find the {y}: {_find_walk(things, second, e)} "
+        f"{first.cell} and {second.cell}: {axis} {p} is {actual} {axis} {q}, "
+        f"so {answer}.",
+        f"{says} {words} the {y}.",
+    )
 
 
 MAKERS: dict[str, Callable[[random.Random], Draft]] = {
-    "count": count, "subtract": subtract, "compare": compare,
-    "exist": exist, "attribute": attribute, "relation": relation,
+    "count": count,
+    "subtract": subtract,
+    "compare": compare,
+    "exist": exist,
+    "attribute": attribute,
+    "relation": relation,
 }

@@ -68,8 +68,10 @@ def optimisers(modules: list[nn.Module]) -> list[torch.optim.Optimizer]:
     for module in modules:
         for name, p in module.named_parameters():
             (matrices if p.ndim == 2 and "embed" not in name else rest).append(p)
-    return [Muon(matrices, lr=0.01),
-            torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)]
+    return [
+        Muon(matrices, lr=0.01),
+        torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
 class Clock:
@@ -101,8 +103,13 @@ def step(opts: list[torch.optim.Optimizer], base: list[float], factor: float) ->
 
 # --- the vision tower -----------------------------------------------------------------------------
 
-HEADS = {"shape": len(SHAPES) + 1, "colour": len(COLOURS), "size": len(SIZES),
-         "cell": GRID * GRID, "next": GRID * GRID + 1}
+HEADS = {
+    "shape": len(SHAPES) + 1,
+    "colour": len(COLOURS),
+    "size": len(SIZES),
+    "cell": GRID * GRID,
+    "next": GRID * GRID + 1,
+}
 
 
 def vision_batch(index: int, n: int = 64) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -121,8 +128,10 @@ def vision_batch(index: int, n: int = 64) -> tuple[torch.Tensor, dict[str, torch
         for c in range(GRID * GRID):  # the first occupied cell after this one, or none
             classes["next"][row, c] = min((d for d in cells if d > c), default=GRID * GRID)
     per = PATCHES // GRID
-    grids = {head: np.repeat(np.repeat(y.reshape(n, GRID, GRID), per, 1), per, 2).reshape(n, -1)
-             for head, y in classes.items()}
+    grids = {
+        head: np.repeat(np.repeat(y.reshape(n, GRID, GRID), per, 1), per, 2).reshape(n, -1)
+        for head, y in classes.items()
+    }
     return pixels(problems), {head: torch.from_numpy(y) for head, y in grids.items()}
 
 
@@ -161,8 +170,16 @@ def train_vision(out: Path, minutes: float) -> None:
             print(f"vision {steps} {done:.3f} loss {loss.item():.3f} {shares}", flush=True)
             seen = {head: [0, 0] for head in HEADS}
         if steps % 200 == 0 or done >= 1:
-            save(path, {"tower": tower.state_dict(), "heads": heads.state_dict(), "steps": steps,
-                        "opts": [o.state_dict() for o in opts], "spent": clock.spent})
+            save(
+                path,
+                {
+                    "tower": tower.state_dict(),
+                    "heads": heads.state_dict(),
+                    "steps": steps,
+                    "opts": [o.state_dict() for o in opts],
+                    "spent": clock.spent,
+                },
+            )
         if done >= 1:
             return
 
@@ -182,27 +199,36 @@ def language_pool(index: int, tokenizer, n: int) -> list[dict[str, torch.Tensor]
     share, problems = TEXT_FIRST if index < TEXT_POOLS else TEXT_ONLY, []
     for i in range(POOL * n):
         detail = rng.choices(("normal", "brief", "full"), (1 - 2 * HINTED, HINTED, HINTED))[0]
-        problems.append(sample(2, index * POOL * n + i, detail=detail,
-                               text_only=rng.random() < share))
-    prompts = tokenizer([("<s>" if p.text_only else "<s>" + "<image>" * PATCHES**2) + p.prompt
-                         + "\n" for p in problems]).input_ids
+        problems.append(
+            sample(2, index * POOL * n + i, detail=detail, text_only=rng.random() < share)
+        )
+    prompts = tokenizer(
+        [
+            ("<s>" if p.text_only else "<s>" + "<image>" * PATCHES**2) + p.prompt + "\n"
+            for p in problems
+        ]
+    ).input_ids
     replies = tokenizer([p.response + "</s>" for p in problems]).input_ids
     order = sorted(range(len(problems)), key=lambda i: len(prompts[i]) + len(replies[i]))
     batches = []
     for k in range(POOL):
-        rows = order[k * n:(k + 1) * n]
+        rows = order[k * n : (k + 1) * n]
         length = max(len(prompts[i]) + len(replies[i]) for i in rows)
         ids = torch.zeros(n, length, dtype=torch.long)
         targets = torch.full((n, length), IGNORE)
         for row, i in enumerate(rows):
             start, end = len(prompts[i]), len(prompts[i]) + len(replies[i])
             ids[row, :end] = torch.tensor(prompts[i] + replies[i])
-            targets[row, start - 1:end - 1] = torch.tensor(replies[i])
+            targets[row, start - 1 : end - 1] = torch.tensor(replies[i])
         shown = [i for i in rows if not problems[i].text_only]
-        batches.append({
-            "ids": ids, "targets": targets, "tokens": int((ids != 0).sum()),
-            "pixels": pixels([problems[i] for i in shown]) if shown else None,
-        })
+        batches.append(
+            {
+                "ids": ids,
+                "targets": targets,
+                "tokens": int((ids != 0).sum()),
+                "pixels": pixels([problems[i] for i in shown]) if shown else None,
+            }
+        )
     rng.shuffle(batches)
     return batches
 
@@ -255,9 +281,14 @@ def train_language(out: Path, minutes: float, batch_size: int, save_every: float
             step(opts, base, rate(done))
             steps, right, total = steps + 1, right + hits.sum().item(), total + hits.numel()
             if steps % 50 == 0:
-                row = {"step": steps, "samples": steps * batch_size, "done": round(done, 4),
-                       "loss": round(loss.item(), 4), "token_accuracy": round(right / total, 4),
-                       "per_second": round(steps * batch_size / clock.spent, 1)}
+                row = {
+                    "step": steps,
+                    "samples": steps * batch_size,
+                    "done": round(done, 4),
+                    "loss": round(loss.item(), 4),
+                    "token_accuracy": round(right / total, 4),
+                    "per_second": round(steps * batch_size / clock.spent, 1),
+                }
                 print(row, flush=True)
                 log.write(json.dumps(row) + "\n")
                 log.flush()
@@ -266,8 +297,16 @@ def train_language(out: Path, minutes: float, batch_size: int, save_every: float
                 break
         if done >= 1 or clock.spent - saved > 60 * save_every:
             saved = clock.spent
-            save(path, {"model": model.state_dict(), "opts": [o.state_dict() for o in opts],
-                        "pools": pools, "steps": steps, "spent": clock.spent})
+            save(
+                path,
+                {
+                    "model": model.state_dict(),
+                    "opts": [o.state_dict() for o in opts],
+                    "pools": pools,
+                    "steps": steps,
+                    "spent": clock.spent,
+                },
+            )
             model.save_pretrained(out / "model")
             processor.save_pretrained(out / "model")
         if done >= 1:

@@ -75,9 +75,7 @@ def place(rng: random.Random, looks: list[dict[str, str]]) -> tuple[Thing, ...]:
     """Put things of the given looks (size, colour, shape) on random cells, in reading order."""
     cells = sorted(rng.sample(range(GRID * GRID), len(looks)))
     looks = rng.sample(looks, len(looks))
-    return tuple(
-        Thing(c % GRID, c // GRID, **look) for c, look in zip(cells, looks, strict=True)
-    )
+    return tuple(Thing(c % GRID, c // GRID, **look) for c, look in zip(cells, looks, strict=True))
 
 
 def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
@@ -115,9 +113,7 @@ def render(things: tuple[Thing, ...], seed: int, side: int = SIDE) -> Image.Imag
         jitter = 2.5 if small else 0.9
         x = (thing.column + 0.5) * CELL + rng.uniform(-jitter, jitter)
         y = (thing.row + 0.5) * CELL + rng.uniform(-jitter, jitter)
-        fill = tuple(
-            max(0, min(255, c + rng.randint(-12, 12))) for c in COLOURS[thing.colour]
-        )
+        fill = tuple(max(0, min(255, c + rng.randint(-12, 12))) for c in COLOURS[thing.colour])
         x, y, r = x * unit, y * unit, r * unit
         if thing.shape == "circle":
             draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
