@@ -13,6 +13,8 @@ from cot_engine.backends.kv import KVShape, RowCache, Slots
 from cot_engine.backends.sampling import Settings, draw, seed64, uniforms
 from cot_engine.flops import Flops
 
+SMALL_BYTES = 1 << 30
+
 
 def streams(rows: list[Row]) -> tuple[Settings, np.ndarray]:
     """The rows' sampling settings and seeds."""
@@ -63,11 +65,17 @@ class Batch:
         self._changed()
 
     def _reserve(self, rows: int, columns: int) -> None:
-        if rows > self.slots.rows or columns > self.slots.columns:
-            if columns > self.slots.columns:
-                columns += columns // 4  # rows grow by one a step; growing copies everything
-            self.slots.reserve(rows, columns, used=len(self.rows))
-            self._changed()
+        """Growing copies everything, so while that is cheap more is taken than asked for."""
+        slots = self.slots
+        if rows <= slots.rows and columns <= slots.columns:
+            return
+        if rows * columns * self.shape.bytes_per_token < SMALL_BYTES:
+            rows = rows if rows <= slots.rows else 2 * rows
+            columns = columns if columns <= slots.columns else columns + 128
+        elif columns > slots.columns:
+            columns += columns // 8
+        slots.reserve(rows, columns, used=len(self.rows))
+        self._changed()
 
     def tail(self, row: Row, tokens: int) -> torch.Tensor | None:
         """A copy of the keys and values of the row's first `tokens` own tokens."""
