@@ -117,16 +117,22 @@ def _legend(figure: Figure) -> str:
     text = "; ".join(said) + ". "
     if any(card.on_path for column in figure.columns for card in column.cards):
         text += "The answer's path is drawn strong. "
-    if any(fig.bracket(column) for column in figure.columns):
-        text += (
-            "Two lines meet where two candidates were judged, and the winner's goes on. The"
-            " numbers (on a narrow screen: under “matches”) are its margins, above when it was"
-            " shown first, below when second; a minus marks an order that preferred the loser, ? a"
-            " reply that could not be read, a dashed line a tie, broken by rule."
-        )
+    brackets = [bout for column in figure.columns for bout in fig.bracket(column) or ()]
+    if brackets:
+        text += "Two lines meet where two candidates were judged, and the winner's goes on. "
+        number = ("number", "is its margin")
+        if any(len(bout.match.verdicts) == 2 for bout in brackets):
+            number = (
+                "numbers",
+                "are its margins, above when it was shown first, below when second; a minus marks"
+                " an order that preferred the loser, ? a reply that could not be read",
+            )
+        text += f"The {number[0]} (on a narrow screen: under “matches”) {number[1]}. "
+        if any(bout.match.outcome == "tie" for bout in brackets):
+            text += "A dashed line is a tie, broken by rule. "
     if any(column.matches and not fig.bracket(column) for column in figure.columns):
         text += (
-            " In a table, row A and column B hold A's margin over B when A was shown first; shaded"
+            "In a table, row A and column B hold A's margin over B when A was shown first; shaded"
             " where A won the match of both orders."
         )
     return f'<p class="legend">{esc(text.strip())}</p>'
@@ -184,7 +190,7 @@ def _card(figure: Figure, column: Column, card: Card, row: int) -> str:
         marks += ' <span class="sr">on the answer’s path</span>'
     elif card.kept:
         marks += ' <span class="from">kept</span>'
-    logprob = f"{card.chain.likelihood(1):.3f}".replace("-", "−")
+    logprob = words.logprob_text(card.chain.likelihood(1))
     faults = "".join(f"<li>{esc(words.fault_text(fault))}</li>" for fault in card.step.faults)
     if card.unjudged:
         faults += "<li>not judged for that</li>"
@@ -221,7 +227,7 @@ def _details(card: Card) -> str:
     """The reply as it was written, and what is known of it."""
     step = card.step
     facts = [card.id, *card.folded]
-    rows = [("id", ", ".join(facts)), ("log-probability", f"{step.logprob:.3f}".replace("-", "−"))]
+    rows = [("id", ", ".join(facts)), ("log-probability", words.logprob_text(step.logprob))]
     rows += [("ended by", step.finish)]
     rows += [(f"score ({name})", f"{value:.4g}") for name, value in card.scores.items()]
     listed = "".join(f"<dt>{esc(key)}</dt><dd>{esc(value)}</dd>" for key, value in rows)

@@ -116,11 +116,11 @@ def _card(wrapped, figure: Figure, column: Column, card: Card, labels: int) -> I
     """A candidate. Of a whole response only the one on the path shows more than its answer."""
     strong = "bold cyan" if card.on_path else ""
     quiet = "" if card.on_path else "dim" if card.unjudged else ""
-    logprob = f"{card.chain.likelihood(1):7.3f}".replace("-", "−")
+    logprob = words.logprob_text(card.chain.likelihood(1)).rjust(6)
     head = Text.assemble(
         ("● " if card.on_path else "│ ", strong),
         (_label(card).ljust(labels), strong or "bold"),
-        (f" {logprob}  ", "dim"),
+        (f"  {logprob}  ", "dim"),
     )
     most = 2 * _LINES if card.on_path else _LINES
     parts = words.pieces(card.step.text, figure.started.plan)

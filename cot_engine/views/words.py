@@ -26,6 +26,12 @@ def for_winner(match: Match) -> list[tuple[Verdict, float, bool]]:
     return seen if first else seen[::-1]
 
 
+def logprob_text(value: float) -> str:
+    """ "−0.123"; "0.000" has no sign."""
+    text = f"{value:.3f}"
+    return text.replace("-", "" if float(text) == 0 else "−")
+
+
 def margin_text(verdict: Verdict, margin: float, favours: bool) -> str:
     """ "+1.24", "−0.80"; "?" for an unreadable reply; "=" or a bare sign without a number."""
     if not verdict.readable:
