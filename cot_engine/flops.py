@@ -43,6 +43,7 @@ class Flops:
         self.keys = text.num_key_value_heads * dim
         self.cross_layers = len(getattr(text, "cross_attention_layers", None) or ())
         self.self_layers = text.num_hidden_layers - self.cross_layers
+        self._logits = linear(1, text.hidden_size, text.vocab_size)
         mlp = 3 * linear(1, text.hidden_size, text.intermediate_size)
         self._token = 2 * linear(1, text.hidden_size, self.queries) + mlp
         self._keys_and_values = 2 * linear(1, text.hidden_size, self.keys)
@@ -61,7 +62,7 @@ class Flops:
 
     def head(self, count: int) -> int:
         """Logits at `count` positions."""
-        return linear(count, self.text.hidden_size, self.text.vocab_size)
+        return count * self._logits
 
     def step(self, context: int, crossed: int = 0) -> int:
         """One decoded token behind `context` cached ones, with its logits."""

@@ -22,7 +22,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def uniforms(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1) [rows], float64: the `counters`-th of each seed's stream (both uint64).
+    """Numbers in [0, 1), float64: the `counters`-th of each seed's stream (both uint64).
 
     A counter-based stream needs no state, so a row draws the same numbers whatever rows are
     beside it, on every machine.
@@ -62,15 +62,14 @@ def draw(
 
     Temperature, then top-k, then top-p, then the inverse of the cumulative distribution at
     `uniform` [rows]. The log-probability is the model's own: temperature 1, nothing cut.
-    `banned` is never drawn (`logits` is overwritten there). The few likeliest go to numpy: on
-    arrays this small its operations take a quarter of torch's time, and a GPU is waited for once.
+    `banned` is never drawn. The few likeliest go to numpy: on arrays this small its operations
+    take a quarter of torch's time, and a GPU is waited for once.
     """
-    logits = logits.float()
-    total = logits.logsumexp(-1).cpu().numpy()
+    logprobs = logits.float().log_softmax(-1)
     if banned is not None:
-        logits[:, banned] = float("-inf")
+        logprobs[:, banned] = float("-inf")
     widest = min(settings.widest, logits.shape[-1])
-    top, ids = (part.cpu().numpy() for part in logits.topk(widest, dim=-1))
+    top, ids = (part.cpu().numpy() for part in logprobs.topk(widest, dim=-1))
     row = np.arange(len(ids))
     if widest == 1:
         chosen = np.zeros_like(row)
@@ -84,5 +83,4 @@ def draw(
         last = np.maximum(kept.sum(-1) - 1, 0)
         target = uniform * below[row, last]
         chosen = np.minimum((below <= target[:, None]).sum(-1), last)
-    logprobs = top[row, chosen] - total
-    return ids[row, chosen].tolist(), logprobs.tolist()
+    return ids[row, chosen].tolist(), top[row, chosen].tolist()
