@@ -7,6 +7,7 @@ import io
 import re
 import shlex
 from html.parser import HTMLParser
+from pathlib import Path
 
 import browser
 import pytest
@@ -107,6 +108,13 @@ def test_tree_takes_a_narrower_width_than_the_console():
     console = Console(width=100, file=io.StringIO(), color_system=None)
     console.print(render_tree(TRACES["long"](), width=60))
     assert max(map(len, console.file.getvalue().splitlines())) <= 60
+
+
+def test_the_documented_example_is_drawn_as_it_is_now():
+    docs = Path(__file__).parents[1] / "docs"
+    check_golden(
+        "../../docs/example-trace.html", render_html(Trace.read(docs / "example-trace.jsonl"))
+    )
 
 
 # --- the page ------------------------------------------------------------------------------------

@@ -354,7 +354,9 @@ def _setup(figure: Figure) -> str:
     sampling = f"temperature {s.sampling.temperature}, top-p {s.sampling.top_p}"
     sampling += f", top-k {s.sampling.top_k}"
     plan = " → ".join(f"{stage.tag} ({stage.length})" for stage in s.plan)
-    judged = f"{s.judge}, {s.orders} order{'s' * (s.orders == 'both')}, image {s.judge_image}"
+    asked = {len(match.verdicts) for column in figure.columns for match in column.matches}
+    orders = "one order" if asked == {1} else f"{s.orders} order{'s' * (s.orders == 'both')}"
+    judged = f"{s.judge}, {orders}, image {s.judge_image}"
     versions = ", ".join(f"{name} {version}" for name, version in s.versions.items())
     rows = [
         ("model", f"{model.model} ({model.architecture})"),
