@@ -1,0 +1,52 @@
+"""What a model or a user wrote must not act on a terminal or in a page."""
+
+from __future__ import annotations
+
+import io
+import unicodedata
+from html.parser import HTMLParser
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from cot_engine.escape import html, markup, terminal
+
+ANY = st.text(st.characters(exclude_categories=[]))
+BIDI = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
+
+
+@given(ANY)
+def test_nothing_acts_on_a_terminal(text):
+    shown = terminal(text)
+    assert not BIDI & set(shown)
+    assert all(unicodedata.category(c) not in ("Cc", "Cs") or c in "\n\t" for c in shown)
+
+
+@given(ANY)
+def test_html_is_one_text(text):
+    parts: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            assert (tag, len(attrs)) == ("p", 1)
+            parts.append(attrs[0][1])
+
+        def handle_data(self, data):
+            parts.append(data)
+
+    reader = Reader()
+    reader.feed(f'<p title="{html(text)}">{html(text)}</p>')
+    reader.close()
+    assert parts[0] == terminal(text) and "".join(parts[1:]) == terminal(text)
+
+
+@given(ANY)
+def test_markup_is_not_read(text):
+    console = Console(file=io.StringIO(), width=10_000, color_system=None, emoji=False)
+    console.print(markup(text) + ".", highlight=False, soft_wrap=True)
+    assert console.file.getvalue() == terminal(text).expandtabs(8) + ".\n" or "\t" in text
+
+
+def test_what_acts_is_shown():
+    assert terminal("a\x1b[31mb\u202ec\r\nd\x9be") == "a␛[31mb⟨U+202E⟩c\nd⟨U+009B⟩e"
