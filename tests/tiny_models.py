@@ -367,8 +367,8 @@ def enliven(model: torch.nn.Module, seed: int = 0) -> None:
                 value.fill_(0.8)
             elif value.ndim == 1:  # a norm's weight or a bias: keep its centre
                 value.add_(0.1 * noise)
-            elif "embed_tokens" in name:
-                value.copy_(noise)
+            elif "embed_tokens" in name:  # often the output matrix too: neither flat nor certain
+                value.copy_(noise * (2.5 / math.sqrt(value.shape[-1])))
             else:
                 fan_in = math.prod(value.shape[1:])
                 value.copy_(noise * (1.5 / math.sqrt(fan_in)))
