@@ -230,7 +230,7 @@ def _quantization(quantize: str, dtype: torch.dtype, spared: tuple[str, ...]) ->
     except ImportError as error:
         raise InputError(
             "Quantisation needs bitsandbytes and accelerate, which are not both installed.",
-            "pip install bitsandbytes accelerate",
+            "pip install 'cot-engine[quantize]'",
         ) from error
     if quantize == "8bit":
         # Threshold 0: with outlier columns a row's result would depend on the rows beside it.
