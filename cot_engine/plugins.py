@@ -9,8 +9,10 @@ for, and one that is broken is explained and hides no other:
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -109,6 +111,11 @@ def _built_in(kind: Kind) -> Mapping[str, Any]:
 
 
 def _found(kind: Kind) -> dict[str, list[metadata.EntryPoint]]:
+    return _read(kind, tuple(sys.path))
+
+
+@functools.cache  # reading the metadata of all that is installed takes longer than a short search
+def _read(kind: Kind, path: tuple[str, ...]) -> dict[str, list[metadata.EntryPoint]]:
     """The entry points of each name, the one that counts first.
 
     Packages are read one at a time: `metadata.entry_points()` fails for all if one is malformed.
