@@ -132,6 +132,17 @@ def test_no_such_model(name):
     assert "hf download" in caught.value.hint
 
 
+def test_a_misspelt_model_names_its_near_misses(tmp_path):
+    (tmp_path / "llava-7b").mkdir()
+    (tmp_path / "llava-7b" / "config.json").write_text("{}")
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(ModelError) as caught:
+        reload(tmp_path / "lava-7b")
+    assert caught.value.hint.startswith(f"Did you mean {tmp_path / 'llava-7b'}?")
+    with pytest.raises(ModelError, match="Did you mean bundled"):
+        reload("bundeld")
+
+
 def test_wrong_options(folder):
     with pytest.raises(InputError, match="no device 'tpu'"):
         loading.load(folder, device="tpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import json
 import logging
@@ -97,11 +98,20 @@ def find_folder(model: str | Path) -> Path:
                 )
                 if any(found.glob("*.safetensors")) and (found / "config.json").is_file():
                     return found
+    near = f"Did you mean {' or '.join(found)}? " if (found := _near(folder)) else ""
     raise ModelError(
         f"There is no model folder {name!r}, and nothing of that name could be downloaded.",
-        "Give a folder with config.json and safetensors weights, or a hub name like "
+        f"{near}Give a folder with config.json and safetensors weights, or a hub name like "
         "llava-hf/llava-1.5-7b-hf (hf download NAME fetches one while you are online).",
     )
+
+
+def _near(folder: Path) -> list[str]:
+    """Model folders beside a missing one whose names resemble it, and the bundled model."""
+    known = {"bundled": "bundled"} if folder.parent == Path() else {}
+    with contextlib.suppress(OSError):
+        known |= {p.parent.name: str(p.parent) for p in folder.parent.glob("*/config.json")}
+    return [known[name] for name in difflib.get_close_matches(folder.name, known, 3, 0.5)]
 
 
 def pick_device(device: str) -> torch.device:
