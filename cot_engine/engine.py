@@ -284,17 +284,21 @@ class Engine:
         return self._modes[tag]
 
     def _run(self, coroutine: Coroutine) -> Any:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+        done = threading.Event()
+
+        async def watched() -> Any:
+            try:
+                return await coroutine
+            finally:
+                done.set()
+
+        future = asyncio.run_coroutine_threadsafe(watched(), self._running_loop())
         try:
             return future.result()
         except KeyboardInterrupt:
             # The search gets to record that it was stopped before the interrupt goes on.
             future.cancel()
-            done = threading.Event()
-            self._running_loop().call_soon_threadsafe(
-                lambda: self._running_loop().call_later(0.2, done.set)
-            )
-            done.wait(2)
+            done.wait(5)
             raise
 
     def _iterate(self, items: AsyncIterator) -> Iterator:
