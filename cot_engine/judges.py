@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -94,6 +94,21 @@ def _head(case: Case, pair: Pair, how_to_reply: str) -> tuple[Prompt, str]:
     return head, prompts.judge_tail(first, second)
 
 
+async def _by_head(
+    pairs: Sequence[Pair],
+    case: Case,
+    how_to_reply: str,
+    judged: Callable[[Prompt, list[str]], Awaitable[list[Verdict]]],
+) -> list[Verdict]:
+    """One verdict for each pair, pairs with the same shared prompt asked in one request."""
+    asked = [_head(case, pair, how_to_reply) for pair in pairs]
+    verdicts: dict[int, Verdict] = {}
+    for head in dict.fromkeys(prompt for prompt, _ in asked):
+        at = [i for i, (prompt, _) in enumerate(asked) if prompt == head]
+        verdicts.update(zip(at, await judged(head, [asked[i][1] for i in at]), strict=True))
+    return [verdicts[i] for i in range(len(pairs))]
+
+
 @dataclass(frozen=True, slots=True)
 class SelfJudge:
     """The model itself, by the logits of its verdict: nothing is generated.
@@ -106,15 +121,16 @@ class SelfJudge:
     symmetric: ClassVar[bool] = False
 
     async def compare(self, pairs: Sequence[Pair], case: Case, ask: Ask) -> list[Verdict]:
-        asked = [_head(case, pair, prompts.REPLY_NUMBER) for pair in pairs]
-        verdicts: dict[int, Verdict] = {}
-        for head in dict.fromkeys(prompt for prompt, _ in asked):
-            at = [i for i, (prompt, _) in enumerate(asked) if prompt == head]
-            rows = await ask.choose(head, [asked[i][1] for i in at], ("1", "2"))
-            for i, (one, two) in zip(at, rows, strict=True):
-                mass = math.exp(one) + math.exp(two)
-                verdicts[i] = _by_sign(one - two, mass >= self.least_mass, f"mass {mass:.2g}")
-        return [verdicts[i] for i in range(len(pairs))]
+        async def judged(head: Prompt, tails: list[str]) -> list[Verdict]:
+            rows = await ask.choose(head, tails, ("1", "2"))
+            return [self.read(one, two) for one, two in rows]
+
+        return await _by_head(pairs, case, prompts.REPLY_NUMBER, judged)
+
+    def read(self, one: float, two: float) -> Verdict:
+        """The verdict that the log-probabilities of "1" and "2" are."""
+        mass = math.exp(one) + math.exp(two)
+        return _by_sign(one - two, mass >= self.least_mass, f"mass {mass:.2g}")
 
 
 _CHOICE = re.compile(r"choice\W{0,4}(?:attempt\s*|number\s*)?([12])\b", re.IGNORECASE)
@@ -132,15 +148,11 @@ class RationaleJudge:
     symmetric: ClassVar[bool] = False
 
     async def compare(self, pairs: Sequence[Pair], case: Case, ask: Ask) -> list[Verdict]:
-        asked = [_head(case, pair, prompts.REPLY_RATIONALE) for pair in pairs]
-        verdicts: dict[int, Verdict] = {}
-        for head in dict.fromkeys(prompt for prompt, _ in asked):
-            at = [i for i, (prompt, _) in enumerate(asked) if prompt == head]
-            tails = [asked[i][1] for i in at]
+        async def judged(head: Prompt, tails: list[str]) -> list[Verdict]:
             replies = await ask.write(head, tails, Until(), self.length, GREEDY)
-            for i, reply in zip(at, replies, strict=True):
-                verdicts[i] = self.parse(reply)
-        return [verdicts[i] for i in range(len(pairs))]
+            return [self.parse(reply) for reply in replies]
+
+        return await _by_head(pairs, case, prompts.REPLY_RATIONALE, judged)
 
     @staticmethod
     def parse(reply: str) -> Verdict:
