@@ -102,14 +102,14 @@ class Engine:
     def solve(
         self,
         image: Any,
-        question: str,
+        question: str | None = None,
         *,
         config: RunConfig | None = None,
         on_event: Listener | None = None,
         **options: Any,
     ) -> Answer:
         """Answer one question about an image (a path, URL, PIL image, array, bytes; a list of
-        them for several; None for a question alone).
+        them for several; None for a question alone), or a Problem that holds both.
 
         `options` are fields of RunConfig; `strategy` and `judge` may also be objects, and any
         other name is a parameter of the strategy: `solve(img, q, strategy="best-of-n", n=8)`.
@@ -120,7 +120,7 @@ class Engine:
     async def asolve(
         self,
         image: Any,
-        question: str,
+        question: str | None = None,
         *,
         config: RunConfig | None = None,
         on_event: Listener | None = None,
@@ -193,7 +193,7 @@ class Engine:
         async def one(index: int, item: Problem | tuple[Any, str]) -> Answer | CotEngineError:
             listen = None if on_event is None else lambda event: on_event(index, event)
             try:
-                problem = item if isinstance(item, Problem) else run.problem(*item)
+                problem = run.problem(item) if isinstance(item, Problem) else run.problem(*item)
                 return await self._search(problem, run, listen)
             except CotEngineError as error:
                 if on_error == "keep":
@@ -380,9 +380,12 @@ class _Run:
             )
         return Named(type(part).__name__, part)
 
-    def problem(self, image: Any, question: str) -> Problem:
-        """A Problem from what the user gave. Its id is a digest of question and images."""
-        check_question(question)
+    def problem(self, image: Any, question: str | None = None) -> Problem:
+        """A Problem from what the user gave, if it is none already. Its id is then a digest of
+        question and images."""
+        if isinstance(image, Problem) and question is None:
+            return image
+        question = check_question(question)  # type: ignore[arg-type]
         if image is None:
             given: list[Any] = []
         else:

@@ -56,3 +56,7 @@ class StrategyError(CotEngineError):
 
 class TraceError(CotEngineError):
     """A trace cannot be written or read."""
+
+
+class StoreError(CotEngineError):
+    """A store of results cannot be opened, read or written."""

@@ -188,7 +188,7 @@ def _started(session: Session, strategy: Named, judge: Named) -> Started:
             image.source,
             image.size,
             image.notes,
-            image=image if settings.keep_images else None,
+            image=image,
         )
         for image in problem.images
     )

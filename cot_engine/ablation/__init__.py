@@ -1,0 +1,1 @@
+"""Strategy ablations: a grid of searches over a data set, at matched compute, in a store."""

@@ -1,0 +1,68 @@
+"""Which code made a result: the version, and a digest of every source that can change one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cot_engine import plugins
+from cot_engine.errors import CotEngineError
+
+if TYPE_CHECKING:
+    from cot_engine.ablation.grid import Ablation
+
+# What only shows results cannot change what a search does.
+_SHOWS = ("cli", "views", "__main__.py", "testing.py", "statistics.py")
+_OF_ABLATION = ("data.py", "worth.py", "runner.py")  # the rest of it only stores and reports
+
+
+def code_version(ablation: Ablation) -> str:
+    """Such as "cot-engine 0.1.0 (3fa9c1d2) torch 2.13.0 transformers 5.23.0".
+
+    The digest in brackets is over this package's sources and those of the strategies and judges
+    that the grid names, wherever they come from: with one changed, no old row is counted.
+    """
+    digest = hashlib.sha256(_package().encode())
+    for kind, name in sorted(
+        {("strategy", cell.config.strategy) for cell in ablation.cells}
+        | {("judge", cell.config.judge) for cell in ablation.cells if cell.config.judge != "auto"}
+    ):
+        digest.update(f"{kind} {name}".encode() + _source(kind, name))
+    parts = [f"cot-engine {_version('cot-engine')} ({digest.hexdigest()[:8]})"]
+    parts += [f"{name} {_version(name)}" for name in ("torch", "transformers")]
+    return " ".join(parts)
+
+
+@functools.cache
+def _package() -> str:
+    root = Path(importlib.util.find_spec("cot_engine").submodule_search_locations[0])  # type: ignore[union-attr, index]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        inside = path.relative_to(root)
+        shows = inside.parts[0] in _SHOWS
+        if not shows and (inside.parts[0] != "ablation" or inside.name in _OF_ABLATION):
+            digest.update(inside.as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _source(kind: plugins.Kind, name: str) -> bytes:
+    part = plugins.load(kind, name)
+    try:
+        return Path(inspect.getsourcefile(part if callable(part) else type(part))).read_bytes()  # type: ignore[arg-type]
+    except (TypeError, OSError) as error:
+        raise CotEngineError(
+            f"The source of the {kind} {name!r} cannot be read: {error}.",
+            "Results are filed by it: install the package that has it as source.",
+        ) from None
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,444 @@
+"""What an ablation runs: cells (one configuration each), seeds, data, read from one TOML file.
+
+    seeds = [0, 1, 2]
+
+    [data]
+    source = "scenes"            # or a .jsonl or .tsv file
+    n = 200
+
+    [run]                        # what all cells share: any key of a configuration file
+    temperature = 1.5
+
+    [match]                      # compute: each problem gets what the reference spent on it,
+    unit = "flops"               # or `amount`, the same for all
+    reference = "stage-beam n=4"
+
+    [[cells]]
+    strategy = "stage-beam"      # a list is an axis: one cell for each of its values
+    n = [1, 2, 3, 4]
+
+    [[cells]]
+    strategy = "best-of-n"
+    matched = true
+
+A key of a cell that is not one of a configuration (`config.RunConfig`) is a parameter of its
+strategy. The baselines (greedy, one sample, and at matched compute majority vote) are added where
+the file does not name them; what needs no search of its own (majority vote, random choice and
+oracle over the candidates of another cell) is worked out by the analysis.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cot_engine import plugins
+from cot_engine.budget import Unit, parse_budget, parse_unit
+from cot_engine.config import KEYS, RunConfig
+from cot_engine.errors import ConfigError, CotEngineError, UnknownNameError
+from cot_engine.stages import Plan
+from cot_engine.tournament import TOURNAMENTS
+
+MAX_CELLS = 500
+_TOP = ("name", "seeds", "rollouts", "data", "run", "match", "cells")
+_DATA = ("source", "n", "split", "seed", "rule")
+_MATCH = ("unit", "reference", "amount")
+_OWN = ("name", "matched", "rollouts")  # keys of a cell that are neither settings nor parameters
+_NOT_SHARED = ("strategy", "parameters", "seed", "budget")  # of [run]
+_SHARED = ("model", "device", "dtype", "quantize", "in_flight", "allow_url")  # of [run] alone
+# What decides how a search is run but not what comes of it.
+_NO_MATTER = ("seed", "in_flight", "allow_url", "parameters", "strategy")
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How much a cell may spend on each problem: `amount` of `unit`, or what the cell with the
+    hash `reference` spent on that problem and seed."""
+
+    unit: Unit
+    amount: float | None = None
+    reference: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One configuration of the grid. `label` names it in tables; `hash` names what it does.
+
+    `rollouts` greedy continuations of each judged candidate tell what it was worth; they are
+    charged to nobody.
+    """
+
+    label: str
+    config: RunConfig
+    match: Match | None = None
+    rollouts: int = 0
+
+    @property
+    def n(self) -> int | None:
+        """The strategy's number of candidates, if it has one."""
+        return self.parameters.get("n")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All parameters of the strategy, defaults included."""
+        part = plugins.make("strategy", self.config.strategy, self.config.parameters)
+        return asdict(part) if is_dataclass(part) else dict(self.config.parameters)  # type: ignore[call-overload]
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over all that decides what this cell's searches do, but for the problem,
+        the seed, the weights and the code."""
+        return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def plain(self) -> dict[str, Any]:
+        """The cell as JSON has it, without its label."""
+        config = {k: getattr(self.config, k) for k in KEYS if k not in _NO_MATTER}
+        plan = config["plan"]
+        config["plan"] = asdict(plan) if isinstance(plan, Plan) else str(plan)
+        return {
+            "strategy": self.config.strategy,
+            "parameters": json.loads(json.dumps(self.parameters, default=repr)),
+            "config": config,
+            "match": asdict(self.match) if self.match else None,
+            "rollouts": self.rollouts,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """A whole grid. `data` are the arguments of `data.load_data` but for the folder, which is the
+    one that paths are relative to. `reference` is the label of the cell that sets the budgets."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    seeds: tuple[int, ...] = (0,)
+    data: dict[str, Any] = field(default_factory=dict, hash=False)
+    run: RunConfig = field(default_factory=RunConfig)
+    folder: Path = Path()
+    reference: str | None = None
+
+    def cell(self, label: str) -> Cell:
+        return next(cell for cell in self.cells if cell.label == label)
+
+    def on(self, judge: str, device: str, dtype: str, model: str) -> Ablation:
+        """The grid on a loaded model: "auto" becomes what it stands for there."""
+
+        def settled(cell: Cell) -> Cell:
+            own = judge if cell.config.judge == "auto" else cell.config.judge
+            config = replace(cell.config, judge=own, device=device, dtype=dtype, model=model)
+            return replace(cell, config=config)
+
+        return replace(self, cells=_linked(self.cells, [settled(cell) for cell in self.cells]))
+
+
+def load_ablation(path: str | Path) -> Ablation:
+    """Read a grid. Raises ConfigError naming the file, the key and what is allowed."""
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The ablation {str(path)!r} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The ablation {str(path)!r} is not valid TOML: {error}.") from None
+    try:
+        return parse_ablation(table, name=path.stem, folder=path.parent)
+    except CotEngineError as error:
+        message = f"{error.message.removesuffix('.')}, in {str(path)!r}."
+        raise ConfigError(message, error.hint) from None
+
+
+def parse_ablation(table: dict[str, Any], *, name: str, folder: Path = Path()) -> Ablation:
+    """The grid that a parsed TOML file describes. Raises ConfigError or UnknownNameError."""
+    _known("key called", table, _TOP)
+    for key in ("data", "run", "match"):
+        if not isinstance(table.get(key, {}), dict):
+            raise ConfigError(f"{key} is {table[key]!r}.", f"Write it as a table, [{key}].")
+    data = dict(table.get("data", {}))
+    _known("key of [data] called", data, _DATA)
+    data.setdefault("source", "scenes")
+    shared = dict(table.get("run", {}))
+    _known("key of [run] called", shared, [k for k in KEYS if k not in _NOT_SHARED])
+    entries = table.get("cells", [])
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(
+            "The grid is empty.", 'Write at least one [[cells]] table, such as strategy = "greedy".'
+        )
+    base = _config(shared, folder)
+    drafts = [draft for entry in entries for draft in _drafts(entry, base, folder)]
+    rollouts = _whole("rollouts", table.get("rollouts", 0), 0, 64)
+    drafts = [replace(d, rollouts=rollouts) if d.rollouts is None else d for d in drafts]
+    match = dict(table.get("match", {}))
+    drafts = _labelled(_with_baselines(drafts, bool(match)))
+    if len(drafts) > MAX_CELLS:
+        raise ConfigError(f"The grid has {len(drafts)} cells.", f"The limit is {MAX_CELLS}.")
+    cells, reference = _matched(drafts, match)
+    return Ablation(
+        str(table.get("name", name)), cells, _seeds(table), data, base, folder, reference
+    )
+
+
+def _seeds(table: dict[str, Any]) -> tuple[int, ...]:
+    seeds = table.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds:
+        raise ConfigError(f"seeds is {seeds!r}.", "Give a list of whole numbers, such as [0, 1].")
+    numbers = tuple(_whole("seeds", seed, 0, 2**63 - 1) for seed in seeds)
+    if len(set(numbers)) < len(numbers):
+        raise ConfigError(f"seeds is {seeds!r}.", "Each seed counts once: name it once.")
+    return numbers
+
+
+# --- cells ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A cell before its label and budget are known. `axes` are what its entry varies."""
+
+    config: RunConfig
+    name: str = ""
+    axes: tuple[str, ...] = ()
+    matched: bool = False
+    rollouts: int | None = None
+
+
+def _drafts(entry: Any, base: RunConfig, folder: Path) -> list[_Draft]:
+    """The cells of one [[cells]] table: one for each combination of its lists' values."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("strategy"), (str, list)):
+        raise ConfigError(f"A [[cells]] table is {entry!r}.", 'It needs strategy = "NAME".')
+    if "seed" in entry or "budget" in entry:
+        key = "seed" if "seed" in entry else "budget"
+        where = "seeds = [...] at the top" if key == "seed" else "the [match] table"
+        raise ConfigError(f"A [[cells]] table has {key}.", f"That belongs to {where}.")
+    for key in _SHARED:
+        if key in entry:
+            raise ConfigError(f"A [[cells]] table has {key}.", "All cells share it: see [run].")
+    own = {key: entry[key] for key in _OWN if key in entry}
+    if not isinstance(own.get("matched", False), bool):
+        raise ConfigError(f"matched is {own['matched']!r}.", "It must be true or false.")
+    if "rollouts" in own:
+        _whole("rollouts", own["rollouts"], 0, 64)
+    rest = {key: value for key, value in entry.items() if key not in _OWN}
+    axes = {key: value if isinstance(value, list) else [value] for key, value in rest.items()}
+    for key, values in axes.items():
+        if not values:
+            raise ConfigError(f"{key} is an empty list.", "Give it a value, or leave it out.")
+    varied = tuple(key for key, values in axes.items() if len(values) > 1)
+    drafts = []
+    for combination in itertools.product(*axes.values()):
+        config = _cell_config(base, dict(zip(axes, combination, strict=True)), folder)
+        drafts.append(
+            _Draft(
+                config,
+                str(own.get("name", "")),
+                varied,
+                own.get("matched", False),
+                own.get("rollouts"),
+            )
+        )
+    return drafts
+
+
+def _cell_config(base: RunConfig, values: dict[str, Any], folder: Path) -> RunConfig:
+    settings = {key: value for key, value in values.items() if key in KEYS and key != "parameters"}
+    parameters = {key: value for key, value in values.items() if key not in KEYS}
+    parameters |= values.get("parameters", {})
+    config = _config(settings | {"parameters": parameters}, folder, base)
+    plugins.make("strategy", config.strategy, config.parameters)  # says what is wrong with them
+    if config.judge != "auto":
+        plugins.make("judge", config.judge, {})
+    if config.tournament not in TOURNAMENTS:
+        raise UnknownNameError("tournament", config.tournament, TOURNAMENTS)
+    return config
+
+
+def _config(values: dict[str, Any], folder: Path, base: RunConfig | None = None) -> RunConfig:
+    config = replace(base or RunConfig(), **values)
+    if isinstance(config.plan, Plan):
+        return config
+    return replace(config, plan=Plan.from_toml(folder / config.plan))
+
+
+def _with_baselines(drafts: list[_Draft], matching: bool) -> list[_Draft]:
+    """The drafts, after what every comparison needs beside it: greedy, one sample and, where
+    compute is matched, a majority vote that gets the same; for each way of sampling in the grid."""
+    cells = {(d.config.strategy, _way(d.config), _n(d.config), d.matched) for d in drafts}
+    added: dict[tuple, _Draft] = {}
+    for draft in drafts:
+        way = _way(draft.config)
+        plain = {"parameters": {}, "judge": "auto", "tournament": "knockout", "orders": "both"}
+        plain["judge_image"] = "seen"
+        one = replace(draft.config, strategy="best-of-n", **plain | {"parameters": {"n": 1}})
+        vote = replace(draft.config, strategy="majority", **plain)
+        greedy = replace(draft.config, strategy="greedy", **plain)
+        steady = way[3:]  # a greedy answer does not depend on temperature, top-p, top-k
+        if not any(s == "greedy" and w[3:] == steady for s, w, *_ in cells):
+            added.setdefault(("greedy", steady), _Draft(greedy))
+        if ("best-of-n", way, 1, False) not in cells:
+            added.setdefault(("sample", way), _Draft(one, "one sample"))
+        voting = any(s == "majority" and w == way and m for s, w, _, m in cells)
+        if matching and not voting:
+            added.setdefault(("vote", way), _Draft(vote, matched=True))
+    return [*(replace(d, rollouts=0) for d in added.values()), *drafts]
+
+
+def _way(config: RunConfig) -> tuple:
+    """What decides how one response is drawn."""
+    c = config
+    return (c.temperature, c.top_p, c.top_k, c.plan, c.detail, c.mode)
+
+
+def _n(config: RunConfig) -> Any:
+    return getattr(plugins.make("strategy", config.strategy, config.parameters), "n", None)
+
+
+# --- labels --------------------------------------------------------------------------------------
+
+_LABELLED = {
+    "judge": "judge={}",
+    "tournament": "{}",
+    "orders": "{} order(s)",
+    "judge_image": "judge sees {}",
+    "temperature": "T={:g}",
+    "top_p": "top-p={:g}",
+    "top_k": "top-k={}",
+    "detail": "{}",
+    "mode": "{}",
+}
+
+
+def _labelled(drafts: list[_Draft]) -> list[tuple[str, _Draft]]:
+    """A label for each: its name or strategy, its parameters, and the settings that differ within
+    the grid. Raises ConfigError for two cells that are the same."""
+    usual = {key: _most_frequent([getattr(d.config, key) for d in drafts]) for key in _LABELLED}
+    plans = list(dict.fromkeys(d.config.plan for d in drafts))
+    labels: dict[str, _Draft] = {}
+    for draft in drafts:
+        parts = [draft.name or draft.config.strategy]
+        parameters = _shown(draft.config)
+        if draft.name:
+            parameters = {k: v for k, v in parameters.items() if k in draft.axes}
+        if draft.matched and "n" in parameters and "n" not in draft.axes and _fills(draft.config):
+            parameters.pop("n")  # it samples as many as its budget pays for
+        parts += [f"{key}={value}" for key, value in parameters.items()]
+        for key, form in _LABELLED.items():
+            value = getattr(draft.config, key)
+            if value != usual[key] and not (draft.name and key not in draft.axes):
+                parts.append(form.format(value))
+        if len(plans) > 1 and not (draft.name and "plan" not in draft.axes):
+            parts.append("+".join(stage.tag for stage in draft.config.plan))
+        if draft.matched:
+            parts.append("(matched)")
+        label = " ".join(parts)
+        if label in labels:
+            raise ConfigError(
+                f"Two cells of the grid are both {label!r}.",
+                "Remove one, or tell them apart by name = ...",
+            )
+        labels[label] = draft
+    return list(labels.items())
+
+
+def _shown(config: RunConfig) -> dict[str, Any]:
+    """The parameters that a label shows: n, and those that are not at their default."""
+    part = plugins.make("strategy", config.strategy, config.parameters)
+    if not is_dataclass(part):
+        return dict(config.parameters)
+    values = {f.name: (getattr(part, f.name), f.default) for f in fields(part)}
+    return {
+        name: value
+        for name, (value, default) in values.items()
+        if name == "n" or (value != default and name != "fill")
+    }
+
+
+def _fills(config: RunConfig) -> bool:
+    part = plugins.make("strategy", config.strategy, config.parameters)
+    return bool(getattr(part, "fill", hasattr(part, "fill")))
+
+
+def _most_frequent(values: list[Any]) -> Any:
+    return max(values, key=values.count)
+
+
+# --- budgets -------------------------------------------------------------------------------------
+
+
+def _matched(
+    drafts: list[tuple[str, _Draft]], match: dict[str, Any]
+) -> tuple[tuple[Cell, ...], str | None]:
+    """The cells with their budgets, and the label of the reference."""
+    _known("key of [match] called", match, _MATCH)
+    wanted = [label for label, draft in drafts if draft.matched]
+    if wanted and not match:
+        raise ConfigError(
+            f"{wanted[0]} is matched, but to nothing.", "Add a [match] table with a reference."
+        )
+    cells = {label: Cell(label, d.config, rollouts=d.rollouts or 0) for label, d in drafts}
+    if not match:
+        return tuple(cells.values()), None
+    if ("reference" in match) == ("amount" in match):
+        raise ConfigError(
+            "[match] needs either a reference or an amount.",
+            'Such as reference = "stage-beam n=4", or amount = "3e9 flops".',
+        )
+    label = match.get("reference")
+    if label is None:
+        budget = parse_budget(match["amount"])
+        if "unit" in match and parse_unit(match["unit"]) != budget.unit:
+            raise ConfigError(
+                f"[match] has unit {match['unit']!r} and amount {match['amount']!r}.",
+                "The amount names its unit itself: leave the unit out.",
+            )
+        goal = Match(budget.unit, budget.amount)
+    else:
+        if label not in cells:
+            raise UnknownNameError("cell for [match] called", str(label), cells)
+        if label in wanted:
+            raise ConfigError(
+                f"The reference {label!r} is matched itself.", "Its n is what sets the budgets."
+            )
+        goal = Match(parse_unit(match.get("unit", "flops")), None, cells[label].hash)
+    for name in wanted:
+        cells[name] = replace(cells[name], config=_filling(cells[name].config), match=goal)
+    return tuple(cells.values()), label
+
+
+def _filling(config: RunConfig) -> RunConfig:
+    """The strategy told to use its budget up, if it can and was not told otherwise."""
+    part = plugins.make("strategy", config.strategy, config.parameters)
+    if not hasattr(part, "fill") or "fill" in config.parameters:
+        return config
+    return replace(config, parameters={**config.parameters, "fill": True})
+
+
+def _linked(before: tuple[Cell, ...], after: list[Cell]) -> tuple[Cell, ...]:
+    """`after` with the references of matched cells renamed as their cells' hashes changed."""
+    renamed = {old.hash: new.hash for old, new in zip(before, after, strict=True)}
+
+    def linked(cell: Cell) -> Cell:
+        if cell.match is None or cell.match.reference is None:
+            return cell
+        match = replace(cell.match, reference=renamed[cell.match.reference])
+        return replace(cell, match=match)
+
+    return tuple(linked(cell) for cell in after)
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+def _known(what: str, table: dict[str, Any], known: Any) -> None:
+    for key in table:
+        if key not in known:
+            raise UnknownNameError(what, key, known)
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigError(f"{name} is {value!r}.", f"It must be a whole number, {low} to {high}.")
+    return value

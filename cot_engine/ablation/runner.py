@@ -1,0 +1,247 @@
+"""Runs a grid: every search that the store does not hold yet, many at a time on one model.
+
+`plan_run` says what is to be done, `search_row` does one piece of it (here or on another machine),
+`run_local` keeps the model busy. Only what calls them writes to the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from cot_engine.ablation.code import code_version
+from cot_engine.ablation.data import DataSet, Item
+from cot_engine.ablation.grid import Ablation, Cell
+from cot_engine.ablation.store import Candidate, ItemRecord, Key, Row, Run, Store
+from cot_engine.ablation.worth import selections
+from cot_engine.budget import Budget
+from cot_engine.errors import CotEngineError, ModelError, StoreError
+from cot_engine.stages import conclusion, tier
+from cot_engine.types import Answer, Problem
+
+if TYPE_CHECKING:
+    from cot_engine.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One search to be done: everything it needs but the model. `allotted` in the budget's unit;
+    `unit` is what its spending is stated in."""
+
+    key: Key
+    cell: Cell
+    item: Item
+    unit: str = "flops"
+    allotted: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A run and the parts it is made of, by the names that its keys use."""
+
+    run: Run
+    cells: dict[str, Cell]
+    items: dict[str, Item]
+
+    def phases(self, store: Store, *, retry: bool = False) -> Iterator[tuple[Task, ...]]:
+        """What the store lacks: first the cells that depend on nothing, then, once their rows are
+        there, those whose budgets these set. `retry` takes up again what failed.
+
+        A phase is made when it is asked for, so the rows of the one before must be stored by then.
+        """
+        depending = {h for h, c in self.cells.items() if c.match and c.match.reference}
+        for later in (False, True):
+            yield tuple(self._tasks(store, retry, {h: h in depending for h in self.cells}, later))
+
+    def _tasks(
+        self, store: Store, retry: bool, depends: dict[str, bool], later: bool
+    ) -> Iterator[Task]:
+        done = store.done(self.run, failed=not retry)
+        spent = {
+            cell.match.reference: store.spent(self.run, cell.match.reference)
+            for cell in self.cells.values()
+            if later and cell.match and cell.match.reference
+        }
+        for key in self.run.keys():
+            cell, item = self.cells[key.cell], self.items[key.item]
+            if key in done or depends[key.cell] is not later:
+                continue
+            if cell.match is None:
+                yield Task(key, cell, item, self.unit)
+            elif cell.match.reference is None:
+                yield Task(key, cell, item, self.unit, cell.match.amount)
+            elif found := spent[cell.match.reference].get((key.seed, key.item)):
+                seconds = self.unit == "seconds"
+                amount = found["seconds"] if seconds else _of(self.unit, found["usage"])
+                yield Task(key, cell, item, self.unit, amount)
+            # else the reference failed on this problem: there is nothing to match
+
+    @property
+    def unit(self) -> str:
+        """What spending is stated in: the unit of the match, or FLOPs."""
+        return next((cell.match.unit for cell in self.cells.values() if cell.match), "flops")
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Seconds mean something only for a search that has the model to itself."""
+        return self.unit == "seconds"
+
+
+def plan_run(ablation: Ablation, data: DataSet, engine: Engine, command: str) -> Work:
+    """The run that a grid, a data set and a loaded model make. Equal ones have equal ids."""
+    info = engine.backend.info
+    ablation = ablation.on(engine.default_judge, info.device, info.dtype, info.model)
+    cells = {cell.hash: cell for cell in ablation.cells}
+    items = {item.digest: item for item in data.items}
+    code = code_version(ablation)
+    records = tuple(
+        ItemRecord(item.digest, item.id, item.type, item.question, item.answer)
+        for item in data.items
+    )
+    import hashlib
+
+    named = "|".join([code, info.digest, data.digest, *cells, *map(str, ablation.seeds)])
+    run = Run(
+        id=hashlib.sha256(named.encode()).hexdigest()[:12],
+        name=ablation.name,
+        command=command,
+        code=code,
+        model=info.digest,
+        data=data.digest,
+        cells={digest: (cell.label, cell.plain()) for digest, cell in cells.items()},
+        items=records,
+        seeds=ablation.seeds,
+        reference=ablation.cell(ablation.reference).hash if ablation.reference else None,
+        about={
+            "data": {"name": data.name, "digest": data.digest, "rule": data.rule},
+            "model": {"name": info.model, "digest": info.digest, "dtype": info.dtype},
+            "architecture": info.architecture,
+            "device": info.device,
+            "machine": f"{platform.machine()}, {platform.system()}, Python {sys.version.split()[0]}",
+        },
+    )
+    return Work(run, cells, items)
+
+
+# --- one search ----------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=256)  # the cells of a problem follow each other: its pictures are read once
+def _problem(item: Item) -> Problem:
+    return item.problem()
+
+
+async def search_row(engine: Engine, task: Task) -> Row:
+    """Do one search. An error of the search or its strategy makes a row that says so; one of the
+    model is raised, since it would befall every other search too."""
+    cell, item = task.cell, task.item
+    budget = None if task.allotted is None else _budget_text(task.allotted, task.unit)
+    config = replace(cell.config, seed=task.key.seed, budget=budget)
+    try:
+        problem = _problem(item)
+        answer = await engine.asolve(problem, config=config)
+        judged = await selections(
+            answer.trace, item, engine=engine, problem=problem, config=config,
+            rollouts=cell.rollouts,
+        )  # fmt: skip
+    except ModelError:
+        raise
+    except CotEngineError as error:
+        return Row(task.key, "failed", str(error), unit=task.unit, allotted=task.allotted)
+    return Row(
+        task.key,
+        "ok",
+        answer=answer.text,
+        correct=item.grade(answer.text),
+        unit=task.unit,
+        allotted=task.allotted,
+        spent=answer.seconds if task.unit == "seconds" else _of(task.unit, answer.total),
+        remaining=answer.left,
+        seconds=answer.seconds,
+        usage=dict(answer.usage),
+        candidates=_candidates(answer, item),
+        selections=judged,
+        faults=answer.trace.finished.faults,
+        trace=answer.trace,
+    )
+
+
+def _candidates(answer: Answer, item: Item) -> tuple[Candidate, ...]:
+    """The whole responses among what the search grew, in the order they were sampled."""
+    plan = answer.trace.started.plan
+    found = []
+    for chain in answer.trace.chains().values():
+        if chain.done and chain.parent == "r":
+            text = conclusion(chain.text, plan)
+            sound = tier(chain.faults) == 0
+            score = item.grade(text)
+            found.append(Candidate(chain.id, text, score, chain.likelihood(), sound))
+    return tuple(found)
+
+
+def _of(unit: str, usage) -> float:
+    return Budget(1.0, unit).of(usage)  # type: ignore[arg-type]
+
+
+def _budget_text(amount: float, unit: str) -> str:
+    return f"{amount:.6f} s" if unit == "seconds" else f"{amount:.0f} {unit}"
+
+
+# --- many on this machine ------------------------------------------------------------------------
+
+
+def run_local(
+    engine: Engine, tasks: Iterable[Task], on_row: Callable[[Row], None], in_flight: int
+) -> None:
+    """Do the tasks, `in_flight` at a time on one batch of the model. `on_row` gets each row as
+    soon as it is there, in this thread; an interrupt loses only what is in flight."""
+
+    async def all_of_them() -> None:
+        waiting: set[asyncio.Task] = set()
+        try:
+            for task in tasks:
+                waiting.add(asyncio.ensure_future(search_row(engine, task)))
+                if len(waiting) >= in_flight:
+                    waiting = await _some(waiting, on_row)
+            while waiting:
+                waiting = await _some(waiting, on_row)
+        finally:
+            for job in waiting:
+                job.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(all_of_them())
+
+
+async def _some(waiting: set[asyncio.Task], on_row: Callable[[Row], None]) -> set[asyncio.Task]:
+    done, rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for job in done:
+        on_row(job.result())
+    return rest
+
+
+def ablate(
+    work: Work,
+    store: Store,
+    engine: Engine,
+    *,
+    on_row: Callable[[Row], None] = lambda row: None,
+    on_phase: Callable[[int], None] = lambda tasks: None,
+    retry: bool = False,
+) -> None:
+    """Do what the store lacks of a run and store it. The store must be held (`store.writing`)."""
+    store.begin(work.run)
+
+    def keep(row: Row) -> None:
+        store.add(work.run, row)
+        on_row(row)
+
+    in_flight = 1 if work.one_at_a_time else engine.in_flight
+    for tasks in work.phases(store, retry=retry):
+        on_phase(len(tasks))
+        run_local(engine, tasks, keep, in_flight)

@@ -1,0 +1,514 @@
+"""The store: one SQLite file, one row for each search (problem x cell x seed), with its trace.
+
+A row is named by all that decides what it says: the cell's hash, the seed, the item's digest (its
+data), the code and the model. So a row is never counted for anything else, a run that is started
+again goes on where it stopped, and grids that share cells share rows. Each row is one transaction:
+kill -9 loses the searches in flight and nothing else.
+
+    import pandas, sqlite3
+    rows = pandas.read_sql("select * from results", sqlite3.connect("ablation.sqlite"))
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cot_engine.errors import ConfigError, StoreError
+from cot_engine.events import Trace, from_json, to_json
+from cot_engine.types import Usage
+
+SCHEMA = 1
+
+_TABLES = """
+create table meta (key text primary key, value text not null);
+create table runs (
+  id text primary key, started text not null, name text not null, command text not null,
+  code text not null, model text not null, data text not null, reference text,
+  about text not null
+);
+create table run_cells (run text, position integer, cell text, label text,
+  primary key (run, position));
+create table run_items (run text, position integer, item text, primary key (run, position));
+create table run_seeds (run text, position integer, seed integer, primary key (run, position));
+create table cells (hash text primary key, strategy text not null, n integer, judge text,
+  plain text not null);
+create table items (digest text primary key, problem text not null, type text not null,
+  question text not null, expected text not null);
+create table searches (
+  cell text not null, seed integer not null, item text not null, code text not null,
+  model text not null,
+  status text not null, error text not null, answer text, correct real,
+  unit text, allotted real, spent real, remaining real, seconds real,
+  usage text not null, candidates text not null, selections text not null, faults text not null,
+  finished text not null, trace blob,
+  primary key (cell, seed, item, code, model)
+);
+create view results as
+  select i.problem, i.type, c.strategy, c.n, c.judge, s.cell, s.seed, s.status, s.error,
+    s.correct, s.answer, i.expected, s.unit, s.allotted, s.spent, s.remaining, s.seconds,
+    json_extract(s.usage, '$.generate.flops') as generate_flops,
+    json_extract(s.usage, '$.judge.flops') as judge_flops,
+    json_extract(s.usage, '$.score.flops') as score_flops,
+    json_extract(s.usage, '$.generate.decoded') as generate_new_tokens,
+    json_extract(s.usage, '$.judge.decoded') as judge_new_tokens,
+    json_extract(s.usage, '$.generate.prefilled') as generate_prefilled,
+    json_extract(s.usage, '$.judge.prefilled') as judge_prefilled,
+    json_extract(s.usage, '$.generate.calls') as generate_calls,
+    json_extract(s.usage, '$.judge.calls') as judge_calls,
+    i.question, c.plain as config, s.item, s.code, s.model, s.finished
+  from searches s join items i on i.digest = s.item join cells c on c.hash = s.cell;
+"""
+
+
+class Key(NamedTuple):
+    """What names one row within a run (code and model being the run's)."""
+
+    cell: str
+    seed: int
+    item: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A whole response that a search sampled: its answer, its score, and how likely it was (mean
+    log-probability per token). `sound`: without a fault that keeps it out of a selection."""
+
+    id: str
+    answer: str
+    correct: float
+    likelihood: float
+    sound: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """One selection of a search, with what is known of its candidates.
+
+    `stage` is a tag, or "whole". `worth` maps candidates to the share of their continuations that
+    end right (their own answer's score once they hold one); `facts` to whether the text itself is
+    right, where the data tells. `kept` is best first. Both maps may be empty.
+    """
+
+    stage: str
+    candidates: tuple[str, ...]
+    kept: tuple[str, ...]
+    worth: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one search came to. `correct` is its score, 0 to 1 (None: failed); `allotted`, `spent`
+    and `remaining` are in `unit`, the budget's if there was one, else FLOPs (`allotted` None).
+    `seconds` is its time from start to end, among others. `usage` is by role."""
+
+    key: Key
+    status: str  # "ok" or "failed"
+    error: str = ""
+    answer: str | None = None
+    correct: float | None = None
+    unit: str = "flops"
+    allotted: float | None = None
+    spent: float | None = None
+    remaining: float | None = None
+    seconds: float = 0.0
+    usage: dict[str, Usage] = field(default_factory=dict)
+    candidates: tuple[Candidate, ...] = ()
+    selections: tuple[Selection, ...] = ()
+    faults: dict[str, int] = field(default_factory=dict)
+    finished: str = ""
+    trace: Trace | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRecord:
+    """A problem as the store knows it."""
+
+    digest: str
+    problem: str
+    type: str
+    question: str
+    expected: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One grid on one data set with one model and one code version. `cells` maps hashes to
+    (label, the cell as JSON), in the order of the grid; `about` holds what a report prints: the
+    data's name, digest and rule, the backend, the versions, the machine, the grid as written."""
+
+    id: str
+    name: str
+    command: str
+    code: str
+    model: str
+    data: str
+    cells: dict[str, tuple[str, dict[str, Any]]]
+    items: tuple[ItemRecord, ...]
+    seeds: tuple[int, ...]
+    reference: str | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    started: str = ""
+
+    def keys(self) -> Iterator[Key]:
+        """All its searches, problem by problem."""
+        for item in self.items:
+            for seed in self.seeds:
+                for cell in self.cells:
+                    yield Key(cell, seed, item.digest)
+
+
+class Store:
+    """An open store. Use it as a context manager; one object belongs to one thread.
+
+    Raises StoreError for a file that is no store, is of another schema, or cannot be opened.
+    """
+
+    def __init__(self, path: str | Path, *, create: bool = False) -> None:
+        self.path = Path(path)
+        if not create and not self.path.is_file():
+            raise StoreError(
+                f"There is no store {str(path)!r}.", "cot-engine ablate CONFIG.toml makes one."
+            )
+        try:
+            if create:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+            else:
+                uri = f"{self.path.absolute().as_uri()}?mode=ro"
+                self._db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None)
+            self._db.row_factory = sqlite3.Row
+            self._check(create)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(
+                f"The store {str(path)!r} cannot be opened: {error}.",
+                "Check its name and permissions; it must be a file that cot-engine ablate wrote.",
+            ) from None
+
+    def _check(self, create: bool) -> None:
+        tables = {row[0] for row in self._db.execute("select name from sqlite_master")}
+        if not tables and create:
+            # Write-ahead logging: readers and the writer do not wait for each other, and a commit
+            # that returned survives the death of this process.
+            self._db.execute("pragma journal_mode = wal")
+            with self._writing():
+                for statement in _TABLES.split(";\n"):
+                    if statement.strip():
+                        self._db.execute(statement)
+                self._db.execute("insert into meta values ('schema', ?)", (str(SCHEMA),))
+            return
+        if "meta" not in tables or "searches" not in tables:
+            raise sqlite3.DatabaseError("it is another kind of SQLite file")
+        found = self._db.execute("select value from meta where key = 'schema'").fetchone()
+        if found is None or found[0] != str(SCHEMA):
+            raise StoreError(
+                f"The store {str(self.path)!r} has schema {found and found[0]}; this version of"
+                f" cot-engine reads and writes {SCHEMA}.",
+                "Use the version that wrote it, or another file.",
+            )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            self._db.execute("begin immediate")
+            yield
+            self._db.execute("commit")
+        except BaseException as error:
+            if self._db.in_transaction:
+                self._db.execute("rollback")
+            if isinstance(error, sqlite3.Error):
+                raise StoreError(
+                    f"The store {str(self.path)!r} cannot be written: {error}.",
+                    "Free some space or check its permissions; what was stored before is kept.",
+                ) from None
+            raise
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- writing ---
+
+    def begin(self, run: Run) -> None:
+        """Record a run and what it is made of; one that is there already stays as it is."""
+        who = f"Process {os.getpid()} on {socket.gethostname()}, since {_now()},"
+        with self._writing():
+            self._db.execute("insert or replace into meta values ('writer', ?)", (who,))
+            self._db.execute(
+                "insert or ignore into runs values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (run.id, _now(), run.name, run.command, run.code, run.model, run.data)
+                + (run.reference, json.dumps(run.about)),
+            )
+            for position, (digest, (label, plain)) in enumerate(run.cells.items()):
+                self._db.execute(
+                    "insert or ignore into cells values (?, ?, ?, ?, ?)",
+                    (digest, plain["strategy"], plain["parameters"].get("n"))
+                    + (plain["config"]["judge"], json.dumps(plain, sort_keys=True)),
+                )
+                self._db.execute(
+                    "insert or ignore into run_cells values (?, ?, ?, ?)",
+                    (run.id, position, digest, label),
+                )
+            for position, item in enumerate(run.items):
+                self._db.execute(
+                    "insert or ignore into items values (?, ?, ?, ?, ?)",
+                    (item.digest, item.problem, item.type, item.question, item.expected),
+                )
+                self._db.execute(
+                    "insert or ignore into run_items values (?, ?, ?)",
+                    (run.id, position, item.digest),
+                )
+            for position, seed in enumerate(run.seeds):
+                self._db.execute(
+                    "insert or ignore into run_seeds values (?, ?, ?)", (run.id, position, seed)
+                )
+
+    def add(self, run: Run, row: Row) -> None:
+        """Store a row; one of the same key that failed is replaced, one that is there stays."""
+        with self._writing():
+            self._db.execute(
+                "delete from searches where cell = ? and seed = ? and item = ? and code = ?"
+                " and model = ? and status = 'failed'",
+                (*row.key, run.code, run.model),
+            )
+            self._db.execute(
+                f"insert or ignore into searches values ({', '.join('?' * 20)})",
+                (*row.key, run.code, run.model, row.status, row.error, row.answer, row.correct)
+                + (row.unit, row.allotted, row.spent, row.remaining, row.seconds)
+                + (json.dumps({role: asdict(used) for role, used in row.usage.items()}),)
+                + (json.dumps([asdict(c) for c in row.candidates]),)
+                + (json.dumps([asdict(s) for s in row.selections]),)
+                + (json.dumps(row.faults), row.finished or _now())
+                + (pack(row.trace) if row.trace is not None else None,),
+            )
+
+    # --- reading ---
+
+    @property
+    def writer(self) -> str:
+        """Who began to write last."""
+        row = self._db.execute("select value from meta where key = 'writer'").fetchone()
+        return row[0] if row else "Another process"
+
+    def runs(self) -> list[Run]:
+        """All runs, the one begun last being last, each with its cells, items and seeds."""
+        found = self._db.execute("select * from runs order by started, rowid").fetchall()
+        return [self._run(row) for row in found]
+
+    def run(self, id: str | None = None) -> Run:
+        """The run of that id (its beginning will do), or the last one. Raises StoreError."""
+        row = self._db.execute(
+            "select * from runs where substr(id, 1, ?) = ? order by started desc, rowid desc",
+            (len(id or ""), id or ""),
+        ).fetchone()
+        if row is None:
+            known = ", ".join(r[0] for r in self._db.execute("select id from runs"))
+            raise StoreError(
+                f"The store {str(self.path)!r} has no run {id!r}."
+                if id
+                else f"The store {str(self.path)!r} holds no run yet.",
+                f"It has {known}." if known else "cot-engine ablate CONFIG.toml makes one.",
+            )
+        return self._run(row)
+
+    def _run(self, row: sqlite3.Row) -> Run:
+        id = row["id"]
+        cells = self._db.execute(
+            "select r.cell, r.label, c.plain from run_cells r join cells c on c.hash = r.cell"
+            " where r.run = ? order by r.position",
+            (id,),
+        )
+        items = self._db.execute(
+            "select i.* from run_items r join items i on i.digest = r.item where r.run = ?"
+            " order by r.position",
+            (id,),
+        )
+        seeds = self._db.execute("select seed from run_seeds where run = ? order by position", (id,))
+        return Run(
+            id,
+            row["name"],
+            row["command"],
+            row["code"],
+            row["model"],
+            row["data"],
+            {c["cell"]: (c["label"], json.loads(c["plain"])) for c in cells},
+            tuple(ItemRecord(*item) for item in items),
+            tuple(seed[0] for seed in seeds),
+            row["reference"],
+            json.loads(row["about"]),
+            row["started"],
+        )
+
+    def done(self, run: Run, *, failed: bool = True) -> set[Key]:
+        """The keys that have a row for this run's code and model; `failed`: those that failed
+        count as done too."""
+        found = self._db.execute(
+            "select cell, seed, item from searches where code = ? and model = ?"
+            + ("" if failed else " and status = 'ok'"),
+            (run.code, run.model),
+        )
+        return {Key(*row) for row in found}
+
+    def rows(self, run: Run, where: str | None = None) -> Iterator[Row]:
+        """The rows of a run without their traces, in the order of the grid. `where` is a condition
+        of SQL on the columns of `results`, such as "type = 'count' and seed = 0".
+
+        Raises StoreError for a condition that SQLite does not understand.
+        """
+        chosen = self._chosen(run, where)
+        # In the order of the run, whatever order they were done in.
+        found = self._db.execute(
+            "select cell, seed, item, status, error, answer, correct, unit, allotted, spent,"
+            " remaining, seconds, usage, candidates, selections, faults, finished"
+            " from searches where code = ? and model = ?",
+            (run.code, run.model),
+        )
+        by_key = {Key(*row[:3]): row for row in found}
+        for key in run.keys():
+            if key in by_key and (chosen is None or key in chosen):
+                yield _row(by_key[key])
+
+    def _chosen(self, run: Run, where: str | None) -> set[Key] | None:
+        if where is None:
+            return None
+        try:
+            found = self._db.execute(
+                "select cell, seed, item from (select results.*, label from results join run_cells"
+                f" using (cell) where run = ?) where code = ? and model = ? and ({where})",
+                (run.id, run.code, run.model),
+            )
+            return {Key(*row) for row in found}
+        except (sqlite3.Error, sqlite3.Warning) as error:
+            columns = [c[1] for c in self._db.execute("pragma table_info(results)")]
+            raise StoreError(
+                f"The condition {where!r} cannot be used: {error}.",
+                f"It is SQL on the columns label, {', '.join(columns)}.",
+            ) from None
+
+    def trace(self, run: Run, key: Key) -> Trace:
+        """The trace of one search, without its pictures. Raises StoreError if there is none."""
+        row = self._db.execute(
+            "select trace from searches where cell = ? and seed = ? and item = ? and code = ?"
+            " and model = ?",
+            (*key, run.code, run.model),
+        ).fetchone()
+        if row is None or row[0] is None:
+            raise StoreError(f"The store {str(self.path)!r} has no trace of {tuple(key)}.")
+        return unpack(row[0])
+
+    def spent(self, run: Run, cell: str) -> dict[tuple[int, str], dict[str, Any]]:
+        """What a cell's searches cost, by (seed, item): the usage of all roles, and the seconds."""
+        found = self._db.execute(
+            "select seed, item, usage, seconds from searches where cell = ? and code = ?"
+            " and model = ? and status = 'ok'",
+            (cell, run.code, run.model),
+        )
+        return {
+            (row["seed"], row["item"]): {
+                "usage": sum(_usage(row["usage"]).values(), Usage()),
+                "seconds": row["seconds"],
+            }
+            for row in found
+        }
+
+
+def _row(row: sqlite3.Row) -> Row:
+    return Row(
+        Key(*row[:3]),
+        *row[3:12],
+        _usage(row["usage"]),
+        tuple(Candidate(**c) for c in json.loads(row["candidates"])),
+        tuple(
+            Selection(
+                **s | {"candidates": tuple(s["candidates"]), "kept": tuple(s["kept"])}  # lists in JSON
+            )
+            for s in json.loads(row["selections"])
+        ),
+        json.loads(row["faults"]),
+        row["finished"],
+    )
+
+
+def _usage(text: str) -> dict[str, Usage]:
+    return {role: Usage(**used) for role, used in json.loads(text).items()}
+
+
+def pack(trace: Trace) -> bytes:
+    """A trace as bytes, without the pixels of its images: the data set has those."""
+    lines = []
+    for event in trace:
+        if hasattr(event, "images"):
+            bare = tuple(replace(image, data="", image=None) for image in event.images)
+            event = replace(event, images=bare)
+        lines.append(to_json(event))
+    return zlib.compress("\n".join(lines).encode("utf-8", "backslashreplace"), 9)
+
+
+def unpack(packed: bytes) -> Trace:
+    return Trace([from_json(line) for line in zlib.decompress(packed).decode().split("\n")])
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+# --- one run at a time ---------------------------------------------------------------------------
+
+
+@contextmanager
+def writing(path: str | Path, *, wait: bool = False, tell: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold a store for writing. Another run that holds it is named in a StoreError, or waited for.
+
+    The lock is an exclusive transaction on a file beside the store: the system lets go of it
+    however this process ends.
+    """
+    path = Path(path)
+    beside = path.with_name(path.name + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = sqlite3.connect(beside, timeout=0, isolation_level=None)
+    except sqlite3.Error as error:
+        raise StoreError(f"{str(beside)!r} cannot be opened: {error}.") from None
+    try:
+        told = False
+        while True:
+            try:
+                lock.execute("begin exclusive")
+                break
+            except sqlite3.OperationalError:
+                if not wait:
+                    raise StoreError(
+                        f"{_writer(path)} is writing to the store {str(path)!r}.",
+                        "Wait for it to end (--wait does), stop it, or use another --store.",
+                    ) from None
+                if tell is not None and not told:
+                    tell(f"Waiting for {_writer(path)} to finish with {str(path)!r}.")
+                    told = True
+                time.sleep(0.5)
+        yield
+    finally:
+        lock.close()  # the file stays: to remove it would let two others lock different files
+
+
+def _writer(path: Path) -> str:
+    """Who holds the store, as far as it tells."""
+    try:
+        with Store(path) as store:
+            return store.writer
+    except StoreError:
+        return "Another process"
