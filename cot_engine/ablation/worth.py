@@ -114,7 +114,7 @@ async def continued(
     The chains may come from any search on this problem with this plan. Draws follow from the
     configuration's seed and each chain's place in its own search, and differ from that search's.
     """
-    first: dict[str, Chain] = {}  # of each text; whitespace at the ends does not count, as in Select
+    first: dict[str, Chain] = {}  # of each text, as Select sees it: ends without whitespace
     same: dict[str, str] = {}
     for chain in chains:
         same[chain.id] = first.setdefault(chain.text.strip(), chain).id
