@@ -117,6 +117,7 @@ def make_store(
     store, run = Store(path, create=True), make_run(problems, seeds)
     store._db.execute("pragma synchronous = off")  # a test's file need not survive the power
     store.begin(run)
+    store._db.execute("update runs set started = ?", (_WHEN,))
     run = store.run(run.id)
     for number, item in enumerate(run.items):
         for seed in run.seeds:
