@@ -60,3 +60,9 @@ class TraceError(CotEngineError):
 
 class StoreError(CotEngineError):
     """A store of results cannot be opened, read or written."""
+
+
+class AblationFailed(CotEngineError):
+    """Some searches of an ablation failed; the others are stored."""
+
+    exit_code = 3

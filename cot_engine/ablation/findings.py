@@ -64,7 +64,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Accuracy as one strategy's n grows, nothing else being changed. Points are standings, by n."""
+    """Accuracy as one strategy's n grows and nothing else; points are standings, by n."""
 
     name: str
     points: tuple[Standing, ...]

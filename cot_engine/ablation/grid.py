@@ -33,11 +33,12 @@ import hashlib
 import itertools
 import json
 import tomllib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cot_engine import plugins
+from cot_engine.ablation.labels import Draft, fills, labelled
 from cot_engine.budget import Unit, parse_budget, parse_unit
 from cot_engine.config import KEYS, RunConfig
 from cot_engine.errors import ConfigError, CotEngineError, UnknownNameError
@@ -125,6 +126,16 @@ class Ablation:
     def cell(self, label: str) -> Cell:
         return next(cell for cell in self.cells if cell.label == label)
 
+    def sharing(self, settings: dict[str, Any]) -> Ablation:
+        """The grid with other shared settings: those that belong to the model or the machine.
+
+        Raises ConfigError for a key that cells have of their own.
+        """
+        _known("setting that cells share called", settings, _SHARED)
+        cells = [replace(c, config=replace(c.config, **settings)) for c in self.cells]
+        run = replace(self.run, **settings)
+        return replace(self, cells=_linked(self.cells, cells), run=run)
+
     def on(self, judge: str, device: str, dtype: str, model: str) -> Ablation:
         """The grid on a loaded model: "auto" becomes what it stands for there."""
 
@@ -173,7 +184,7 @@ def parse_ablation(table: dict[str, Any], *, name: str, folder: Path = Path()) -
     rollouts = _whole("rollouts", table.get("rollouts", 0), 0, 64)
     drafts = [replace(d, rollouts=rollouts) if d.rollouts is None else d for d in drafts]
     match = dict(table.get("match", {}))
-    drafts = _labelled(_with_baselines(drafts, bool(match)))
+    drafts = labelled(_with_baselines(drafts, bool(match)))
     if len(drafts) > MAX_CELLS:
         raise ConfigError(f"The grid has {len(drafts)} cells.", f"The limit is {MAX_CELLS}.")
     cells, reference = _matched(drafts, match)
@@ -195,18 +206,7 @@ def _seeds(table: dict[str, Any]) -> tuple[int, ...]:
 # --- cells ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """A cell before its label and budget are known. `axes` are what its entry varies."""
-
-    config: RunConfig
-    name: str = ""
-    axes: tuple[str, ...] = ()
-    matched: bool = False
-    rollouts: int | None = None
-
-
-def _drafts(entry: Any, base: RunConfig, folder: Path) -> list[_Draft]:
+def _drafts(entry: Any, base: RunConfig, folder: Path) -> list[Draft]:
     """The cells of one [[cells]] table: one for each combination of its lists' values."""
     if not isinstance(entry, dict) or not isinstance(entry.get("strategy"), (str, list)):
         raise ConfigError(f"A [[cells]] table is {entry!r}.", 'It needs strategy = "NAME".')
@@ -230,16 +230,11 @@ def _drafts(entry: Any, base: RunConfig, folder: Path) -> list[_Draft]:
     varied = tuple(key for key, values in axes.items() if len(values) > 1)
     drafts = []
     for combination in itertools.product(*axes.values()):
-        config = _cell_config(base, dict(zip(axes, combination, strict=True)), folder)
-        drafts.append(
-            _Draft(
-                config,
-                str(own.get("name", "")),
-                varied,
-                own.get("matched", False),
-                own.get("rollouts"),
-            )
-        )
+        values = dict(zip(axes, combination, strict=True))
+        config = _cell_config(base, values, folder)
+        draft = Draft(config, str(own.get("name", "")), varied, own.get("matched", False))
+        named = {"plan": Path(str(values["plan"])).stem} if "plan" in values else {}
+        drafts.append(replace(draft, rollouts=own.get("rollouts"), **named))
     return drafts
 
 
@@ -263,11 +258,11 @@ def _config(values: dict[str, Any], folder: Path, base: RunConfig | None = None)
     return replace(config, plan=Plan.from_toml(folder / config.plan))
 
 
-def _with_baselines(drafts: list[_Draft], matching: bool) -> list[_Draft]:
+def _with_baselines(drafts: list[Draft], matching: bool) -> list[Draft]:
     """The drafts, after what every comparison needs beside it: greedy, one sample and, where
     compute is matched, a majority vote that gets the same; for each way of sampling in the grid."""
     cells = {(d.config.strategy, _way(d.config), _n(d.config), d.matched) for d in drafts}
-    added: dict[tuple, _Draft] = {}
+    added: dict[tuple, Draft] = {}
     for draft in drafts:
         way = _way(draft.config)
         plain = {"parameters": {}, "judge": "auto", "tournament": "knockout", "orders": "both"}
@@ -277,99 +272,33 @@ def _with_baselines(drafts: list[_Draft], matching: bool) -> list[_Draft]:
         greedy = replace(draft.config, strategy="greedy", **plain)
         steady = way[3:]  # a greedy answer does not depend on temperature, top-p, top-k
         if not any(s == "greedy" and w[3:] == steady for s, w, *_ in cells):
-            added.setdefault(("greedy", steady), _Draft(greedy))
+            added.setdefault(("greedy", steady), Draft(greedy, "greedy", _WAY))
         if ("best-of-n", way, 1, False) not in cells:
-            added.setdefault(("sample", way), _Draft(one, "one sample"))
+            added.setdefault(("sample", way), Draft(one, "one sample", _WAY))
         voting = any(s == "majority" and w == way and m for s, w, _, m in cells)
         if matching and not voting:
-            added.setdefault(("vote", way), _Draft(vote, matched=True))
+            added.setdefault(("vote", way), Draft(vote, matched=True))
     return [*(replace(d, rollouts=0) for d in added.values()), *drafts]
+
+
+_WAY = ("temperature", "top_p", "top_k", "plan", "detail", "mode")
 
 
 def _way(config: RunConfig) -> tuple:
     """What decides how one response is drawn."""
-    c = config
-    return (c.temperature, c.top_p, c.top_k, c.plan, c.detail, c.mode)
+    plan = tuple(replace(stage, width=None, question="") for stage in config.plan)  # type: ignore[union-attr]
+    return tuple(plan if key == "plan" else getattr(config, key) for key in _WAY)
 
 
 def _n(config: RunConfig) -> Any:
     return getattr(plugins.make("strategy", config.strategy, config.parameters), "n", None)
 
 
-# --- labels --------------------------------------------------------------------------------------
-
-_LABELLED = {
-    "judge": "judge={}",
-    "tournament": "{}",
-    "orders": "{} order(s)",
-    "judge_image": "judge sees {}",
-    "temperature": "T={:g}",
-    "top_p": "top-p={:g}",
-    "top_k": "top-k={}",
-    "detail": "{}",
-    "mode": "{}",
-}
-
-
-def _labelled(drafts: list[_Draft]) -> list[tuple[str, _Draft]]:
-    """A label for each: its name or strategy, its parameters, and the settings that differ within
-    the grid. Raises ConfigError for two cells that are the same."""
-    usual = {key: _most_frequent([getattr(d.config, key) for d in drafts]) for key in _LABELLED}
-    plans = list(dict.fromkeys(d.config.plan for d in drafts))
-    labels: dict[str, _Draft] = {}
-    for draft in drafts:
-        parts = [draft.name or draft.config.strategy]
-        parameters = _shown(draft.config)
-        if draft.name:
-            parameters = {k: v for k, v in parameters.items() if k in draft.axes}
-        if draft.matched and "n" in parameters and "n" not in draft.axes and _fills(draft.config):
-            parameters.pop("n")  # it samples as many as its budget pays for
-        parts += [f"{key}={value}" for key, value in parameters.items()]
-        for key, form in _LABELLED.items():
-            value = getattr(draft.config, key)
-            if value != usual[key] and not (draft.name and key not in draft.axes):
-                parts.append(form.format(value))
-        if len(plans) > 1 and not (draft.name and "plan" not in draft.axes):
-            parts.append("+".join(stage.tag for stage in draft.config.plan))
-        if draft.matched:
-            parts.append("(matched)")
-        label = " ".join(parts)
-        if label in labels:
-            raise ConfigError(
-                f"Two cells of the grid are both {label!r}.",
-                "Remove one, or tell them apart by name = ...",
-            )
-        labels[label] = draft
-    return list(labels.items())
-
-
-def _shown(config: RunConfig) -> dict[str, Any]:
-    """The parameters that a label shows: n, and those that are not at their default."""
-    part = plugins.make("strategy", config.strategy, config.parameters)
-    if not is_dataclass(part):
-        return dict(config.parameters)
-    values = {f.name: (getattr(part, f.name), f.default) for f in fields(part)}
-    return {
-        name: value
-        for name, (value, default) in values.items()
-        if name == "n" or (value != default and name != "fill")
-    }
-
-
-def _fills(config: RunConfig) -> bool:
-    part = plugins.make("strategy", config.strategy, config.parameters)
-    return bool(getattr(part, "fill", hasattr(part, "fill")))
-
-
-def _most_frequent(values: list[Any]) -> Any:
-    return max(values, key=values.count)
-
-
 # --- budgets -------------------------------------------------------------------------------------
 
 
 def _matched(
-    drafts: list[tuple[str, _Draft]], match: dict[str, Any]
+    drafts: list[tuple[str, Draft]], match: dict[str, Any]
 ) -> tuple[tuple[Cell, ...], str | None]:
     """The cells with their budgets, and the label of the reference."""
     _known("key of [match] called", match, _MATCH)
@@ -410,8 +339,7 @@ def _matched(
 
 def _filling(config: RunConfig) -> RunConfig:
     """The strategy told to use its budget up, if it can and was not told otherwise."""
-    part = plugins.make("strategy", config.strategy, config.parameters)
-    if not hasattr(part, "fill") or "fill" in config.parameters:
+    if not fills(config) or "fill" in config.parameters:
         return config
     return replace(config, parameters={**config.parameters, "fill": True})
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ from cot_engine.ablation.grid import Ablation, Cell
 from cot_engine.ablation.store import Candidate, ItemRecord, Key, Row, Run, Store
 from cot_engine.ablation.worth import selections
 from cot_engine.budget import Budget
-from cot_engine.errors import CotEngineError, ModelError, StoreError
+from cot_engine.errors import CotEngineError, ModelError
 from cot_engine.stages import conclusion, tier
 from cot_engine.types import Answer, Problem
 
@@ -67,7 +68,7 @@ class Work:
             for cell in self.cells.values()
             if later and cell.match and cell.match.reference
         }
-        for key in self.run.keys():
+        for key in self.run.keys():  # noqa: SIM118
             cell, item = self.cells[key.cell], self.items[key.item]
             if key in done or depends[key.cell] is not later:
                 continue
@@ -103,8 +104,6 @@ def plan_run(ablation: Ablation, data: DataSet, engine: Engine, command: str) ->
         ItemRecord(item.digest, item.id, item.type, item.question, item.answer)
         for item in data.items
     )
-    import hashlib
-
     named = "|".join([code, info.digest, data.digest, *cells, *map(str, ablation.seeds)])
     run = Run(
         id=hashlib.sha256(named.encode()).hexdigest()[:12],
@@ -122,7 +121,8 @@ def plan_run(ablation: Ablation, data: DataSet, engine: Engine, command: str) ->
             "model": {"name": info.model, "digest": info.digest, "dtype": info.dtype},
             "architecture": info.architecture,
             "device": info.device,
-            "machine": f"{platform.machine()}, {platform.system()}, Python {sys.version.split()[0]}",
+            "machine": f"{platform.system()} {platform.machine()}",
+            "python": sys.version.split()[0],
         },
     )
     return Work(run, cells, items)
@@ -225,13 +225,17 @@ async def _some(waiting: set[asyncio.Task], on_row: Callable[[Row], None]) -> se
     return rest
 
 
+Execute = Callable[[Iterable[Task], Callable[[Row], None]], None]
+"""Does tasks and hands over each row as it comes: `run_local` or `ray_workers.run_ray`, bound to
+a model."""
+
+
 def ablate(
     work: Work,
     store: Store,
-    engine: Engine,
+    execute: Execute,
     *,
     on_row: Callable[[Row], None] = lambda row: None,
-    on_phase: Callable[[int], None] = lambda tasks: None,
     retry: bool = False,
 ) -> None:
     """Do what the store lacks of a run and store it. The store must be held (`store.writing`)."""
@@ -241,7 +245,5 @@ def ablate(
         store.add(work.run, row)
         on_row(row)
 
-    in_flight = 1 if work.one_at_a_time else engine.in_flight
     for tasks in work.phases(store, retry=retry):
-        on_phase(len(tasks))
-        run_local(engine, tasks, keep, in_flight)
+        execute(tasks, keep)

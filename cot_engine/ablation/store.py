@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cot_engine.errors import ConfigError, StoreError
+from cot_engine.errors import StoreError
 from cot_engine.events import Trace, from_json, to_json
 from cot_engine.types import Usage
 
@@ -249,16 +249,20 @@ class Store:
         who = f"Process {os.getpid()} on {socket.gethostname()}, since {_now()},"
         with self._writing():
             self._db.execute("insert or replace into meta values ('writer', ?)", (who,))
+            about = json.dumps(run.about)
             self._db.execute(
                 "insert or ignore into runs values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (run.id, _now(), run.name, run.command, run.code, run.model, run.data)
-                + (run.reference, json.dumps(run.about)),
+                (
+                    *(run.id, _now(), run.name, run.command, run.code, run.model, run.data),
+                    *(run.reference, about),
+                ),
             )
             for position, (digest, (label, plain)) in enumerate(run.cells.items()):
+                n, judge = plain["parameters"].get("n"), plain["config"]["judge"]
+                text = json.dumps(plain, sort_keys=True)
                 self._db.execute(
                     "insert or ignore into cells values (?, ?, ?, ?, ?)",
-                    (digest, plain["strategy"], plain["parameters"].get("n"))
-                    + (plain["config"]["judge"], json.dumps(plain, sort_keys=True)),
+                    (digest, plain["strategy"], n, judge, text),
                 )
                 self._db.execute(
                     "insert or ignore into run_cells values (?, ?, ?, ?)",
@@ -288,13 +292,16 @@ class Store:
             )
             self._db.execute(
                 f"insert or ignore into searches values ({', '.join('?' * 20)})",
-                (*row.key, run.code, run.model, row.status, row.error, row.answer, row.correct)
-                + (row.unit, row.allotted, row.spent, row.remaining, row.seconds)
-                + (json.dumps({role: asdict(used) for role, used in row.usage.items()}),)
-                + (json.dumps([asdict(c) for c in row.candidates]),)
-                + (json.dumps([asdict(s) for s in row.selections]),)
-                + (json.dumps(row.faults), row.finished or _now())
-                + (pack(row.trace) if row.trace is not None else None,),
+                (
+                    *(*row.key, run.code, run.model, row.status, row.error, row.answer),
+                    *(row.correct, row.unit, row.allotted, row.spent, row.remaining, row.seconds),
+                    json.dumps({role: asdict(used) for role, used in row.usage.items()}),
+                    json.dumps([asdict(candidate) for candidate in row.candidates]),
+                    json.dumps([asdict(selection) for selection in row.selections]),
+                    json.dumps(row.faults),
+                    row.finished or _now(),
+                    pack(row.trace) if row.trace is not None else None,
+                ),
             )
 
     # --- reading ---
@@ -338,7 +345,9 @@ class Store:
             " order by r.position",
             (id,),
         )
-        seeds = self._db.execute("select seed from run_seeds where run = ? order by position", (id,))
+        seeds = self._db.execute(
+            "select seed from run_seeds where run = ? order by position", (id,)
+        )
         return Run(
             id,
             row["name"],
@@ -379,7 +388,7 @@ class Store:
             (run.code, run.model),
         )
         by_key = {Key(*row[:3]): row for row in found}
-        for key in run.keys():
+        for key in run.keys():  # noqa: SIM118
             if key in by_key and (chosen is None or key in chosen):
                 yield _row(by_key[key])
 
@@ -435,7 +444,8 @@ def _row(row: sqlite3.Row) -> Row:
         tuple(Candidate(**c) for c in json.loads(row["candidates"])),
         tuple(
             Selection(
-                **s | {"candidates": tuple(s["candidates"]), "kept": tuple(s["kept"])}  # lists in JSON
+                **s
+                | {"candidates": tuple(s["candidates"]), "kept": tuple(s["kept"])}  # lists in JSON
             )
             for s in json.loads(row["selections"])
         ),
@@ -471,7 +481,9 @@ def _now() -> str:
 
 
 @contextmanager
-def writing(path: str | Path, *, wait: bool = False, tell: Callable[[str], None] | None = None) -> Iterator[None]:
+def writing(
+    path: str | Path, *, wait: bool = False, tell: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Hold a store for writing. Another run that holds it is named in a StoreError, or waited for.
 
     The lock is an exclusive transaction on a file beside the store: the system lets go of it

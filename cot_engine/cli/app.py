@@ -233,6 +233,60 @@ def trace(
     return partial(run, file, html, judge, tournament, model, device, json=json, quiet=quiet)
 
 
+@app.command(cls=_usage("CONFIG.toml|PRESET"))
+def ablate(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.toml|PRESET", hidden=True)],
+    store: Annotated[
+        str | None,
+        _option("--store", metavar="FILE", help="Where results go. [the grid's name.sqlite]"),
+    ] = None,
+    problems: Annotated[
+        int | None, _option("--problems", metavar="N", help="Of the data set. [the grid's]")
+    ] = None,
+    model: Annotated[
+        str | None,
+        _option("--model", "-m", metavar="NAME", help="A folder or a hub name. [the grid's]"),
+    ] = None,
+    device: Annotated[
+        str | None, _option("--device", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        _option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16."),
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        _option("--quantize", metavar="8bit|4bit", help="Smaller weights, by bitsandbytes."),
+    ] = None,
+    in_flight: Annotated[
+        int | None, _option("--in-flight", metavar="N", help="Searches on one batch. [32]")
+    ] = None,
+    workers: Annotated[
+        str, _option("--workers", metavar="local|ray", help="Who does the searches. [local]")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        _option("--ray-address", metavar="ADDRESS", help="Of a running cluster. [a new one here]"),
+    ] = None,
+    wait: Annotated[
+        bool, _option("--wait", help="Wait for another run that writes to the store.")
+    ] = False,
+    retry: Annotated[bool, _option("--retry", help="Try searches again that failed.")] = False,
+    quiet: _Quiet = False,
+    verbose: _Verbose = False,
+) -> Action:
+    """Compare strategies on a data set, at matched compute.
+
+    Runs every search of the grid that the store lacks: the same command goes on where it was
+    stopped. A table goes to stdout; cot-engine report draws it all.
+    """
+    from cot_engine.cli.ablate import run
+
+    given = {key: value for key, value in locals().items() if key in KEYS and value is not None}
+    more = {"workers": workers, "ray_address": ray_address, "wait": wait, "retry": retry}
+    return partial(run, config, store, problems, given, **more, quiet=quiet, verbose=verbose)
+
+
 @app.command("list", cls=_usage("strategies|judges|tournaments|models|stages"))
 def list_(
     what: Annotated[str, typer.Argument(metavar="WHAT", hidden=True)],

@@ -1,0 +1,89 @@
+"""What cells are called: their strategy, its parameters, and what differs within the grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from cot_engine import plugins
+from cot_engine.config import RunConfig
+from cot_engine.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A cell before its label and budget are known. `axes` are what its entry varies."""
+
+    config: RunConfig
+    name: str = ""
+    axes: tuple[str, ...] = ()
+    matched: bool = False
+    rollouts: int | None = None
+    plan: str = "default plan"  # what a label calls it
+
+
+_LABELLED = {
+    "judge": "judge={}",
+    "tournament": "{}",
+    "orders": "{} order(s)",
+    "judge_image": "judge sees {}",
+    "temperature": "T={:g}",
+    "top_p": "top-p={:g}",
+    "top_k": "top-k={}",
+    "detail": "{}",
+    "mode": "{}",
+}
+
+
+def labelled(drafts: list[Draft]) -> list[tuple[str, Draft]]:
+    """A label for each: its name or strategy, its parameters, and the settings that differ within
+    the grid. Raises ConfigError for two cells that are the same."""
+    usual = {key: _most_frequent([getattr(d.config, key) for d in drafts]) for key in _LABELLED}
+    usual_plan = _most_frequent([d.plan for d in drafts])
+    labels: dict[str, Draft] = {}
+    for draft in drafts:
+        parts = [draft.name or draft.config.strategy]
+        parameters = _shown(draft.config)
+        if draft.name:
+            parameters = {k: v for k, v in parameters.items() if k in draft.axes}
+        if draft.matched and "n" in parameters and "n" not in draft.axes and fills(draft.config):
+            parameters.pop("n")  # it samples as many as its budget pays for
+        parts += [f"{key}={value}" for key, value in parameters.items()]
+        for key, form in _LABELLED.items():
+            value = getattr(draft.config, key)
+            if value != usual[key] and not (draft.name and key not in draft.axes):
+                parts.append(form.format(value))
+        if draft.plan != usual_plan and not (draft.name and "plan" not in draft.axes):
+            parts.append(draft.plan)
+        if draft.matched:
+            parts.append("(matched)")
+        label = " ".join(parts)
+        if label in labels:
+            raise ConfigError(
+                f"Two cells of the grid are both {label!r}.",
+                "Remove one, or tell them apart by name = ...",
+            )
+        labels[label] = draft
+    return list(labels.items())
+
+
+def _shown(config: RunConfig) -> dict[str, Any]:
+    """The parameters that a label shows: n, and those that are not at their default."""
+    part = plugins.make("strategy", config.strategy, config.parameters)
+    if not is_dataclass(part):
+        return dict(config.parameters)
+    values = {f.name: (getattr(part, f.name), f.default) for f in fields(part)}
+    return {
+        name: value
+        for name, (value, default) in values.items()
+        if name == "n" or (value != default and name != "fill")
+    }
+
+
+def fills(config: RunConfig) -> bool:
+    part = plugins.make("strategy", config.strategy, config.parameters)
+    return hasattr(part, "fill")
+
+
+def _most_frequent(values: list[Any]) -> Any:
+    return max(values, key=values.count)

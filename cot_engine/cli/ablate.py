@@ -1,0 +1,149 @@
+"""`cot-engine ablate`: read the grid and the data, load the model, do what the store lacks."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cot_engine.errors import AblationFailed, ConfigError
+
+if TYPE_CHECKING:
+    from cot_engine.ablation.grid import Ablation
+    from cot_engine.ablation.runner import Work
+    from cot_engine.ablation.store import Row, Store
+    from cot_engine.cli.progress import Progress
+
+PRESETS = Path(__file__).parent.parent / "ablation" / "presets"
+
+
+def run(
+    config: str,
+    store: str | None,
+    problems: int | None,
+    flags: dict[str, Any],
+    *,
+    workers: str,
+    ray_address: str | None,
+    wait: bool,
+    retry: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    from cot_engine.ablation.data import load_data
+    from cot_engine.ablation.store import Store, writing
+    from cot_engine.cli.solve import silence_libraries
+
+    if workers not in ("local", "ray"):
+        raise ConfigError(f"workers is {workers!r}.", "It must be local or ray.")
+    ablation = _read(config, flags)
+    path = Path(store or f"{ablation.name}.sqlite")
+    if not verbose:
+        silence_libraries()
+
+    def tell(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    with writing(path, wait=wait, tell=tell), Store(path, create=True) as opened:
+        data = load_data(
+            **ablation.data | ({"n": problems} if problems is not None else {}),
+            folder=ablation.folder,
+        )
+        for note in data.notes:
+            tell(f"Note: {note}")
+        tell(f"Loading {ablation.run.model}")
+        work = _run(ablation, data, opened, workers, ray_address, retry, quiet)
+        failed = _print_result(opened, work)
+    if failed:
+        raise AblationFailed(
+            f"{failed:,} of {len(list(work.run.keys())):,} searches failed; the rest is stored.",
+            f"cot-engine report {shlex.quote(str(path))} names them; --retry tries them again.",
+        )
+
+
+def _read(config: str, flags: dict[str, Any]) -> Ablation:
+    """The grid of a file, or of a preset by its name; `flags` override what all cells share."""
+    from cot_engine.ablation.grid import load_ablation
+
+    path = Path(config)
+    preset = PRESETS / f"{config}.toml"
+    if not path.suffix and not path.exists():
+        if not preset.is_file():
+            known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
+            raise ConfigError(
+                f"There is no file {config!r}, and no preset of that name.",
+                f"Give a TOML file, or one of: {known}.",
+            )
+        path = preset
+    ablation = load_ablation(path)
+    if not flags:
+        return ablation
+    return ablation.sharing(flags)
+
+
+def _run(
+    ablation: Ablation,
+    data: Any,
+    store: Store,
+    workers: str,
+    ray_address: str | None,
+    retry: bool,
+    quiet: bool,
+) -> Work:
+    from cot_engine.ablation.runner import ablate, plan_run, run_local
+    from cot_engine.cli.progress import Progress
+    from cot_engine.engine import Engine
+
+    shared = ablation.run
+    with Engine.from_pretrained(
+        shared.model,
+        device=shared.device,
+        dtype=shared.dtype,
+        quantize=shared.quantize,
+        in_flight=shared.in_flight,
+    ) as engine:
+        work = plan_run(ablation, data, engine, "cot-engine " + shlex.join(sys.argv[1:]))
+        labels = {digest: label for digest, (label, _) in work.run.cells.items()}
+        each = len(work.run.items) * len(work.run.seeds)
+        with Progress(dict.fromkeys(labels.values(), each), quiet=quiet) as progress:
+            store.begin(work.run)
+            _had(store, work, labels, progress, retry)
+            in_flight = 1 if work.one_at_a_time else shared.in_flight
+            if workers == "ray":
+                from cot_engine.ablation.ray_workers import run_ray
+
+                execute: Callable = partial(run_ray, work, address=ray_address, in_flight=in_flight)
+            else:
+                execute = partial(run_local, engine, in_flight=in_flight)
+
+            def on_row(row: Row) -> None:
+                flops = sum(used.flops for used in row.usage.values())
+                progress.row(labels[row.key.cell], row.correct, flops, row.status == "failed")
+
+            ablate(work, store, execute, on_row=on_row, retry=retry)
+    return work
+
+
+def _had(store: Store, work: Work, labels: dict[str, str], progress: Progress, retry: bool) -> None:
+    """Tell the display what is there already."""
+    before = 0
+    for row in store.rows(work.run):
+        if row.status == "ok" or not retry:
+            progress.had(labels[row.key.cell], [row.correct])
+            before += 1
+    if before:
+        progress.say(f"{before:,} searches were there already.")
+
+
+def _print_result(store: Store, work: Work) -> int:
+    """The table on stdout; how many searches failed."""
+    from cot_engine.ablation.analysis import analyse
+    from cot_engine.ablation.text import summary
+
+    print(summary(analyse(store, work.run, cards=False)))
+    return Counter(row.status for row in store.rows(work.run))["failed"]
