@@ -20,8 +20,18 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 def render_html(trace: Trace) -> str:
     """The page, as text. Raises TraceError if the trace has no beginning."""
     figure = fig.read(trace)
+    body = f"""{_head(figure)}
+{_remarks(figure.remarks)}{_search(figure)}
+{_cost(figure)}
+{_setup(figure)}"""
     css = importlib.resources.files(__package__).joinpath("page.css").read_text("utf-8")
-    title = " ".join(figure.started.question.split())
+    return document(" ".join(figure.started.question.split())[:80], css, body)
+
+
+def document(title: str, css: str, body: str) -> str:
+    """A page of its own: the body between the rules of all pages and of this one. Nothing in it
+    may run, and nothing is fetched."""
+    base = importlib.resources.files(__package__).joinpath("base.css").read_text("utf-8")
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -30,16 +40,13 @@ def render_html(trace: Trace) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
-<title>{esc(title[:80])}</title>
+<title>{esc(title)}</title>
 <style>
-{css}</style>
+{base}{css}</style>
 </head>
 <body>
 <main>
-{_head(figure)}
-{_remarks(figure.remarks)}{_search(figure)}
-{_cost(figure)}
-{_setup(figure)}
+{body}
 </main>
 </body>
 </html>
