@@ -19,13 +19,17 @@ STRATEGIES = Path(importlib.util.find_spec("cot_engine_strategies").submodule_se
 
 LAYERS = [
     {"__version__"},
-    {"errors", "checks", "escape", "types", "boundaries", "images", "download", "flops"},  # values
+    {  # values
+        *("errors", "checks", "escape", "types", "boundaries", "images", "download", "flops"),
+        "statistics",
+    },
     {"backends"},  # the Backend protocol and those that answer it
     {"stages", "answers", "prompts", "budget", "events"},
     {"strategy", "tournament", "judges"},
-    {"session", "growth", "arena", "search", "rejudge"},
+    {"session", "growth", "filling", "arena", "search", "rejudge"},
     {"plugins", "config", "testing", "scenes"},
     {"engine"},
+    {"ablation"},
     {"cli", "views", "__main__", "bundled"},  # what users touch
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
