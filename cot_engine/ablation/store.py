@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cot_engine.errors import StoreError
-from cot_engine.events import Trace, from_json, to_json
+from cot_engine.events import Event, Started, Trace, from_json, to_json
 from cot_engine.types import Usage
 
 SCHEMA = 1
@@ -458,14 +458,20 @@ def _usage(text: str) -> dict[str, Usage]:
     return {role: Usage(**used) for role, used in json.loads(text).items()}
 
 
+def without_pixels(trace: Trace) -> Trace:
+    """The trace with the digests of its images, but not the images: the data set has those."""
+
+    def bare(event: Event) -> Event:
+        if not isinstance(event, Started):
+            return event
+        return replace(event, images=tuple(replace(i, data="", image=None) for i in event.images))
+
+    return Trace([bare(event) for event in trace])
+
+
 def pack(trace: Trace) -> bytes:
-    """A trace as bytes, without the pixels of its images: the data set has those."""
-    lines = []
-    for event in trace:
-        if hasattr(event, "images"):
-            bare = tuple(replace(image, data="", image=None) for image in event.images)
-            event = replace(event, images=bare)
-        lines.append(to_json(event))
+    """A trace as bytes, without the pixels of its images."""
+    lines = [to_json(event) for event in without_pixels(trace)]
     return zlib.compress("\n".join(lines).encode("utf-8", "backslashreplace"), 9)
 
 

@@ -1,0 +1,243 @@
+"""A grid on a Ray cluster: the same searches as on this machine, on as many workers as fit.
+
+The tasks go out in chunks, whole problems each, and come back as rows. Only the driver stores
+them. A chunk has no effect but its rows, which are named by their keys: one whose worker or node
+died is done again, and nothing is lost or counted twice. A strategy's own error is a failed row,
+as everywhere, and is not tried again.
+
+Every node needs the same code, and the model and the pictures at the same paths; a worker that
+has others refuses.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from cot_engine.ablation.code import code_version
+from cot_engine.ablation.grid import Ablation, Cell
+from cot_engine.ablation.runner import Task, Work, run_local
+from cot_engine.ablation.store import Row, without_pixels
+from cot_engine.errors import CotEngineError
+
+if TYPE_CHECKING:
+    from cot_engine.engine import Engine
+
+RETRIES = 5
+"""How often a chunk is done again because its worker or node died. One that kills its worker
+every time (out of memory, say) must end some day."""
+_LOOK = 1.0  # seconds between looks at how large the cluster is: nodes come and go
+
+
+def run_ray(
+    work: Work,
+    tasks: Iterable[Task],
+    on_row: Callable[[Row], None],
+    *,
+    address: str | None = None,
+    in_flight: int = 32,
+    cpus: int = 1,
+    gpus: float | None = None,
+) -> None:
+    """Do the tasks on the Ray cluster at `address`; `on_row` gets each row, here, when its chunk
+    is done. An interrupt cancels what is under way.
+
+    Without an address: the one that RAY_ADDRESS names, or one running on this machine, or a new
+    one of this machine alone. Each worker has `cpus` threads and `gpus` (None: one if the run's
+    model is on a GPU, else none), loads the model once, and does up to `in_flight` searches at a
+    time on one batch. The connection stays, for the next tasks, until `ray.shutdown()` or the end
+    of this process. Raises CotEngineError.
+    """
+    tasks = list(tasks)
+    if not tasks:
+        return
+    ray = _connected(address)
+    needs = _Needs(work.run.code, work.run.model, tuple(work.cells.values()), in_flight, cpus)
+    if gpus is None:
+        gpus = 1 if needs.device == "cuda" else 0
+    slots = _slots(ray, cpus, gpus)
+    if not slots:
+        has = f"{ray.cluster_resources().get('CPU', 0):g} CPUs and"
+        has += f" {ray.cluster_resources().get('GPU', 0):g} GPUs"
+        raise CotEngineError(
+            f"The Ray cluster has {has}; a worker needs {cpus} and {gpus:g}.",
+            "Add a node that has them.",
+        )
+    # max_calls: else Ray ends a worker with a GPU after each chunk, and its model with it.
+    remote = ray.remote(
+        num_cpus=cpus, num_gpus=gpus, max_calls=0, max_retries=RETRIES, retry_exceptions=False
+    )(search_chunk)
+    shared = ray.put(needs)
+    # Chunks large enough to fill a batch, and several for each worker, so that they end together.
+    size = min(2 * in_flight, math.ceil(len(tasks) / (4 * slots)))
+    chunks = _chunks(tasks, size)
+    pending: list[Any] = []
+    try:
+        while True:
+            ahead = 2 * max(slots, 1) - len(pending)
+            pending += [remote.remote(shared, c) for c in itertools.islice(chunks, max(ahead, 0))]
+            if not pending:
+                return
+            done, pending = ray.wait(pending, timeout=_LOOK)
+            for chunk in done:
+                for row in _rows(ray, chunk):
+                    on_row(row)
+            slots = _slots(ray, cpus, gpus)
+    finally:
+        for chunk in pending:  # an interrupt or an error: whoever waits for these is gone
+            ray.cancel(chunk, force=True)
+
+
+def _connected(address: str | None) -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise CotEngineError(
+            "Ray is not installed.", "Install it: pip install 'cot-engine[ray]'."
+        ) from None
+    if ray.is_initialized():
+        return ray
+    # Workers write warnings into the live display, and Ray tells its makers that it was used.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    except (OSError, RuntimeError, ValueError, TimeoutError) as error:
+        where = address or os.environ.get("RAY_ADDRESS", "on this machine")
+        raise CotEngineError(
+            f"There is no connection to a Ray cluster ({where}): {error}.",
+            "Start one (ray start --head), or name it: HOST:PORT. It must run the same versions"
+            " of Ray and Python.",
+        ) from None
+    return ray
+
+
+def _slots(ray: Any, cpus: int, gpus: float) -> int:
+    """How many workers fit on the nodes that are alive."""
+    found = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            by_gpu = has.get("GPU", 0) // gpus if gpus else math.inf
+            found += int(min(has.get("CPU", 0) // cpus, by_gpu))
+    return found
+
+
+def _chunks(tasks: list[Task], size: int) -> Iterator[list[Task]]:
+    """At least `size` tasks each; those of one problem, which come together, stay together: its
+    pictures are read once, and what a model keeps of them is of use."""
+    chunk: list[Task] = []
+    for _, group in itertools.groupby(tasks, key=lambda task: task.key.item):
+        chunk += group
+        if len(chunk) >= size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _rows(ray: Any, chunk: Any) -> list[Row]:
+    try:
+        rows = ray.get(chunk)
+    except ray.exceptions.RayTaskError:
+        raise  # what a worker raised, with its traceback: a defect
+    except ray.exceptions.RayError as error:
+        raise CotEngineError(
+            f"A chunk of searches was given up after its workers died {RETRIES + 1} times:"
+            f" {error}.",
+            "If memory was short, give each worker more. What was stored is kept.",
+        ) from None
+    if isinstance(rows, Refusal):
+        raise CotEngineError(rows.message, rows.hint)
+    return rows
+
+
+# --- on a worker ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """What a worker must have, and how it is to work."""
+
+    code: str
+    model: str
+    cells: tuple[Cell, ...]
+    in_flight: int
+    threads: int
+
+    @property
+    def device(self) -> str:
+        """Which kind: of its GPUs a worker sees only those that it was given."""
+        device = self.cells[0].config.device  # all cells share it
+        return "cuda" if device.startswith("cuda") else device
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a worker does no searches. A value: not every error survives being pickled."""
+
+    message: str
+    hint: str
+
+
+def search_chunk(needs: _Needs, tasks: list[Task]) -> list[Row] | Refusal:
+    """Do these searches here, on one batch, with the model that this process has loaded."""
+    try:
+        _check(needs, tasks)
+        rows: list[Row] = []
+        run_local(_engine(needs), tasks, rows.append, needs.in_flight)
+    except CotEngineError as error:
+        return Refusal(f"The worker on {platform.node()}: {error.message}", error.hint)
+    # The store keeps no pixels, so they need not travel.
+    return [replace(r, trace=without_pixels(r.trace)) if r.trace else r for r in rows]
+
+
+def _check(needs: _Needs, tasks: list[Task]) -> None:
+    code = code_version(Ablation("", needs.cells))
+    if code != needs.code:
+        raise CotEngineError(
+            f"Its code is {code}, the run's is {needs.code}.", "Install the same on every node."
+        )
+    for picture in {p for task in tasks for p in task.item.pictures}:
+        path = getattr(picture, "path", None)
+        if path is not None and not path.exists():
+            # Else every search on this node would be filed as failed.
+            raise CotEngineError(
+                f"It has no file {str(path)!r}.", "Share the folder of the data with every node."
+            )
+
+
+_loaded: tuple[Any, Engine] | None = None
+
+
+def _engine(needs: _Needs) -> Engine:
+    """The model, loaded once for a process. Raises ModelError, or CotEngineError for another one
+    than the run's."""
+    global _loaded
+    config = needs.cells[0].config
+    key = (config.model, needs.device, config.dtype, config.quantize)
+    if _loaded is not None and _loaded[0] == key:
+        return _loaded[1]
+    import torch
+
+    from cot_engine.engine import Engine
+
+    if _loaded is not None:
+        _loaded[1].close()
+        _loaded = None
+    torch.set_num_threads(needs.threads)  # else each of its workers would use the whole machine
+    model, device, dtype, quantize = key
+    engine = Engine.from_pretrained(model, device=device, dtype=dtype, quantize=quantize)
+    if engine.backend.info.digest != needs.model:
+        engine.close()
+        raise CotEngineError(
+            f"Its model {model!r} has the digest {engine.backend.info.digest}, the run's is"
+            f" {needs.model}.",
+            "Give every node the same weights.",
+        )
+    _loaded = (key, engine)
+    return engine
