@@ -1,0 +1,293 @@
+"""Data sets from files: JSONL, one question a line, and TSV as the public benchmarks are given out.
+
+Both become `Row`s, checked as far as one row can be; what needs all of them (ids, grading) is
+`data.py`'s. Every error names the file and the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import math
+import re
+import string
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cot_engine.errors import InputError
+
+LETTERS = string.ascii_uppercase
+_JSON_KEYS = "id image images question answer choices hint type category split".split()
+_TSV_KEYS = ("index", "question", "answer", "image", "image_path")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# No path to a picture looks like this: it would have a dot in it.
+_BASE64 = re.compile(r"[A-Za-z0-9+/=\s]{64,}")
+_CSV_LOCK = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question as a file has it. `pictures` are not read yet; a "row" is the id of another."""
+
+    place: str  # "line 3"
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    choices: dict[str, str] = field(default_factory=dict)
+    hint: str = ""
+    type: str = ""
+    split: str = ""
+    pictures: tuple[tuple[Literal["path", "base64", "url", "row"], str], ...] = ()
+
+
+def read_file(path: Path) -> list[Row]:
+    """The questions of a .jsonl or .tsv file. Raises InputError."""
+    text = _decoded(path)
+    read = _tsv if path.suffix.lower() == ".tsv" else _jsonl
+    rows = list(read(path, text)) if text.strip() else []
+    if not rows:
+        raise InputError(f"The data set {str(path)!r} holds no questions.", "Write some into it.")
+    return rows
+
+
+def wrong(path: Path, place: str, said: str, hint: str) -> InputError:
+    """An error about one line of a file."""
+    return InputError(f"{str(path)!r}, {place}: {said}", hint)
+
+
+def _decoded(path: Path) -> str:
+    name = repr(str(path))
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"The data set {name} is not a file.", "Name a .jsonl or .tsv file.")
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"The data set {name} cannot be read: {reason}.", _near(path) or "Check its name."
+        ) from None
+    try:
+        return data.decode("utf-8-sig")  # with or without a BOM
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise wrong(
+            path,
+            f"line {line}",
+            f"the byte 0x{data[error.start]:02x} is not UTF-8.",
+            "Save the file as UTF-8.",
+        ) from None
+
+
+def _near(path: Path) -> str:
+    folder = path.parent
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except (NotADirectoryError, FileNotFoundError):
+        return f"There is no folder {str(folder)!r} either."
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"Did you mean {str(folder / close[0])!r}?" if close else ""
+
+
+# --- JSONL ---------------------------------------------------------------------------------------
+
+
+def _jsonl(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 ends no line
+        if line.strip():
+            yield _from_json(path, number, line)
+
+
+def _from_json(path: Path, number: int, line: str) -> Row:
+    place = f"line {number}"
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise wrong(
+            path, place, f"this is not JSON: {error}.", "Each line must be one JSON object."
+        ) from None
+    if not isinstance(found, dict):
+        kind = type(found).__name__
+        raise wrong(path, place, f"this is a {kind}.", "Each line must be one JSON object.")
+
+    def text_of(key: str, value: Any) -> str:
+        return _text(path, place, key, value)
+
+    for key in ("question", "answer"):
+        if found.get(key) in (None, "", []):
+            near = difflib.get_close_matches(key, [k for k in found if k not in _JSON_KEYS], n=1)
+            hint = f"Is {near[0]!r} it?" if near else f"Its keys are {', '.join(found) or 'none'}."
+            raise wrong(path, place, f"there is no {key}.", hint)
+    answer = found["answer"]
+    if "type" in found and "category" in found:
+        raise wrong(path, place, "there is a type and a category.", "Keep one: they are the same.")
+    kind = found.get("type", found.get("category"))
+    optional = {key: found.get(key) for key in ("hint", "split")} | {"type": kind}
+    return Row(
+        place,
+        str(number) if found.get("id") is None else text_of("id", found["id"]).strip(),
+        text_of("question", found["question"]),
+        tuple(text_of("answer", a) for a in (answer if isinstance(answer, list) else [answer])),
+        _choices(path, place, found.get("choices")),
+        pictures=_json_pictures(path, place, found),
+        **{k: "" if v in (None, "") else text_of(k, v) for k, v in optional.items()},
+    )
+
+
+def _choices(path: Path, place: str, value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    if isinstance(value, list) and len(value) <= len(LETTERS):
+        value = dict(zip(LETTERS, value, strict=False))
+    if not isinstance(value, dict) or len(value) < 2:
+        raise wrong(
+            path,
+            place,
+            f"choices is {cut(repr(value))}.",
+            'Give 2 to 26 texts, as a list or as {"A": "one", "B": "two"}.',
+        )
+    texts = {key: _text(path, place, f"choice {key}", text) for key, text in value.items()}
+    choices = {key.strip().upper(): text for key, text in texts.items()}
+    odd = [letter for letter in choices if len(letter) != 1 or letter not in LETTERS]
+    if odd or len(choices) < len(value):
+        said = f"choices has the key {odd[0]!r}." if odd else "choices has a letter twice."
+        raise wrong(path, place, said, "The keys must be different letters, A to Z.")
+    return choices
+
+
+def _text(path: Path, place: str, key: str, value: Any) -> str:
+    """A text, or a number as text; not empty, and fit to be written as UTF-8."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and math.isfinite(value):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        hint = 'Write "yes" or "no".' if isinstance(value, bool) else "Give a text or a number."
+        raise wrong(path, place, f"{key} is {cut(json.dumps(value))}.", hint)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise wrong(
+            path, place, f"{key} holds half a character (a lone surrogate).", "Write it whole."
+        ) from None
+    return value
+
+
+def _json_pictures(path: Path, place: str, found: dict[str, Any]) -> tuple:
+    if found.get("image") is not None and found.get("images") is not None:
+        raise wrong(path, place, "there is an image and images.", "Keep one of them.")
+    value = found.get("image") if found.get("image") is not None else found.get("images")
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    pictures = []
+    for one in values:
+        if not isinstance(one, str) or not one.strip():
+            raise wrong(
+                path, place, f"an image is {cut(json.dumps(one))}.", "Give a path or base64."
+            )
+        pictures.append((_kind(one, path.parent), one))
+    return tuple(pictures)
+
+
+def _kind(text: str, folder: Path) -> Literal["path", "base64", "url"]:
+    if text.startswith("data:"):
+        return "base64"
+    if _URL.match(text):
+        return "url"
+    if len(text) > 4096 or _BASE64.fullmatch(text):
+        try:
+            return "path" if (folder / text).exists() else "base64"
+        except (OSError, ValueError):  # too long a name
+            return "base64"
+    return "path"
+
+
+# --- TSV -----------------------------------------------------------------------------------------
+
+
+def _tsv(path: Path, text: str) -> Iterator[Row]:
+    """Columns index, question, answer, image or image_path; hint, A, B, ..., category, split."""
+    lines = _lines(path, text)
+    _, header = next(lines, ("", []))
+    missing = [key for key in _TSV_KEYS[:3] if key not in header]
+    if "image" not in header and "image_path" not in header:
+        missing.append("image")
+    if missing or len(set(header)) < len(header):
+        absent = f"there is no column {' and none '.join(missing)}"
+        said = absent if missing else "a column is there twice"
+        raise wrong(
+            path,
+            "line 1",
+            f"{said}; the columns are {cut(', '.join(header))}.",
+            "A TSV needs the columns index, question, answer, and image (base64) or image_path.",
+        )
+    for place, cells in lines:
+        if len(cells) != len(header):
+            said = f"there are {len(cells)} fields, but {len(header)} columns."
+            raise wrong(path, place, said, "Separate them by tabs; quote fields that hold tabs.")
+        yield _from_cells(path, place, dict(zip(header, cells, strict=True)))
+
+
+def _lines(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
+    """("line 3", its fields): a quoted field may hold tabs and line ends."""
+    # The limit is the interpreter's: a picture is longer than the usual 131,072 characters.
+    with _CSV_LOCK:
+        before = csv.field_size_limit(2**31 - 1)
+        try:
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+            start, found = 1, []
+            for cells in reader:
+                if any(cells):
+                    found.append((f"line {start}", cells))
+                start = reader.line_num + 1
+        except csv.Error as error:
+            hint = 'A field with quotes must be quoted itself, each " in it doubled.'
+            raise wrong(path, f"line {start}", f"this is not TSV: {error}.", hint) from None
+        finally:
+            csv.field_size_limit(before)
+    return iter(found)
+
+
+def _from_cells(path: Path, place: str, cells: dict[str, str]) -> Row:
+    for key in _TSV_KEYS[:3]:
+        if not cells[key].strip():
+            hint = "Test splits are often given out without answers: use another."
+            hint = hint if key == "answer" else "Fill it in."
+            raise wrong(path, place, f"there is no {key}.", hint)
+    choices = {c: cells[c] for c in LETTERS if cells.get(c, "").strip()}
+    if len(choices) == 1:
+        raise wrong(path, place, "there is only one option.", "Give two or more, or none.")
+    pictures: tuple = ()
+    if image := cells.get("image", "").strip():
+        # A picture takes more than 64 characters; shorter, it names the row that holds it.
+        pictures = tuple(("base64" if len(x) > 64 else "row", x) for x in _listed(image))
+    elif named := cells.get("image_path", "").strip():
+        pictures = tuple(("path", x) for x in _listed(named))
+    return Row(
+        place,
+        cells["index"].strip(),
+        cells["question"],
+        (cells["answer"].strip(),),
+        choices,
+        cells.get("hint", "").strip(),
+        cells.get("category", ""),
+        cells.get("split", ""),
+        pictures,
+    )
+
+
+def _listed(cell: str) -> list[str]:
+    """A cell that holds several pictures writes them as a Python list of texts."""
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return [cell]
+    found = re.findall(r'"([^"]+)"|\'([^\']+)\'', cell)
+    return [double or single for double, single in found] or [cell]
+
+
+def cut(text: str) -> str:
+    """The text as an error shows it."""
+    return text if len(text) <= 80 else f"{text[:60]}…"
