@@ -216,11 +216,50 @@ class Engine:
     # --- recorded searches ---
 
     def rejudge(
-        self, trace: Trace, *, judge: str | Judge = "auto", tournament: str = "knockout"
+        self,
+        trace: Trace,
+        *,
+        judge: str | Judge = "auto",
+        tournament: str = "knockout",
+        judge_image: Literal["seen", "blank", "swap"] = "seen",
+        on_event: Listener | None = None,
     ) -> Rejudged:
-        """Judge a recorded search again without generating anything anew (`cot_engine.rejudge`)."""
-        run = _Run(self, RunConfig(tournament=tournament), {"judge": judge})
-        return self._run(rejudge(trace, run.judge, tournament, self.backend))
+        """Judge a recorded search again without generating anything anew (`cot_engine.rejudge`).
+
+        `judge_image` is what the judge sees; `on_event` is called with each event.
+        """
+        return self._run(
+            self.arejudge(
+                trace,
+                judge=judge,
+                tournament=tournament,
+                judge_image=judge_image,
+                on_event=on_event,
+            )
+        )
+
+    async def arejudge(
+        self,
+        trace: Trace,
+        *,
+        judge: str | Judge = "auto",
+        tournament: str = "knockout",
+        judge_image: Literal["seen", "blank", "swap"] = "seen",
+        on_event: Listener | None = None,
+    ) -> Rejudged:
+        """`rejudge`, awaitable."""
+        config = RunConfig(tournament=tournament, judge_image=judge_image)
+        run = _Run(self, config, {"judge": judge})
+        return await rejudge(
+            trace,
+            run.judge,
+            tournament,
+            self.backend,
+            judge_image=judge_image,
+            shown=run.judge_images,
+            scope=f"rejudge:{trace.started.problem}#{next(self._scopes)}",
+            listen=on_event,
+        )
 
     # --- life ---
 

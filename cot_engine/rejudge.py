@@ -7,11 +7,15 @@ recorded one, later stages were grown from the old winner: they are judged as th
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
+from cot_engine import prompts
 from cot_engine.arena import Arena
 from cot_engine.backends import Backend
+from cot_engine.boundaries import Until
 from cot_engine.errors import TraceError
 from cot_engine.events import Event, Judged, Selected, Trace
 from cot_engine.images import Image, load_image
@@ -19,7 +23,17 @@ from cot_engine.search import Named
 from cot_engine.session import Session, Settings
 from cot_engine.stages import conclusion
 from cot_engine.strategy import Select
-from cot_engine.types import Answer, Problem, Usage
+from cot_engine.types import (
+    GREEDY,
+    Answer,
+    Choose,
+    Chosen,
+    Generate,
+    Generated,
+    Problem,
+    Prompt,
+    Usage,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +52,14 @@ class Selection:
 @dataclass(frozen=True, slots=True)
 class Rejudged:
     """`answer` is what the search would have said if only its last selection had been judged this
-    way; `usage` what judging again cost."""
+    way; `usage` what judging this way would have cost the search; `judge_image` what was shown."""
 
     judge: str
     tournament: str
     selections: tuple[Selection, ...]
     answer: str
     usage: Usage
+    judge_image: Literal["seen", "blank", "swap"] = "seen"
 
     @property
     def agreement(self) -> float:
@@ -64,6 +79,9 @@ def recorded_problem(trace: Trace) -> Problem:
     started = trace.started
     images: list[Image] = []
     for record in started.images:
+        if record.image is not None:
+            images.append(record.image)
+            continue
         if not (png := record.png()):
             raise TraceError(
                 "The trace does not hold its image, so it cannot be judged by looking again.",
@@ -79,10 +97,15 @@ async def rejudge(
     tournament: str,
     backend: Backend | None = None,
     *,
+    judge_image: Literal["seen", "blank", "swap"] = "seen",
+    shown: Callable[[Problem], tuple[Image, ...]] | None = None,
+    scope: str = "",
     listen: Callable[[Event], None] | None = None,
 ) -> Rejudged:
     """Hold every selection of `trace` again. `backend` is needed by judges that ask a model.
 
+    `shown` makes the images that the judge sees, `judge_image` naming them, if not the problem's
+    own. `scope` must be unique among what is in flight on the backend. `listen` gets the events.
     Raises TraceError if the trace is incomplete, or if the judge needs a backend and has none.
     """
     started, chains = trace.started, trace.chains()
@@ -100,12 +123,16 @@ async def rejudge(
         seed=started.seed,
         tournament=tournament,
         orders=started.orders,
+        detail=started.detail,
+        judge_image=judge_image,
     )
     free = backend is None
     problem = Problem(started.problem, started.question) if free else recorded_problem(trace)
-    model = _NoBackend() if backend is None else backend
-    scope = f"rejudge:{started.problem}"
-    session = Session(problem, started.plan, model, settings, emit, scope, problem.images)  # type: ignore[arg-type]
+    scope = scope or f"rejudge:{started.problem}"
+    prompt = prompts.answer_prompt(problem, started.plan, started.mode, started.detail)
+    model = _NoBackend() if backend is None else _AsSearched(backend, scope, prompt)
+    images = problem.images if shown is None else shown(problem)
+    session = Session(problem, started.plan, model, settings, emit, scope, images)  # type: ignore[arg-type]
     arena = Arena(session, judge.part)  # type: ignore[arg-type]
     selections = []
     try:
@@ -124,7 +151,7 @@ async def rejudge(
     if selections and not selections[-1].same:
         answer = conclusion(chains[selections[-1].after.kept[0]].text, started.plan)
     usage = sum((s.after.usage for s in selections), Usage())
-    return Rejudged(judge.name, tournament, tuple(selections), answer, usage)
+    return Rejudged(judge.name, tournament, tuple(selections), answer, usage, judge_image)
 
 
 def replayed(trace: Trace, rejudged: Rejudged) -> Trace:
@@ -136,8 +163,44 @@ def replayed(trace: Trace, rejudged: Rejudged) -> Trace:
             continue
         events.append(next(new).after if isinstance(event, Selected) else event)
     at = events.index(trace.started)
-    events[at] = replace(trace.started, judge=rejudged.judge, tournament=rejudged.tournament)
+    events[at] = replace(
+        trace.started,
+        judge=rejudged.judge,
+        tournament=rejudged.tournament,
+        judge_image=rejudged.judge_image,
+    )
     return Trace(events)
+
+
+@dataclass
+class _AsSearched:
+    """The backend as a judge finds it in a search: the question and its pictures have been read,
+    and are not charged to the judge. They are read before its first request, if it makes any."""
+
+    backend: Backend
+    scope: str
+    prompt: Prompt
+    reading: asyncio.Future | None = field(default=None, repr=False)
+
+    async def _read(self) -> None:
+        if self.reading is None:
+            request = Generate(self.scope, self.prompt, (), Until(), (0,), 1, GREEDY)
+            self.reading = asyncio.ensure_future(self.backend.generate(request))
+        await self.reading
+
+    async def generate(self, request: Generate) -> Generated:
+        await self._read()
+        return await self.backend.generate(request)
+
+    async def choose(self, request: Choose) -> Chosen:
+        await self._read()
+        return await self.backend.choose(request)
+
+    def estimate(self, request: Generate | Choose) -> Usage:
+        return self.backend.estimate(request)
+
+    def release(self, scope: str) -> None:
+        self.backend.release(scope)
 
 
 class _NoBackend:
