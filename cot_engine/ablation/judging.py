@@ -49,8 +49,10 @@ class Bin:
 class Gain:
     """What picking with this judge came to, over selections of at least two candidates whose
     outcomes are all known: the mean outcome of a `random` candidate, of the one that was
-    `selected`, and of the best (`oracle`). `n` is the mean number of candidates. `taken` is
-    (selected - random) / (oracle - random), None where there was nothing to take."""
+    `selected`, and of the best (`oracle`). `n` is the mean number of candidates, as sampled.
+    `taken` is (selected - random) / (oracle - random), None where there was nothing to take. Equal
+    candidates are merged and faulty ones set aside before a judge is asked, which gains or loses
+    something by itself: what that is shows in the same line of the random judge."""
 
     n: float
     selections: int
@@ -72,10 +74,12 @@ class Card:
 
     Over all `matches`, whatever the outcomes: `ties`, of the combined outcome; `flips`, the share
     of those judged in both orders that named the same place twice (None: judged in one order);
-    `unreadable`, of single verdicts; `first`, how much more often than half a decided verdict named
-    the one shown first; `cycles`, the share of circles (A over B over C over A) among `triples` of
-    candidates whose three matches were decided (a coin makes 1/4). `unjudged` matches were not
-    asked, for want of budget or room, and count nowhere.
+    `unreadable`, of single verdicts; `first`, how much more often than half a verdict named the one
+    shown first, ties aside. Which place a verdict names is its margin's sign: a judge by logits has
+    one where it is not readable, and its bias is what one wants to know then. `cycles`, the share
+    of circles (A over B over C over A) among `triples` of candidates whose three matches were
+    decided (a coin makes 1/4). `unjudged` matches were not asked, for want of budget or room, and
+    count nowhere.
 
     `cost` is that of a match, a mean; `relative` its FLOPs over those of sampling a candidate here:
     with a knockout's N - 1 matches for N candidates, about what judging adds to sampling.
@@ -213,9 +217,12 @@ def card(judge: str, stage: str, measure: Measure, image: Shown, held: Sequence[
     every = [_without_unjudged(contest) for contest in held]
     matches = [(c.problem, match) for c in every for match in c.matches]
     verdicts = [(p, v) for p, match in matches for v in match.verdicts]
-    decided = [(p, v.outcome == "first") for p, v in verdicts if v.readable and v.outcome != "tie"]
-    twice = [match.flipped for _, match in matches if len(match.verdicts) == 2]
-    first = _mean(decided)
+    first = _mean((p, v.margin > 0) for p, v in verdicts if v.margin)
+    twice = [
+        match.verdicts[0].margin * match.verdicts[1].margin > 0
+        for _, match in matches
+        if len(match.verdicts) == 2
+    ]
     pairs = [pair for contest in every for pair in _pairs(contest, measure)]
     bins, error = calibration([(match.margin, good) for _, match, good, _ in pairs])
     longer = [
@@ -290,12 +297,22 @@ def _leans(margin: float, first_is_better: bool) -> float:
     return 0.5 if margin == 0 else float((margin > 0) == first_is_better)
 
 
+def leanings(held: Iterable[Contest], measure: Measure) -> dict[str, float]:
+    """By problem: how often the margin leans to the better candidate of a pair."""
+    pairs = (pair for contest in held for pair in _pairs(_without_unjudged(contest), measure))
+    return _by_problem((p, _leans(match.margin, good)) for p, match, good, _ in pairs)
+
+
+def _by_problem(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for problem, value in values:
+        found.setdefault(problem, []).append(float(value))
+    return {problem: sum(each) / len(each) for problem, each in found.items()}
+
+
 def _mean(values: Iterable[tuple[str, float]]) -> Interval:
     """The mean over problems of each problem's mean, with its interval."""
-    by_problem: dict[str, list[float]] = {}
-    for problem, value in values:
-        by_problem.setdefault(problem, []).append(float(value))
-    means = [[sum(each) / len(each)] for each in by_problem.values()]
+    means = list(_by_problem(values).values())
     return accuracy(np.array(means).reshape(-1, 1), draws=_DRAWS)
 
 

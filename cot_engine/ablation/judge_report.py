@@ -1,0 +1,298 @@
+"""Examines judges on problems with known answers: candidates are sampled, the truth about each is
+found out, and every judge is asked about the same pairs.
+
+A search with a random judge in between makes the candidates, so that no judge that is examined has
+had a say in what it is asked about. Each selection is then held again, every candidate meeting
+every other, by each judge; and with a grey picture and with another one, by those that look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cot_engine import plugins
+from cot_engine.ablation.data import DataSet, Item
+from cot_engine.ablation.judging import (
+    MEASURES,
+    Card,
+    Contest,
+    Measure,
+    Shown,
+    cards_of,
+    contests,
+    leanings,
+)
+from cot_engine.ablation.worth import selections
+from cot_engine.config import RunConfig
+from cot_engine.errors import CotEngineError, ModelError
+from cot_engine.events import Event
+from cot_engine.judges import RandomJudge
+from cot_engine.statistics import Paired, paired
+from cot_engine.types import Usage
+
+if TYPE_CHECKING:
+    from cot_engine.engine import Engine
+
+JUDGES = ("self", "likelihood", "random")
+"""Who is examined where nothing else is said: those that any model can be, and the control."""
+STRATEGIES = ("stage-beam", "best-of-n")
+"""Who samples: the first gives candidates for each stage, the second whole responses."""
+CONTROLS: tuple[Shown, ...] = ("blank", "swap")
+_FEW = 20  # problems with pairs below which a share says little
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What is to be done. `n` is that of the strategies (None: their own default); `rollouts` as
+    in `worth.selections`; `controls`: None for the judges that ask a model, else all or none.
+    Of `config` the model's sampling, seed, plan, mode, detail and orders count."""
+
+    config: RunConfig
+    judges: tuple[str, ...] = JUDGES
+    strategies: tuple[str, ...] = STRATEGIES
+    n: int | None = None
+    rollouts: int = 1
+    controls: bool | None = None
+
+    def check(self) -> None:
+        """Raises InputError for names that do not exist and parameters that do not fit."""
+        for name in self.strategies:
+            plugins.make("strategy", name, self.parameters)
+        for name in self.judges:
+            plugins.make("judge", name, {})
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {} if self.n is None else {"n": self.n}
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """One problem, done: its selections as each judge held them, by (judge, what it was shown);
+    or why it failed. `usage` is what it all cost."""
+
+    problem: str
+    held: dict[tuple[str, Shown], tuple[Contest, ...]]
+    usage: Usage = Usage()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What the picture is worth to a judge: how much more often its margin leans to the better
+    candidate where it sees the picture than where it sees `image`, on the same pairs."""
+
+    judge: str
+    stage: str
+    measure: Measure
+    image: Shown
+    difference: Paired
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeReport:
+    """What was found. `asked` problems were to be done, `done` were, `failed` of these in vain."""
+
+    about: dict[str, Any]
+    asked: int
+    done: int
+    failed: int
+    cards: tuple[Card, ...]
+    controls: tuple[Control, ...]
+    notes: tuple[str, ...]
+
+
+# --- doing it ------------------------------------------------------------------------------------
+
+
+def examine(
+    engine: Engine,
+    items: Iterable[Item],
+    todo: Examination,
+    on_done: Callable[[Examined], None] = lambda done: None,
+) -> None:
+    """Examine the judges on the items, the engine's number of them at a time. `on_done` gets each
+    problem as soon as it is done, in this thread; an interrupt loses those in flight.
+
+    A problem that fails is one with an error; a failing model, which would fail all, raises.
+    """
+    todo.check()
+
+    async def all_of_them() -> None:
+        waiting: set[asyncio.Task] = set()
+        try:
+            for item in items:
+                waiting.add(asyncio.ensure_future(_one(engine, item, todo)))
+                if len(waiting) >= engine.in_flight:
+                    waiting = await _some(waiting, on_done)
+            while waiting:
+                waiting = await _some(waiting, on_done)
+        finally:
+            for job in waiting:
+                job.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(all_of_them())
+
+
+async def _some(
+    waiting: set[asyncio.Task], on_done: Callable[[Examined], None]
+) -> set[asyncio.Task]:
+    done, rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for job in done:
+        on_done(job.result())
+    return rest
+
+
+async def _one(engine: Engine, item: Item, todo: Examination) -> Examined:
+    held: dict[tuple[str, Shown], tuple[Contest, ...]] = {}
+    total = Usage()
+    try:
+        problem = item.problem()
+        for name in todo.strategies:
+            config = replace(
+                todo.config, strategy=name, parameters=todo.parameters, judge="random", budget=None
+            )
+            # Not the coin of the random judge that is examined.
+            between = RandomJudge(seed=todo.config.seed + 1)
+            answer = await engine.asolve(problem, config=config, judge=between)
+            known = await selections(
+                *(answer.trace, item),
+                engine=engine, problem=problem, config=config, rollouts=todo.rollouts,
+            )  # fmt: skip
+            total += answer.total
+            for judge in todo.judges:
+                for image, contest in await _judged(engine, answer.trace, known, judge, todo):
+                    held[judge, image] = (*held.get((judge, image), ()), *contest)
+                    total += sum((c.judging for c in contest), Usage())
+    except ModelError:
+        raise
+    except CotEngineError as error:
+        return Examined(item.id, {}, total, str(error))
+    return Examined(item.id, held, total)
+
+
+async def _judged(
+    engine: Engine, trace: Any, known: Any, judge: str, todo: Examination
+) -> list[tuple[Shown, tuple[Contest, ...]]]:
+    """The selections of a trace as a judge holds them: seeing the picture, and the controls."""
+
+    async def once(image: Shown) -> tuple[Contest, ...]:
+        events: list[Event] = []
+        await engine.arejudge(
+            *(trace,),
+            judge=judge, tournament="round-robin", judge_image=image, on_event=events.append,
+        )  # fmt: skip
+        return contests(trace, known, events)
+
+    seen = await once("seen")
+    found: list[tuple[Shown, tuple[Contest, ...]]] = [("seen", seen)]
+    asked = any(contest.judging.calls for contest in seen)
+    met = any(contest.matches for contest in seen)
+    # Without a match nothing was looked at, and another picture changes nothing.
+    wanted = asked or not met if todo.controls is None else todo.controls
+    for image in CONTROLS if wanted and trace.started.images else ():
+        found.append((image, await once(image) if met else seen))
+    return found
+
+
+# --- what it shows -------------------------------------------------------------------------------
+
+
+def report(
+    data: DataSet, engine: Engine, todo: Examination, done: Sequence[Examined]
+) -> JudgeReport:
+    """What the problems that are done show, in the data set's order."""
+    place = {item.id: k for k, item in enumerate(data.items)}
+    done = sorted(done, key=lambda each: place[each.problem])
+    groups: dict[tuple[str, str, Shown], list[Contest]] = {}
+    for each in done:
+        for (judge, image), held in each.held.items():
+            for contest in held:
+                groups.setdefault((contest.stage, judge, image), []).append(contest)
+    stages = list(dict.fromkeys(stage for stage, _, _ in groups))
+    order = [
+        (stage, judge, image)
+        for stage in stages
+        for judge in todo.judges
+        for image in ("seen", *CONTROLS)
+    ]
+    cards: list[Card] = []
+    controls: list[Control] = []
+    for key in order:
+        if key in groups:
+            stage, judge, image = key
+            cards += cards_of(judge, stage, image, groups[key])
+            if image != "seen":
+                controls += _controls(*key, groups[stage, judge, "seen"], groups[key])
+    failed = [each for each in done if each.error]
+    return JudgeReport(
+        about=_about(data, engine, todo),
+        asked=len(data.items),
+        done=len(done),
+        failed=len(failed),
+        cards=tuple(sorted(cards, key=lambda c: (stages.index(c.stage), c.measure == "facts"))),
+        controls=tuple(controls),
+        notes=tuple(_notes(data, todo, done, failed, cards)),
+    )
+
+
+def _controls(
+    stage: str, judge: str, image: Shown, seen: Sequence[Contest], other: Sequence[Contest]
+) -> list[Control]:
+    found = []
+    for measure in MEASURES:
+        a, b = leanings(seen, measure), leanings(other, measure)
+        if both := [name for name in a if name in b]:
+            first, second = (np.array([[of[name]] for name in both]) for of in (a, b))
+            found.append(Control(judge, stage, measure, image, paired(first, second)))
+    return found
+
+
+def _about(data: DataSet, engine: Engine, todo: Examination) -> dict[str, Any]:
+    info, config = engine.backend.info, todo.config
+    return {
+        "data": {"name": data.name, "digest": data.digest, "rule": data.rule},
+        "model": {"name": info.model, "digest": info.digest, "dtype": info.dtype},
+        "device": info.device,
+        "strategies": list(todo.strategies),
+        "n": todo.n,
+        "rollouts": todo.rollouts,
+        "sampling": {
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "top_k": config.top_k,
+        },
+        "seed": config.seed,
+    }
+
+
+def _notes(
+    data: DataSet,
+    todo: Examination,
+    done: Sequence[Examined],
+    failed: Sequence[Examined],
+    cards: Sequence[Card],
+) -> list[str]:
+    notes = list(data.notes)
+    if len(done) < len(data.items):
+        notes.append(f"{len(done):,} of {len(data.items):,} problems were done.")
+    if failed:
+        notes.append(f"{len(failed):,} problems failed, the first thus: {failed[0].error}")
+    if not todo.rollouts:
+        notes.append("Without continuations a stage's worth is known of finished responses only.")
+    thin = list(dict.fromkeys(c.stage for c in cards if c.problems < _FEW and c.image == "seen"))
+    if thin or not cards:
+        config = todo.config
+        where = f"at {', '.join(thin)}" if thin else "anywhere"
+        notes.append(
+            f"Few problems have candidates with different outcomes {where}: more problems, or"
+            f" samples that differ more (temperature {config.temperature:g}, top-p"
+            f" {config.top_p:g}, top-k {config.top_k}), would show more."
+        )
+    return notes
