@@ -30,7 +30,7 @@ _SETTINGS = {
     "device": "cpu", "dtype": "float32", "model": "bundled", "quantize": None,
     "judge": "likelihood", "tournament": "knockout", "orders": "both", "judge_image": "seen",
     "detail": "normal", "mode": "trained", "temperature": 1.5, "top_p": 1.0, "top_k": 0,
-    "budget": None, "plan": {"stages": []},
+    "budget": None, "plan": {"stages": [{"tag": stage.tag} for stage in DEFAULT_PLAN]},
 }  # fmt: skip
 
 
@@ -206,6 +206,8 @@ class _Simulated:
         if self.strategy == "majority":
             most = max(answers, key=lambda a: (answers.count(a), -answers.index(a)))
             return most, ids[answers.index(most)]
+        if self.strategy == "greedy":
+            return answers[0], ids[0]
         kept = self._judge(ids, scores, "whole", {})
         return answers[ids.index(kept)], kept
 
@@ -243,9 +245,8 @@ class _Simulated:
         about = "whole" if stage == "whole" else "step"
         ranking = (left[0], *(id for id in ids if id != left[0]))
         self.recorder.select(ids, matches, about=about, ranking=ranking)
-        if len(ids) > 1:
-            known = worth if self.cell["rollouts"] or stage == "whole" else {}
-            self.selections.append(Selection(stage, tuple(ids), (left[0],), dict(known), facts))
+        known = worth if self.cell["rollouts"] or stage == "whole" else {}
+        self.selections.append(Selection(stage, tuple(ids), (left[0],), dict(known), facts))
         return left[0]
 
 

@@ -1,0 +1,201 @@
+"""Findings in words: the headline for the impatient, and the notes that nobody may miss."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from cot_engine.ablation.amounts import amount, interval, share
+from cot_engine.ablation.findings import Comparison, Headroom, Standing
+from cot_engine.ablation.store import Key, Row, Run
+
+_MOST = 10  # labels named one by one in the notes of one kind
+
+
+def headline(
+    standings: Sequence[Standing],
+    comparisons: Sequence[Comparison],
+    headrooms: Sequence[Headroom],
+    unit: str,
+) -> tuple[str, ...]:
+    """The main comparison, what no search gives, what selection and sampling lose, what judging
+    costs: a sentence each, as far as the run tells."""
+    by_label = {standing.label: standing for standing in standings if standing.problems}
+    main = _main(comparisons, by_label)
+    searched = [s for s in by_label.values() if s.kind == "search"]
+    best = max(searched, key=lambda s: s.accuracy.estimate, default=None)
+    of = by_label[main.first] if main else best
+    told = [_compared(main), _baselines(searched, of)] if of else []
+    told += [_lost(headrooms, of), _sampled(by_label), _judging(of, unit)] if of else []
+    return tuple(filter(None, told))
+
+
+def _main(comparisons: Sequence[Comparison], by_label: dict[str, Standing]) -> Comparison | None:
+    """At equal compute, the one with the strongest rival; else that of the best cell."""
+    equal = [c for c in comparisons if c.matched and by_label[c.second].matching == "matched"]
+    if equal:
+        return max(equal, key=lambda c: by_label[c.second].accuracy.estimate)
+    return max(comparisons, key=lambda c: by_label[c.first].accuracy.estimate, default=None)
+
+
+def _compared(main: Comparison | None) -> str:
+    if main is None:
+        return ""
+    return f"At equal compute: {main.sentence}" if main.matched else main.sentence
+
+
+def _baselines(searched: Sequence[Standing], of: Standing) -> str:
+    """What greedy decoding and one sample score, and for how much less."""
+    greedy = next((s for s in searched if s.strategy == "greedy"), None)
+    sample = next((s for s in searched if is_one_sample(s)), None)
+    said = []
+    for name, standing in (("greedy decoding", greedy), ("one sample", sample)):
+        if standing is not None and standing is not of:
+            part = f" for {_percent(standing.spent / of.spent)} of the cost" if of.spent else ""
+            said.append(f"{name} scores {interval(standing.accuracy)}{part}")
+    text = ", ".join(said)
+    own = f"{of.label} scores {interval(of.accuracy)}"
+    return f"{own}; {text}." if text else f"{own}."
+
+
+def is_one_sample(standing: Standing) -> bool:
+    return standing.strategy == "best-of-n" and standing.n == 1 and standing.matching == ""
+
+
+def _lost(headrooms: Sequence[Headroom], of: Standing) -> str:
+    """Where the judge of this cell, else of any, gives most away."""
+    known = [h for h in headrooms if h.measure == "worth"] or list(headrooms)
+    known = [h for h in known if h.label == of.label] or known
+    if not known:
+        return ""
+    h = max(known, key=lambda h: h.oracle.estimate - h.selected.estimate)
+    where = f"whole responses of {h.label}" if h.stage == "whole" else f"{h.stage} of {h.label}"
+    away = 100 * (h.oracle.estimate - h.selected.estimate)
+    never = 100 * (1 - h.oracle.estimate)
+    took = "" if h.taken is None else f"; the judge took {_percent(h.taken)} of what was to take"
+    return (
+        f"Selection loses most at {where}: {away:.1f} points judged away (the best candidate"
+        f" {share(h.oracle.estimate)}, the selected one {share(h.selected.estimate)}, a random one"
+        f" {share(h.random.estimate)}), {never:.1f} points never generated{took}."
+    )
+
+
+def _sampled(by_label: dict[str, Standing]) -> str:
+    """What was among whole responses, whoever picks."""
+    oracles = [s for s in by_label.values() if s.kind == "oracle"]
+    if not oracles:
+        return ""
+    # Of equal ones that of best-of-n, say, which has a majority of its own to compare it with.
+    oracle = max(oracles, key=lambda s: (s.accuracy.estimate, s.strategy != "majority"))
+    cell = oracle.label.removeprefix("oracle of ")
+    vote = cell if oracle.strategy == "majority" else f"majority of {cell}"
+    others = [
+        f"{name} {share(by_label[label].accuracy.estimate)}"
+        for label, name in (
+            (vote, "a majority vote over them"),
+            (f"random of {cell}", "a random one"),
+        )
+        if label in by_label
+    ]
+    said = f" ({', '.join(others)})" if others else ""
+    best = interval(oracle.accuracy)
+    return f"Of the whole responses that {cell} sampled, the best scores {best}{said}."
+
+
+def _judging(of: Standing, unit: str) -> str:
+    judge = of.by_role.get("judge", 0.0)
+    if not judge or not of.spent:
+        return f"Judging costs {of.label} nothing."
+    each = f"{amount(judge, unit)} of {amount(of.spent, unit)}"
+    return f"Judging is {_percent(judge / of.spent)} of what {of.label} spends ({each} a search)."
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * ratio:.0f} %"
+
+
+# --- notes ---------------------------------------------------------------------------------------
+
+
+def notes(
+    run: Run,
+    rows: Sequence[Row],
+    missing: Collection[Key],
+    failed: Collection[Key],
+    standings: Sequence[Standing],
+    where: str | None,
+) -> tuple[str, ...]:
+    """What a reader must know. `missing` keys of the run have no row; `failed` ones have one that
+    says so, whatever `where` chose."""
+    total = len(run.cells) * len(run.items) * len(run.seeds)
+    told = []
+    if where:
+        told.append(f"Only searches with {where}: {len(rows):,} of {total:,}.")
+    blocked = _blocked(run, missing, failed)
+    if waiting := len(missing) - blocked:
+        told.append(f"Preliminary: {waiting:,} of {total:,} searches are still missing.")
+    if blocked:
+        told.append(
+            f"{_searches(blocked)} could not be matched, since the reference, whose spending is"
+            " their budget, failed there."
+        )
+    told += _failures(run, rows)
+    told += _spendings(standings)
+    if any(s.kind != "search" for s in standings):
+        told.append(
+            "Majority, random and oracle of a cell are worked out from the whole responses that it"
+            " sampled; they are charged for generating them and for no judge."
+        )
+    continued = sorted({plain["rollouts"] for _, plain in run.cells.values()} - {0})
+    if continued and any(row.selections for row in rows):
+        number = " or ".join(map(str, continued))
+        told.append(
+            f"What an unfinished candidate was worth is the share of its {number} continuations"
+            " that end right; they are charged to nobody."
+        )
+    return tuple(told)
+
+
+def _blocked(run: Run, missing: Collection[Key], failed: Collection[Key]) -> int:
+    """How many are missing for good: what they depend on failed."""
+    goals = {hash: plain["match"] for hash, (_, plain) in run.cells.items()}
+    return sum(
+        goals[key.cell] is not None and key._replace(cell=goals[key.cell]["reference"]) in failed
+        for key in missing
+    )
+
+
+def _failures(run: Run, rows: Sequence[Row]) -> list[str]:
+    by_label: dict[str, list[Row]] = {}
+    made: dict[str, int] = {}
+    for row in rows:
+        label = run.cells[row.key.cell][0]
+        made[label] = made.get(label, 0) + 1
+        if row.status == "failed":
+            by_label.setdefault(label, []).append(row)
+    told = [
+        f"{len(lost):,} of {_searches(made[label])} of {label} failed and"
+        f" count{'s' if len(lost) == 1 else ''} nowhere; the first: {lost[0].error}"
+        for label, lost in list(by_label.items())[:_MOST]
+    ]
+    if len(by_label) > _MOST:
+        told.append(f"Searches of {len(by_label) - _MOST} more cells failed.")
+    return told
+
+
+def _spendings(standings: Sequence[Standing]) -> list[str]:
+    told = []
+    for s in standings:
+        if s.kind == "search" and not s.problems:
+            told.append(f"{s.label} has no finished search.")
+        elif s.matching == "unmatched" and s.allotted:
+            told.append(
+                f"{s.label} is not at equal compute: it spent {_percent(s.spent / s.allotted)} of"
+                " what it was allotted."
+            )
+    if len(told) > _MOST:
+        told[_MOST:] = [f"The same holds for {len(told) - _MOST} more cells."]
+    return told
+
+
+def _searches(number: int) -> str:
+    return f"{number:,} search{'es' if number != 1 else ''}"
