@@ -287,6 +287,107 @@ def ablate(
     return partial(run, config, store, problems, given, **more, quiet=quiet, verbose=verbose)
 
 
+@app.command("judge-report", cls=_usage(""))
+def judge_report(
+    judges: Annotated[
+        list[str] | None,
+        _option(
+            "--judge",
+            metavar="NAME",
+            help="Whom to examine; may be repeated. [self, likelihood, random]",
+        ),
+    ] = None,
+    data: Annotated[
+        str, _option("--data", metavar="SOURCE", help="scenes, or a .jsonl or .tsv. [scenes/val]")
+    ] = "scenes/val",
+    problems: Annotated[
+        int, _option("--problems", metavar="N", help="The first so many of it. [100]")
+    ] = 100,
+    strategies: Annotated[
+        list[str] | None,
+        _option(
+            "--strategy",
+            "-s",
+            metavar="NAME",
+            help="Who samples; may be repeated. [stage-beam, best-of-n]",
+        ),
+    ] = None,
+    n: Annotated[
+        int | None,
+        _option("--n", "-n", metavar="N", help="Candidates of each selection. [the strategy's]"),
+    ] = None,
+    rollouts: Annotated[
+        int,
+        _option(
+            "--rollouts",
+            metavar="N",
+            help="Continuations that say what a stage is worth; 1: the likeliest. [1]",
+        ),
+    ] = 1,
+    controls: Annotated[
+        bool | None,
+        _option(
+            "--controls/--no-controls",
+            help="Judge with a grey and with another picture too. [judges that ask the model]",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        _option("--model", "-m", metavar="NAME", help=f"A folder or a hub name. [{_D.model}]"),
+    ] = None,
+    device: Annotated[
+        str | None, _option("--device", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        _option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16."),
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        _option("--quantize", metavar="8bit|4bit", help="Smaller weights, by bitsandbytes."),
+    ] = None,
+    temperature: Annotated[
+        str | None,
+        _option("--temperature", "-t", metavar="X", help=f"Of the samples. [{_D.temperature}]"),
+    ] = None,
+    top_p: Annotated[
+        str | None, _option("--top-p", metavar="X", help=f"1 is off. [{_D.top_p}]")
+    ] = None,
+    top_k: Annotated[
+        str | None, _option("--top-k", metavar="N", help=f"0 is off. [{_D.top_k}]")
+    ] = None,
+    seed: Annotated[
+        str | None, _option("--seed", metavar="N", help=f"Of all draws. [{_D.seed}]")
+    ] = None,
+    in_flight: Annotated[
+        str | None,
+        _option("--in-flight", metavar="N", help=f"Problems at a time. [{_D.in_flight}]"),
+    ] = None,
+    config: Annotated[
+        str | None, _option("--config", "-c", metavar="FILE", help="A TOML file as of solve.")
+    ] = None,
+    out: Annotated[
+        str | None, _option("--out", metavar="FILE.json", help="Write everything there too.")
+    ] = None,
+    json: _Json = False,
+    quiet: _Quiet = False,
+    verbose: _Verbose = False,
+) -> Action:
+    """Examine judges on problems with known answers.
+
+    A search with a random judge samples candidates; every judge is then asked about the same
+    pairs of them: how often it is right, at which stage, why not, what it costs and what a search
+    could gain with it. Ctrl-C reports on what was done.
+    """
+    from cot_engine.cli.judge_report import run
+
+    given = {key: value for key, value in locals().items() if key in KEYS and value is not None}
+    flags = {k: typed(k, v) if isinstance(v, str) else v for k, v in given.items()}
+    who = (judges or [], strategies or [])
+    what = (data, problems, n, rollouts, controls, out, config)
+    return partial(run, *who, *what, flags, json=json, quiet=quiet, verbose=verbose)
+
+
 @app.command("list", cls=_usage("strategies|judges|tournaments|models|stages"))
 def list_(
     what: Annotated[str, typer.Argument(metavar="WHAT", hidden=True)],

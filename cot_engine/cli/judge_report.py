@@ -1,0 +1,137 @@
+"""`cot-engine judge-report`: check what is cheap to check, examine the judges, print what shows."""
+
+from __future__ import annotations
+
+import json as _json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cot_engine.config import MAX_N, RunConfig, load_config
+from cot_engine.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from cot_engine.ablation.data import DataSet
+    from cot_engine.ablation.judge_report import Examination, JudgeReport
+
+MAX_ROLLOUTS = 64
+
+
+def run(
+    judges: list[str],
+    strategies: list[str],
+    source: str,
+    problems: int,
+    n: int | None,
+    rollouts: int,
+    controls: bool | None,
+    out: str | None,
+    config_file: str | None,
+    flags: dict[str, Any],
+    *,
+    json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    from cot_engine.ablation.data import load_data
+    from cot_engine.ablation.judge_report import JUDGES, STRATEGIES, Examination
+    from cot_engine.cli.solve import silence_libraries
+
+    for name, value, least, most in (("n", n, 1, MAX_N), ("rollouts", rollouts, 0, MAX_ROLLOUTS)):
+        if value is not None and not least <= value <= most:
+            raise ConfigError(f"{name} is {value}.", f"It must be from {least} to {most}.")
+    config = load_config(config_file, os.environ, flags)
+    todo = Examination(
+        config,
+        tuple(dict.fromkeys(judges)) or JUDGES,
+        tuple(dict.fromkeys(strategies)) or STRATEGIES,
+        n,
+        rollouts,
+        controls,
+    )
+    todo.check()
+    data = load_data(source, n=problems, seed=config.seed, allow_url=config.allow_url)
+    if out is not None:
+        _check_writable(Path(out))
+    if not verbose:
+        silence_libraries()
+    found, stopped = _examine(data, todo, config, quiet)
+    text = _json.dumps(plain(found), indent=2)
+    if out is not None:
+        Path(out).write_text(text + "\n", "utf-8")
+    if json:
+        print(text)
+    else:
+        from cot_engine.cli.judge_table import show
+
+        show(found)
+    sys.stdout.flush()
+    if stopped:
+        done = f"{found.done:,} of {found.asked:,}"
+        raise KeyboardInterrupt("Interrupted.", f"The report is on {done} problems.")
+
+
+def _examine(
+    data: DataSet, todo: Examination, config: RunConfig, quiet: bool
+) -> tuple[JudgeReport, bool]:
+    """The report on what was done, and whether it was interrupted. Raises KeyboardInterrupt if
+    nothing was done by then."""
+    from cot_engine.ablation.judge_report import Examined, examine, report
+    from cot_engine.cli.progress import Progress
+    from cot_engine.engine import Engine
+
+    done: list[Examined] = []
+    stopped = False
+    with Progress({"judges": len(data.items)}, noun="problems", quiet=quiet) as progress:
+        progress.say(f"Loading {config.model}")
+        with Engine.from_pretrained(
+            config.model,
+            device=config.device,
+            dtype=config.dtype,
+            quantize=config.quantize,
+            in_flight=config.in_flight,
+            on_notice=progress.say,
+        ) as engine:
+            progress.starting()
+
+            def on_done(each: Examined) -> None:
+                done.append(each)
+                progress.row("judges", None, each.usage.flops, bool(each.error))
+
+            try:
+                examine(engine, data.items, todo, on_done)
+            except KeyboardInterrupt:
+                if not done:
+                    raise KeyboardInterrupt("Interrupted.") from None
+                stopped = True
+            return report(data, engine, todo, done), stopped
+
+
+def plain(found: JudgeReport) -> dict[str, Any]:
+    """The report as JSON has it; a number that there is none of is null."""
+    from dataclasses import asdict
+
+    def tidy(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: tidy(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [tidy(item) for item in value]
+        return None if value != value else value  # NaN is not JSON
+
+    return tidy(asdict(found))
+
+
+def _check_writable(path: Path) -> None:
+    """Before hours of work, not after them; leaves what is there as it is."""
+    existed = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise InputError(
+            f"The report {str(path)!r} cannot be written: {error.strerror}.",
+            "Choose another place with --out.",
+        ) from None
+    if not existed:
+        path.unlink(missing_ok=True)
