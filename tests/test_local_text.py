@@ -288,6 +288,18 @@ def test_draws_follow_the_distribution():
     assert logprobs[0] == pytest.approx(logits.log_softmax(-1)[tokens[0]].item())
 
 
+def test_a_draw_does_not_hang_on_the_last_digits():
+    """Another batch rounds otherwise: tokens about equally likely must not change places."""
+    logits = torch.full((1, 50), 1.0)
+    shaken = logits + 1e-6 * torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
+    uniform = (np.arange(1000) + 0.5) / 1000
+    for how in (Sampling(1.0, 1.0, 0), Sampling(2.0, 1.0, 50), Sampling(0.6, 1.0, 0)):
+        many = settings(*[how] * 1000)
+        once, _ = draw(logits.expand(1000, -1), many, uniform)
+        again, _ = draw(shaken.expand(1000, -1), many, uniform)
+        assert once == again
+
+
 def test_rows_of_different_settings_do_not_mix():
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     mixed = settings(GREEDY, Sampling(1.0, 1.0, 0), Sampling(0.5, 0.9, 10))

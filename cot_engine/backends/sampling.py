@@ -55,15 +55,24 @@ class Settings:
         )
 
 
+def _by_id(ids: np.ndarray, vocabulary: int) -> np.ndarray:
+    """For each row of distinct token ids, the places that put them in order."""
+    if ids.shape[-1] < vocabulary:
+        return ids.argsort(-1)
+    order = np.empty_like(ids)  # all tokens: a permutation, whose inverse needs no sorting
+    np.put_along_axis(order, ids, np.arange(vocabulary)[None], -1)
+    return order
+
+
 def draw(
     logits: torch.Tensor, settings: Settings, uniform: np.ndarray, banned: int | None = None
 ) -> tuple[list[int], list[float]]:
     """One token per row of `logits` [rows, vocabulary], and its log-probability (nats).
 
-    Temperature, then top-k, then top-p, then the inverse of the cumulative distribution at
-    `uniform` [rows]. The log-probability is the model's own: temperature 1, nothing cut.
-    `banned` is never drawn. The few likeliest go to numpy: on arrays this small its operations
-    take a quarter of torch's time, and a GPU is waited for once.
+    Temperature, then top-k, then top-p, then the inverse of the cumulative distribution, over
+    token ids in their order, at `uniform` [rows]. The log-probability is the model's own:
+    temperature 1, nothing cut. `banned` is never drawn. The few likeliest go to numpy: on arrays
+    this small its operations take a quarter of torch's time, and a GPU is waited for once.
     """
     logprobs = logits.float().log_softmax(-1)
     if banned is not None:
@@ -81,6 +90,12 @@ def draw(
         # Top-p keeps the smallest set that reaches p: every token with less than p before it.
         kept = (below - share < settings.top_p) & (share > 0)
         last = np.maximum(kept.sum(-1) - 1, 0)
-        target = uniform * below[row, last]
-        chosen = np.minimum((below <= target[:, None]).sum(-1), last)
+        share[np.arange(widest) > last[:, None]] = 0
+        # Not in the order of likelihood: two tokens about equally likely change places with the
+        # rounding of another batch, and a row would draw another token beside other rows.
+        order = _by_id(ids, logits.shape[-1])
+        below = np.take_along_axis(share, order, -1).cumsum(-1)
+        whole = below[:, -1]
+        target = np.minimum(uniform * whole, np.nextafter(whole, 0))  # a product may round up to it
+        chosen = order[row, (below <= target[:, None]).sum(-1)]
     return ids[row, chosen].tolist(), top[row, chosen].tolist()
