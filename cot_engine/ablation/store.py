@@ -392,6 +392,23 @@ class Store:
             if key in by_key and (chosen is None or key in chosen):
                 yield _row(by_key[key])
 
+    def table(self, run: Run, where: str | None = None) -> Iterator[tuple[Any, ...]]:
+        """The names of the columns, then the searches that `rows` gives: each its cell's label
+        and what the view `results` has. Raises StoreError as `rows` does."""
+        chosen = self._chosen(run, where)
+        found = self._db.execute(
+            "select label, results.* from results"
+            " join run_cells c on c.run = ? and c.cell = results.cell"
+            " join run_items i on i.run = ? and i.item = results.item"
+            " join run_seeds s on s.run = ? and s.seed = results.seed"
+            " where code = ? and model = ? order by i.position, s.position, c.position",
+            (run.id, run.id, run.id, run.code, run.model),
+        )
+        yield tuple(column[0] for column in found.description)
+        for row in found:
+            if chosen is None or Key(row["cell"], row["seed"], row["item"]) in chosen:
+                yield tuple(row)
+
     def _chosen(self, run: Run, where: str | None) -> set[Key] | None:
         if where is None:
             return None
