@@ -13,22 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections import defaultdict
 
 from cot_engine import Engine, scenes
 from cot_engine.judges import ScorerJudge, SelfJudge
 from cot_engine.stages import DEFAULT_PLAN, read
+from cot_engine.statistics import wilson
 from cot_engine.types import Problem
 
 JUDGES = {"verdict": SelfJudge(least_mass=0.0), "likelihood": ScorerJudge()}
-
-
-def wilson(hits: float, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson 1927)."""
-    z, p = 1.96, hits / n
-    middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
 
 
 def right(stage: str, text: str, problem: scenes.SceneProblem) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections import Counter
@@ -18,17 +17,9 @@ from pathlib import Path
 
 import torch
 
+from cot_engine.statistics import wilson
+
 from . import TEST_SET, TYPES, SceneProblem, grade, grade_caption, parse, sample, test_set
-
-
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a share."""
-    if total == 0:
-        return 0.0, 1.0
-    z, p = 1.96, right / total
-    middle = (p + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @torch.inference_mode()
