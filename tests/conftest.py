@@ -1,7 +1,10 @@
 """One thread per process: results do not depend on it, and two cores are shared better."""
 
 import os
+import sys
+from textwrap import dedent
 
+import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,3 +12,25 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 settings.register_profile("shared", deadline=None)  # a core that is shared makes any time long
 settings.load_profile("shared")
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """install(package, module source, entry points by group) puts a package on the path."""
+    made = []
+
+    def put(package: str, source: str, group: str = "strategies", **points: str) -> None:
+        module = package.replace("-", "_")
+        folder = tmp_path / package
+        info = folder / f"{module}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        lines = [f"{name.replace('_', '-')} = {value}" for name, value in points.items()]
+        (info / "entry_points.txt").write_text("\n".join([f"[cot_engine.{group}]", *lines]))
+        (folder / f"{module}.py").write_text(dedent(source))
+        monkeypatch.syspath_prepend(folder)
+        made.append(module)
+
+    yield put
+    for module in made:
+        sys.modules.pop(module, None)

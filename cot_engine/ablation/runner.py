@@ -22,6 +22,7 @@ from cot_engine.ablation.store import Candidate, ItemRecord, Key, Row, Run, Stor
 from cot_engine.ablation.worth import selections
 from cot_engine.budget import Budget
 from cot_engine.errors import CotEngineError, ModelError
+from cot_engine.events import Grown, Trace
 from cot_engine.stages import conclusion, tier
 from cot_engine.types import Answer, Problem
 
@@ -172,13 +173,15 @@ async def search_row(engine: Engine, task: Task) -> Row:
 
 
 def _candidates(answer: Answer, item: Item) -> tuple[Candidate, ...]:
-    """The whole responses among what the search grew, in the order they were sampled."""
-    plan = answer.trace.started.plan
+    """The whole responses that the search grew from the question, in the order it sampled them."""
+    trace: Trace = answer.trace  # type: ignore[assignment]
+    chains, plan = trace.chains(), trace.started.plan
+    whole = [e for e in trace if isinstance(e, Grown) and e.unit == "end"]
     found = []
-    for chain in answer.trace.chains().values():
-        if chain.done and chain.parent == "r":
-            text = conclusion(chain.text, plan)
-            sound = tier(chain.faults) == 0
+    for chain in (chains[c.id] for event in whole for c in event.chains):
+        text = conclusion(chain.text, plan)
+        sound = tier(chain.faults) == 0
+        if chain.parent == "r":
             score = item.grade(text)
             found.append(Candidate(chain.id, text, score, chain.likelihood(), sound))
     return tuple(found)
