@@ -287,6 +287,53 @@ def ablate(
     return partial(run, config, store, problems, given, **more, quiet=quiet, verbose=verbose)
 
 
+@app.command(cls=_usage("STORE"))
+def report(
+    store: Annotated[str, typer.Argument(metavar="STORE", hidden=True)],
+    format: Annotated[
+        str | None,
+        _option(
+            "--format",
+            metavar="md|json|html|csv|inspect",
+            help="[by the name of --out, else md]",
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        _option("--out", metavar="FILE|-", help="Write it there; for inspect a folder. [stdout]"),
+    ] = None,
+    run_id: Annotated[
+        str | None, _option("--run", metavar="ID", help="Which run of the store. [the last]")
+    ] = None,
+    where: Annotated[
+        str | None,
+        _option("--where", metavar="SQL", help="Only these searches: \"type = 'count'\" ..."),
+    ] = None,
+    traces: Annotated[
+        int | None,
+        _option("--traces", metavar="N", min=0, help="Problems drawn in the HTML page. [60]"),
+    ] = None,
+    trace: Annotated[
+        str | None,
+        _option(
+            "--trace",
+            metavar="PROBLEM/CELL/SEED",
+            help="Write one search's trace instead, for cot-engine trace.",
+        ),
+    ] = None,
+    runs: Annotated[bool, _option("--runs", help="List the runs instead.")] = False,
+    json: Annotated[bool, _option("--json", help="Short for --format json.")] = False,
+    verbose: _Verbose = False,
+) -> Action:
+    """Report on the searches that ablate stored.
+
+    Accuracy at what cost, paired comparisons, scaling, what selection and sampling lose, judges.
+    """
+    from cot_engine.cli.report import run
+
+    return partial(run, store, run_id, format, out, where, traces, runs, trace, json=json)
+
+
 @app.command("judge-report", cls=_usage(""))
 def judge_report(
     judges: Annotated[

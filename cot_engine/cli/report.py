@@ -1,0 +1,172 @@
+"""`cot-engine report`: what a store of searches says, in one of several formats."""
+
+from __future__ import annotations
+
+import io
+import json as _json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cot_engine.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from cot_engine.ablation.store import Key, Run, Store
+    from cot_engine.events import Trace
+
+FORMATS = ("md", "json", "html", "csv", "inspect")
+_EXTRAS = {"matplotlib": "report", "inspect_ai": "inspect"}  # modules by the extra that brings them
+LOGS = "logs"  # where `inspect view` looks
+
+
+def run(
+    store: str,
+    id: str | None,
+    format: str | None,
+    out: str | None,
+    where: str | None,
+    traces: int | None,
+    runs: bool,
+    search: str | None,
+    *,
+    json: bool,
+) -> None:
+    from cot_engine.ablation.store import Store
+
+    format = _format(format, out, json)
+    with Store(store) as opened:
+        if runs:
+            print(_runs(opened))
+        elif search is not None:
+            _put_trace(_trace(opened, opened.run(id), search), out)
+        elif format == "inspect":
+            _inspect(opened, opened.run(id), out, where)
+        else:
+            _put(_report(opened, opened.run(id), format, where, traces), out)
+
+
+def _format(format: str | None, out: str | None, json: bool) -> str:
+    """The one asked for, else the one that the name of the file has, else Markdown."""
+    if json and format not in (None, "json"):
+        raise InputError(f"--json and --format {format} exclude each other.", "Give one of them.")
+    if json:
+        return "json"
+    if format is None:
+        suffix = Path(out or "").suffix.removeprefix(".")
+        return suffix if suffix in FORMATS else "md"
+    if format not in FORMATS:
+        raise UnknownNameError("format", format, FORMATS)
+    return format
+
+
+def _report(store: Store, run: Run, format: str, where: str | None, traces: int | None) -> str:
+    from cot_engine.ablation.analysis import analyse
+    from cot_engine.ablation.text import markdown, plain, rows_csv
+
+    if format == "csv":
+        file = io.StringIO()
+        rows_csv(store, run, where, file)
+        return file.getvalue()
+    if format != "html":
+        findings = analyse(store, run, where=where)
+        if format == "md":
+            return markdown(findings)
+        return _json.dumps(plain(findings), indent=2, allow_nan=False) + "\n"
+    try:
+        from cot_engine.ablation.page import page
+
+        more = {} if traces is None else {"traces": traces}
+        return page(analyse(store, run, where=where), store, **more)
+    except ModuleNotFoundError as error:
+        raise _lacking(error, "HTML report") from None
+
+
+def _inspect(store: Store, run: Run, out: str | None, where: str | None) -> None:
+    folder = Path(out or LOGS)
+    if out == "-":
+        raise InputError("Inspect logs are files.", "Name a folder: --out logs.")
+    try:
+        from cot_engine.ablation.inspect_logs import write_logs
+
+        written = write_logs(store, run, folder, where=where)
+    except ModuleNotFoundError as error:
+        raise _lacking(error, "export to Inspect") from None
+    for path in written:
+        print(path)
+
+
+def _lacking(error: ModuleNotFoundError, what: str) -> Exception:
+    """The error that names the extra; the one that came, where it is about anything else."""
+    module = (error.name or "").partition(".")[0]
+    if module not in _EXTRAS:
+        return error
+    return InputError(
+        f"The {what} needs {module}, which is not installed.",
+        f"pip install 'cot-engine[{_EXTRAS[module]}]'",
+    )
+
+
+def _runs(store: Store) -> str:
+    from cot_engine.escape import terminal
+
+    lines = []
+    for run in store.runs():
+        done = store.done(run)
+        total = len(run.cells) * len(run.items) * len(run.seeds)
+        made = sum(key in done for key in run.keys())  # noqa: SIM118
+        lines.append(f"{run.id}  {run.started}  {made:,} of {total:,} searches  {run.command}")
+    return terminal("\n".join(lines)) if lines else "No run yet."
+
+
+# --- one search ----------------------------------------------------------------------------------
+
+
+def _trace(store: Store, run: Run, search: str) -> Trace:
+    """The trace of a search that is named "PROBLEM/LABEL/SEED", where ids and labels may have
+    slashes of their own. Raises UnknownNameError, StoreError."""
+    key = next((key for key in _named(run, search)), None)
+    if key is None:
+        known = [
+            f"{run.items[0].problem}/{label}/{run.seeds[0]}" for label, _ in run.cells.values()
+        ]
+        raise UnknownNameError("search", search, known)
+    return store.trace(run, key)
+
+
+def _named(run: Run, search: str) -> list[Key]:
+    from cot_engine.ablation.store import Key
+
+    items = {item.problem: item.digest for item in run.items}
+    return [
+        Key(cell, seed, items[problem])
+        for cell, (label, _) in run.cells.items()
+        for seed in run.seeds
+        if search.endswith(f"/{label}/{seed}")
+        and (problem := search.removesuffix(f"/{label}/{seed}")) in items
+    ]
+
+
+# --- where it goes -------------------------------------------------------------------------------
+
+
+def _put(text: str, out: str | None) -> None:
+    if out is None or out == "-":
+        from cot_engine.escape import terminal
+
+        # What a model wrote is in CSV as it wrote it: for a file, not for a terminal to obey.
+        sys.stdout.write(terminal(text) if sys.stdout.isatty() else text)
+        return
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(out).write_text(text, "utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise InputError(
+            f"The report {out!r} cannot be written: {error.strerror}.",
+            "Choose another place with --out.",
+        ) from None
+
+
+def _put_trace(trace: Trace, out: str | None) -> None:
+    from cot_engine.events import to_json
+
+    _put("".join(to_json(event) + "\n" for event in trace), out)
