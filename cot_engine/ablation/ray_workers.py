@@ -202,9 +202,9 @@ def _check(needs: _Needs, tasks: list[Task]) -> None:
         raise CotEngineError(
             f"Its code is {code}, the run's is {needs.code}.", "Install the same on every node."
         )
-    for picture in {p for task in tasks for p in task.item.pictures}:
-        path = getattr(picture, "path", None)
-        if path is not None and not path.exists():
+    files = {getattr(p, "path", None) for task in tasks for p in task.item.pictures} - {None}
+    for path in files:
+        if not path.exists():
             # Else every search on this node would be filed as failed.
             raise CotEngineError(
                 f"It has no file {str(path)!r}.", "Share the folder of the data with every node."
@@ -219,7 +219,8 @@ def _engine(needs: _Needs) -> Engine:
     than the run's."""
     global _loaded
     config = needs.cells[0].config
-    key = (config.model, needs.device, config.dtype, config.quantize)
+    parts = (config.model, needs.device, config.dtype, config.quantize)
+    key = (*parts, needs.model)  # with the digest: the files may have changed since
     if _loaded is not None and _loaded[0] == key:
         return _loaded[1]
     import torch
@@ -230,7 +231,7 @@ def _engine(needs: _Needs) -> Engine:
         _loaded[1].close()
         _loaded = None
     torch.set_num_threads(needs.threads)  # else each of its workers would use the whole machine
-    model, device, dtype, quantize = key
+    model, device, dtype, quantize = parts
     engine = Engine.from_pretrained(model, device=device, dtype=dtype, quantize=quantize)
     if engine.backend.info.digest != needs.model:
         engine.close()
