@@ -62,7 +62,7 @@ class Scenario:
             return (self._answers(rng, self.share, 1.0),)
         alike = rng.random((self.n, 1)) >= self.open
         a, b = (self._answers(rng, 0.5 + side * self.edge, 2.0) for side in (1, -1))
-        return np.where(alike, 1.0, a), np.where(alike, 1.0, b)
+        return tuple(np.where(alike & ~np.isnan(x), 1.0, x) for x in (a, b))
 
     def _answers(self, rng: np.random.Generator, mean: float, spread: float) -> np.ndarray:
         chances = np.full((self.n, 1), mean)
