@@ -17,7 +17,7 @@ import socket
 import sqlite3
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -248,9 +248,9 @@ class Store:
         """Record a run and what it is made of; one that is there already stays as it is."""
         who = f"Process {os.getpid()} on {socket.gethostname()}, since {_now()},"
         with self._writing():
-            self._db.execute("insert or replace into meta values ('writer', ?)", (who,))
+            self._write("insert or replace into meta values ('writer', ?)", (who,))
             about = json.dumps(run.about)
-            self._db.execute(
+            self._write(
                 "insert or ignore into runs values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(run.id, _now(), run.name, run.command, run.code, run.model, run.data),
@@ -260,37 +260,37 @@ class Store:
             for position, (digest, (label, plain)) in enumerate(run.cells.items()):
                 n, judge = plain["parameters"].get("n"), plain["config"]["judge"]
                 text = json.dumps(plain, sort_keys=True)
-                self._db.execute(
+                self._write(
                     "insert or ignore into cells values (?, ?, ?, ?, ?)",
                     (digest, plain["strategy"], n, judge, text),
                 )
-                self._db.execute(
+                self._write(
                     "insert or ignore into run_cells values (?, ?, ?, ?)",
                     (run.id, position, digest, label),
                 )
             for position, item in enumerate(run.items):
-                self._db.execute(
+                self._write(
                     "insert or ignore into items values (?, ?, ?, ?, ?)",
                     (item.digest, item.problem, item.type, item.question, item.expected),
                 )
-                self._db.execute(
+                self._write(
                     "insert or ignore into run_items values (?, ?, ?)",
                     (run.id, position, item.digest),
                 )
             for position, seed in enumerate(run.seeds):
-                self._db.execute(
+                self._write(
                     "insert or ignore into run_seeds values (?, ?, ?)", (run.id, position, seed)
                 )
 
     def add(self, run: Run, row: Row) -> None:
         """Store a row; one of the same key that failed is replaced, one that is there stays."""
         with self._writing():
-            self._db.execute(
+            self._write(
                 "delete from searches where cell = ? and seed = ? and item = ? and code = ?"
                 " and model = ? and status = 'failed'",
                 (*row.key, run.code, run.model),
             )
-            self._db.execute(
+            self._write(
                 f"insert or ignore into searches values ({', '.join('?' * 20)})",
                 (
                     *(*row.key, run.code, run.model, row.status, row.error, row.answer),
@@ -303,6 +303,9 @@ class Store:
                     pack(row.trace) if row.trace is not None else None,
                 ),
             )
+
+    def _write(self, statement: str, values: Iterable[Any]) -> None:
+        self._db.execute(statement, [_storable(value) for value in values])
 
     # --- reading ---
 
@@ -413,16 +416,18 @@ class Store:
         if where is None:
             return None
         try:
+            # The bracket on a line of its own: the condition may end in a comment.
             found = self._db.execute(
                 "select cell, seed, item from (select results.*, label from results join run_cells"
-                f" using (cell) where run = ?) where code = ? and model = ? and ({where})",
+                f" using (cell) where run = ?) where code = ? and model = ? and ({where}\n)",
                 (run.id, run.code, run.model),
             )
             return {Key(*row) for row in found}
         except (sqlite3.Error, sqlite3.Warning) as error:
             columns = [c[1] for c in self._db.execute("pragma table_info(results)")]
+            said = " ".join(str(error).split())
             raise StoreError(
-                f"The condition {where!r} cannot be used: {error}.",
+                f"The condition {where!r} cannot be used: {said}.",
                 f"It is SQL on the columns label, {', '.join(columns)}.",
             ) from None
 
@@ -451,6 +456,13 @@ class Store:
             }
             for row in found
         }
+
+
+def _storable(value: Any) -> Any:
+    """A text as UTF-8 can say it: half a surrogate pair becomes \\udXXX, as JSON writes it."""
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _row(row: sqlite3.Row) -> Row:
