@@ -46,7 +46,7 @@ from cot_engine.statistics import accuracy, holm, paired, sentence
 from cot_engine.types import Role, Usage
 
 TOLERANCE = 0.05
-"""The most that two spendings may differ by, relative, to count as matched."""
+"""The most that two spendings may differ by, of the larger one, to count as matched."""
 BASELINES = ("greedy", "one sample")
 _DERIVED: dict[Kind, str] = {"vote": "majority", "random": "random", "oracle": "oracle"}
 
@@ -270,7 +270,7 @@ def _matching(grid: _Grid, cells: list[_Cell], cell: _Cell) -> Matching:
         ratio = _mean(cell.spent[~np.isnan(cell.spent)]) / goal["amount"]
     else:
         ratio = _ratio(cell, next(c for c in cells if c.hash == goal["reference"]))
-    return "matched" if abs(ratio - 1) <= TOLERANCE else "unmatched"
+    return "matched" if _near(ratio) else "unmatched"
 
 
 def _ratio(first: _Cell, second: _Cell) -> float:
@@ -278,6 +278,11 @@ def _ratio(first: _Cell, second: _Cell) -> float:
     both = ~np.isnan(first.spent) & ~np.isnan(second.spent)
     base = _mean(second.spent[both])
     return _mean(first.spent[both]) / base if base else math.nan
+
+
+def _near(ratio: float) -> bool:
+    """The same for a ratio and its inverse; an unknown one (NaN) is not near."""
+    return ratio > 0 and min(ratio, 1 / ratio) >= 1 - TOLERANCE - 1e-9
 
 
 def _usage(rows: list[Row]) -> dict[Role, Usage]:
@@ -311,7 +316,7 @@ def _comparisons(grid: _Grid, cells: list[_Cell]) -> tuple[Comparison, ...]:
     found = []
     for (a, b), test, p in zip(pairs, tests, holm([test.p for test in tests]), strict=True):
         ratio = _ratio(a, b)
-        matched = abs(ratio - 1) <= TOLERANCE
+        matched = _near(ratio)
         of = "compute" if grid.unit == "flops" else grid.unit
         first = a.label if matched else f"{a.label} (at {_times(ratio)} times the {of})"
         said = sentence(first, b.label, test, p)
