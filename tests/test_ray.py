@@ -6,6 +6,7 @@ A real cluster of three nodes, all on this machine, and the bundled model.
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 import tempfile
 from dataclasses import replace
@@ -92,6 +93,17 @@ def test_ray_is_an_extra(monkeypatch):
     run_ray(None, [], print)  # nothing to be done: nothing is needed
     with pytest.raises(CotEngineError, match=r"pip install 'cot-engine\[ray\]'"):
         run_ray(None, [None], print)
+
+
+def test_nothing_listens_there(monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        for given in (address, None):
+            with pytest.raises(CotEngineError, match=f"no connection.*{address}.*refused"):
+                run_ray(None, [None], print, address=given)
 
 
 def _a_node_dies_and_nothing_is_lost_or_done_twice(work, local, cluster, tmp_path):

@@ -15,6 +15,7 @@ import itertools
 import math
 import os
 import platform
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -105,6 +106,7 @@ def _connected(address: str | None) -> Any:
     # Workers write warnings into the live display, and Ray tells its makers that it was used.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
+        _reach(address or os.environ.get("RAY_ADDRESS", ""))
         ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     except (OSError, RuntimeError, ValueError, TimeoutError) as error:
         where = address or os.environ.get("RAY_ADDRESS", "on this machine")
@@ -114,6 +116,13 @@ def _connected(address: str | None) -> Any:
             " of Ray and Python.",
         ) from None
     return ray
+
+
+def _reach(address: str) -> None:
+    """Raises OSError if nothing listens at HOST:PORT: Ray itself tries for many minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _slots(ray: Any, cpus: int, gpus: float) -> int:
