@@ -313,8 +313,13 @@ class Trace:
             data = Path(path).read_bytes()
         except (OSError, ValueError) as error:
             raise TraceError(f"The trace {str(path)!r} cannot be read: {error}.") from None
+        return cls.parse(data, str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, name: str) -> Trace:
+        """What `read` finds in a file with these bytes; errors call it `name`."""
         if not data.strip():
-            raise TraceError(f"The trace {str(path)!r} is empty.")
+            raise TraceError(f"The trace {name!r} is empty.")
         *lines, rest = data.split(b"\n")  # not splitlines: U+2028 may stand in a text
         events: list[Event] = []
         for number, line in enumerate([*lines, rest] if rest else lines, 1):
@@ -325,7 +330,7 @@ class Trace:
                     break  # without a line break at its end: an interrupted write
                 reason = getattr(error, "message", error)
                 raise TraceError(
-                    f"Line {number} of {str(path)!r}: {reason}", getattr(error, "hint", "")
+                    f"Line {number} of {name!r}: {reason}", getattr(error, "hint", "")
                 ) from None
         return cls(events)
 

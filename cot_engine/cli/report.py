@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from cot_engine.events import Trace
 
 FORMATS = ("md", "json", "html", "csv", "inspect")
-_EXTRAS = {"matplotlib": "report", "inspect_ai": "inspect"}  # modules by the extra that brings them
 LOGS = "logs"  # where `inspect view` looks
 
 
@@ -72,38 +71,22 @@ def _report(store: Store, run: Run, format: str, where: str | None, traces: int 
         if format == "md":
             return markdown(findings)
         return _json.dumps(plain(findings), indent=2, allow_nan=False) + "\n"
-    try:
-        from cot_engine.ablation.page import page
+    from cot_engine.ablation.page import page
 
-        more = {} if traces is None else {"traces": traces}
-        return page(analyse(store, run, where=where), store, **more)
-    except ModuleNotFoundError as error:
-        raise _lacking(error, "HTML report") from None
+    more = {} if traces is None else {"traces": traces}
+    return page(analyse(store, run, where=where), store, **more)
 
 
 def _inspect(store: Store, run: Run, out: str | None, where: str | None) -> None:
-    folder = Path(out or LOGS)
+    from cot_engine.ablation.inspect_logs import write_logs
+
     if out == "-":
         raise InputError("Inspect logs are files.", "Name a folder: --out logs.")
     try:
-        from cot_engine.ablation.inspect_logs import write_logs
-
-        written = write_logs(store, run, folder, where=where)
-    except ModuleNotFoundError as error:
-        raise _lacking(error, "export to Inspect") from None
-    for path in written:
-        print(path)
-
-
-def _lacking(error: ModuleNotFoundError, what: str) -> Exception:
-    """The error that names the extra; the one that came, where it is about anything else."""
-    module = (error.name or "").partition(".")[0]
-    if module not in _EXTRAS:
-        return error
-    return InputError(
-        f"The {what} needs {module}, which is not installed.",
-        f"pip install 'cot-engine[{_EXTRAS[module]}]'",
-    )
+        for path in write_logs(store, run, Path(out or LOGS), where=where):
+            print(path)
+    except OSError as error:
+        raise _unwritable(out or LOGS, error) from None
 
 
 def _runs(store: Store) -> str:
@@ -160,10 +143,13 @@ def _put(text: str, out: str | None) -> None:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         Path(out).write_text(text, "utf-8", errors="backslashreplace")
     except OSError as error:
-        raise InputError(
-            f"The report {out!r} cannot be written: {error.strerror}.",
-            "Choose another place with --out.",
-        ) from None
+        raise _unwritable(out, error) from None
+
+
+def _unwritable(out: str, error: OSError) -> InputError:
+    return InputError(
+        f"{out!r} cannot be written: {error.strerror or error}.", "Choose another place with --out."
+    )
 
 
 def _put_trace(trace: Trace, out: str | None) -> None:

@@ -29,7 +29,7 @@ def run(
 ) -> None:
     if html is not None and json:
         raise InputError("--html and --json exclude each other.", "Give one of them.")
-    recorded = Trace.read(file)
+    recorded = Trace.parse(sys.stdin.buffer.read(), file) if file == "-" else Trace.read(file)
     drawn, again = recorded, None
     if judge is not None or tournament is not None:
         from cot_engine.rejudge import replayed
