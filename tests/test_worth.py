@@ -19,8 +19,6 @@ from cot_engine.stages import DEFAULT_PLAN, conclusion, read
 from cot_engine.testing import ScriptedBackend, staged_reply
 from cot_engine.types import GREEDY, Generate, Problem, Sampling
 
-HOT = {"temperature": 2.5, "top_p": 1.0, "top_k": 0}
-
 
 @dataclass(frozen=True)
 class Digit:
@@ -132,17 +130,18 @@ def bundled():
 @pytest.mark.parametrize("rollouts", [1, 3])
 def test_continuations_equal_what_is_written_from_scratch(bundled, rollouts):
     right = set()
-    for item in load_data("scenes/val", n=4, seed=3).items:
-        run = config(mode="trained", **HOT)
+    for item in load_data("scenes/val", n=3, seed=3).items:
+        run = config(mode="trained", temperature=1.8, top_p=1.0, top_k=0)
         answer, known = solved(bundled, item, run, rollouts)
         problem, chains = item.problem(), answer.trace.chains()
         plan = answer.trace.started.plan
         worth = {}
-        for chain in unfinished(answer.trace):
-            sampling = GREEDY if rollouts == 1 else Sampling(2.5, 1.0, 0)
+        # One that went astray is led back by force, which is the search's own matter.
+        for chain in (c for c in unfinished(answer.trace) if not c.faults):
+            sampling = GREEDY if rollouts == 1 else Sampling(1.8, 1.0, 0)
             seeds = seeds_of(run, problem, chain, rollouts)
             texts = written(bundled, problem, run, chain, seeds, sampling)
-            if all("</CONCLUSION>" in text for text in texts):
+            if all("CONCLUSION" in read(text, plan).contents for text in texts):
                 scores = [item.grade(conclusion(text, plan)) for text in texts]
                 worth[chain.text.strip()] = sum(scores) / rollouts
         assert worth

@@ -44,6 +44,7 @@ STRATEGIES = ("stage-beam", "best-of-n")
 """Who samples: the first gives candidates for each stage, the second whole responses."""
 CONTROLS: tuple[Shown, ...] = ("blank", "swap")
 _FEW = 20  # problems with pairs below which a share says little
+_SILENT = 0.9  # the share of ties above which a judge says nothing of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +287,13 @@ def _notes(
         notes.append(f"{len(failed):,} problems failed, the first thus: {failed[0].error}")
     if not todo.rollouts:
         notes.append("Without continuations a stage's worth is known of finished responses only.")
+    for name in todo.judges:
+        own = [card for card in cards if card.judge == name and card.image == "seen"]
+        if own and min(card.ties for card in own) > _SILENT:
+            notes.append(
+                f"{name}: nearly all of its matches are ties, and the likelihood of the texts"
+                " breaks those: what it selects is not its own choice."
+            )
     thin = list(dict.fromkeys(c.stage for c in cards if c.problems < _FEW and c.image == "seen"))
     if thin or not cards:
         config = todo.config

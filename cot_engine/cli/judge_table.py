@@ -18,8 +18,8 @@ _SHOWN = {"seen": "", "blank": ", grey picture", "swap": ", other picture"}
 _LEGEND = """\
 right: prefers the better of two, a tie counting half; intervals 95 %, over problems.
 strict: the same, a tie counting nothing. leans: by the margin of both orders, ties or not.
-selected: the outcome of the candidate it picks; taken: its share of the best's lead over a random
-one. error: mean distance of the share right from the margin read as log-odds.
+selected: the outcome of the candidate that wins (likelihood breaks ties); taken: its share of the
+best one's lead over a random one. error: between the share right and the margin read as log-odds.
 longer: decided for the longer text, beside how often that is the better one.
 unread: verdicts that cannot be read. flips: both orders named the same place. first: how much more
 often than half the first was named. cycles: A over B over C over A (a coin: 0.25).
