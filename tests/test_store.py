@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -267,6 +269,26 @@ def test_what_is_no_store_is_said(tmp_path):
         store.run()
 
 
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="rights as on POSIX")
+def test_a_store_can_be_read_where_nothing_can_be_written(made):
+    """A colleague's, or one on a disk that is mounted read-only."""
+    with tempfile.TemporaryDirectory() as name:  # others can reach it, unlike pytest's folder
+        folder = Path(name)
+        path = Path(shutil.copy(made[0].path, folder))
+        folder.chmod(0o555)
+        path.chmod(0o444)
+        before = os.geteuid()
+        try:
+            if before == 0:
+                os.seteuid(65534)  # root may write anywhere
+            with Store(path) as store:
+                assert len(list(store.rows(store.run()))) == 9 * 9 * 2 - 3
+            assert [each.name for each in folder.iterdir()] == [path.name]
+        finally:
+            os.seteuid(before)
+            folder.chmod(0o755)
+
+
 def test_another_schema_is_refused(tmp_path):
     path = tmp_path / "s.sqlite"
     Store(path, create=True).close()
@@ -276,6 +298,14 @@ def test_another_schema_is_refused(tmp_path):
     for create in (False, True):
         with pytest.raises(StoreError, match=r"has schema 99; .* reads and writes 1\."):
             Store(path, create=create)
+
+
+def test_what_cannot_be_locked_is_said_and_not_waited_for(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "other.sqlite.lock").write_text("no lock of ours, but long enough\n" * 40)
+    for path in (tmp_path / "file" / "s.sqlite", tmp_path / "other.sqlite", "."):
+        with pytest.raises(StoreError, match="cannot be written"), writing(path, wait=True):
+            pass
 
 
 # --- processes -----------------------------------------------------------------------------------

@@ -185,8 +185,7 @@ class Store:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
             else:
-                uri = f"{self.path.absolute().as_uri()}?mode=ro"
-                self._db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None)
+                self._db = self._reading()
             self._db.row_factory = sqlite3.Row
             self._check(create)
         except (sqlite3.Error, OSError) as error:
@@ -194,6 +193,21 @@ class Store:
                 f"The store {str(path)!r} cannot be opened: {error}.",
                 "Check its name and permissions; it must be a file that cot-engine ablate wrote.",
             ) from None
+
+    def _reading(self) -> sqlite3.Connection:
+        uri = f"{self.path.absolute().as_uri()}?mode=ro"
+        db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None)
+        try:
+            db.execute("select 1 from sqlite_master")
+        except sqlite3.OperationalError:
+            # To read beside a writer SQLite needs a file beside the store, which cannot be made
+            # where nothing may be written. With no log of a writer there, the store is as it is.
+            db.close()
+            log = self.path.with_name(self.path.name + "-wal")
+            if log.exists() and log.stat().st_size:
+                raise
+            db = sqlite3.connect(f"{uri}&immutable=1", uri=True, isolation_level=None)
+        return db
 
     def _check(self, create: bool) -> None:
         tables = {row[0] for row in self._db.execute("select name from sqlite_master")}
@@ -525,19 +539,26 @@ def writing(
     however this process ends.
     """
     path = Path(path)
-    beside = path.with_name(path.name + ".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def unusable(error: Exception) -> StoreError:
+        said = f"The store {str(path)!r} cannot be written: {error}."
+        return StoreError(said, "Check its name and permissions, or use another --store.")
+
     try:
+        beside = path.with_name(path.name + ".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock = sqlite3.connect(beside, timeout=0, isolation_level=None)
-    except sqlite3.Error as error:
-        raise StoreError(f"{str(beside)!r} cannot be opened: {error}.") from None
+    except (sqlite3.Error, OSError, ValueError) as error:
+        raise unusable(error) from None
     try:
         told = False
         while True:
             try:
                 lock.execute("begin exclusive")
                 break
-            except sqlite3.OperationalError:
+            except sqlite3.Error as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    raise unusable(error) from None
                 if not wait:
                     raise StoreError(
                         f"{_writer(path)} is writing to the store {str(path)!r}.",
