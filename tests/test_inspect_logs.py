@@ -147,7 +147,7 @@ def test_partial_scores_are_numbers_and_what_is_missing_is_said(tmp_path):
         make_store.put(store, run, "best-of-n n=2", 0, 0, 0.25)
         (path,) = write_logs(store, run, tmp_path / "logs")
         (log,) = logs_of([path])
-        assert log.status == "cancelled"
+        assert log.status == "cancelled" and log.eval.created
         assert log.samples[0].scores[SCORER].value == 0.25
         assert log.results.scores[0].metrics["accuracy"].value == 0.25
         make_store.put(store, run, "best-of-n n=2", 1, 0, None, error="It broke.")

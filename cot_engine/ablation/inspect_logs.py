@@ -40,6 +40,7 @@ def write_logs(store: Store, run: Run, folder: Path, where: str | None = None) -
         raise CotEngineError(
             "Inspect AI is not installed.", "Install it: pip install 'cot-engine[inspect]'."
         ) from None
+    run = store.run(run.id)  # which knows when it began
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in store.rows(run, where):
         rows[row.key.cell].append(row)
