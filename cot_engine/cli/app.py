@@ -224,7 +224,7 @@ def trace(
     quiet: _Quiet = False,
     verbose: _Verbose = False,
 ) -> Action:
-    """Draw a search that solve --trace recorded, or judge it again.
+    """Draw a recorded search (solve --trace), or judge it again.
 
     Prints the tree of stages, candidates and matches, unless --html or --json is given.
     """

@@ -1,0 +1,299 @@
+"""Judges examined for real: on the bundled model, judges whose worth is known come out as they are;
+on the scripted one, the command."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import scripted_cli
+from golden import check_golden
+from test_cli import cli, two_lines  # noqa: F401
+
+from cot_engine import Engine, RunConfig
+from cot_engine.ablation.data import load_data
+from cot_engine.ablation.judge_report import Examination, examine, report
+from cot_engine.cli.judge_report import plain
+from cot_engine.events import Selected
+from cot_engine.judges import JUDGES, OracleJudge, SelfJudge
+from cot_engine.stages import conclusion, read
+from cot_engine.testing import ScriptedBackend
+from cot_engine.types import Verdict
+
+HOT = RunConfig(temperature=2.0, top_p=1.0, top_k=0, mode="trained")
+
+
+@dataclass(frozen=True)
+class AlwaysFirst:
+    """Names whichever stands first."""
+
+    symmetric: ClassVar[bool] = False
+
+    async def compare(self, pairs, case, ask):
+        return [Verdict("first", 1.0) for _ in pairs]
+
+
+@dataclass
+class Looking:
+    """Asks the model, and keeps what it was shown."""
+
+    shown: ClassVar[list] = []
+    symmetric: ClassVar[bool] = False
+
+    async def compare(self, pairs, case, ask):
+        self.shown.append((case.problem.id, tuple(image.digest for image in case.images)))
+        return await SelfJudge().compare(pairs, case, ask)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("scenes/val", n=6, seed=4)
+
+
+@pytest.fixture(scope="module")
+def found(data):
+    """(the report, what was done) of judges of known worth."""
+    items = {item.id: item for item in data.items}
+
+    def quality(problem, chain, plan):
+        """An answer's score; of a caption its facts; nothing else is known to it."""
+        contents = read(chain.text, plan).contents
+        item = items[problem.id]
+        if chain.done:
+            return item.grade(conclusion(chain.text, plan))
+        return item.facts("CAPTION", contents.get("CAPTION", "")) or 0.0
+
+    extra = {"oracle": lambda: OracleJudge(quality=quality), "first": AlwaysFirst}
+    extra["looking"] = Looking
+    with pytest.MonkeyPatch.context() as patch, Engine.from_pretrained() as engine:
+        for name, make in extra.items():
+            patch.setitem(JUDGES, name, make)
+        todo = Examination(HOT, ("oracle", "first", "random", "looking"), n=5)
+        done = []
+        examine(engine, data.items, todo, done.append)
+        yield report(data, engine, todo, done), done
+
+
+def of(report, judge, image="seen"):
+    return {(c.stage, c.measure): c for c in report.cards if (c.judge, c.image) == (judge, image)}
+
+
+def test_every_judge_was_asked_about_the_same_pairs(found):
+    by_judge = [of(found[0], name) for name in ("oracle", "first", "random", "looking")]
+    for cards in zip(*[cards.values() for cards in by_judge], strict=True):
+        assert len({(c.stage, c.measure, c.matches, c.pairs, c.problems) for c in cards}) == 1
+    assert by_judge[0]["whole", "worth"].pairs > 5 and by_judge[0]["CAPTION", "facts"].pairs > 5
+    for done in found[1]:
+        for held in done.held.values():
+            for contest in held:
+                names = {n for m in contest.matches for n in (m.first, m.second)}
+                met = {frozenset((m.first, m.second)) for m in contest.matches}
+                assert len(contest.matches) == len(met) == math.comb(len(names), 2)
+
+
+def test_the_oracle_is_right(found):
+    cards = of(found[0], "oracle")
+    for key in (("whole", "worth"), ("CONCLUSION", "worth"), ("CAPTION", "facts")):
+        if key in cards and cards[key].pairs:
+            card = cards[key]
+            assert card.right.estimate == card.strict.estimate == card.leaning.estimate == 1
+            assert not card.cycles
+            # Only a fault can keep the best one out.
+            assert card.gain.selected.estimate <= card.gain.oracle.estimate
+    gains = cards["whole", "worth"].gain
+    assert gains.selected.estimate > gains.random.estimate
+
+
+def test_naming_the_first_is_half_right_and_flips_every_time(found):
+    for card in of(found[0], "first").values():
+        assert card.flips == 1 and card.ties == 1 and card.first.estimate == 0.5
+        if card.pairs:
+            assert card.right.estimate == 0.5 and card.strict.estimate == 0
+
+
+def test_a_coin_is_a_coin(found):
+    engine, done = Engine(ScriptedBackend()), []
+    todo = Examination(RunConfig(mode="trained"), ("random",), n=6)
+    many = load_data("scenes/val", n=150, seed=1)
+    examine(engine, many.items, todo, done.append)
+    for card in report(many, engine, todo, done).cards:
+        if card.problems > 50:
+            assert card.right.low < 0.5 < card.right.high and card.right.high < 0.65
+            assert card.flips is None and card.ties == 0 and abs(card.first.estimate) < 0.1
+            assert abs(card.cycles - 0.25) < 0.1
+    for card in of(found[0], "random").values():
+        assert not card.pairs or card.right.low < 0.5 < card.right.high
+
+
+def test_controls_are_held_where_a_judge_asks_the_model(found, data):
+    report, done = found
+    assert of(report, "looking", "blank").keys() == of(report, "looking").keys()
+    assert of(report, "looking", "swap").keys() == of(report, "looking").keys()
+    for name in ("oracle", "first", "random"):
+        assert not of(report, name, "blank") and not of(report, name, "swap")
+    judged = {e.problem for e in done if any(c.matches for c in e.held["looking", "seen"])}
+    own = {item.id: item.problem().images[0].digest for item in data.items}
+    for problem in judged:
+        digests = {images[0] for name, images in Looking.shown if name == problem}
+        assert len(digests) == 3 and own[problem] in digests
+    controls = [c for c in report.controls if (c.stage, c.measure) == ("whole", "worth")]
+    assert [c.image for c in controls] == ["blank", "swap"]
+    seen, blank = (of(report, "looking", i)["whole", "worth"] for i in ("seen", "blank"))
+    assert controls[0].difference.difference.estimate == pytest.approx(
+        seen.leaning.estimate - blank.leaning.estimate
+    )
+
+
+def test_json_holds_no_nan(found):
+    text = json.dumps(plain(found[0]), allow_nan=False)
+    assert {card["judge"] for card in json.loads(text)["cards"]} >= {"oracle", "random"}
+
+
+def test_a_problem_is_the_same_alone_and_among_others(found, data):
+    with Engine.from_pretrained() as engine:
+        alone = []
+        todo = Examination(HOT, ("random",), n=5)
+        examine(engine, data.items[3:4], todo, alone.append)
+    [among] = [each for each in found[1] if each.problem == alone[0].problem]
+    for a, b in zip(alone[0].held["random", "seen"], among.held["random", "seen"], strict=True):
+        assert (a.candidates, a.matches, a.outcomes, a.chosen) == (
+            b.candidates,
+            b.matches,
+            b.outcomes,
+            b.chosen,
+        )
+
+
+# --- judging again, on which it stands -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("image", ["seen", "blank", "swap"])
+def test_judging_again_costs_and_says_what_it_did_in_the_search(data, image):
+    run = {"config": HOT, "strategy": "stage-beam", "n": 4, "judge": SelfJudge(least_mass=0.0)}
+    with Engine.from_pretrained() as engine:
+        answer = engine.solve(data.items[1].problem(), judge_image=image, **run)
+        again = engine.rejudge(answer.trace, judge=run["judge"], judge_image=image)
+    for selection in again.selections:
+        assert selection.after.matches == selection.before.matches
+        for name in ("encodes", "prefilled", "cached", "decoded", "flops", "calls"):
+            assert getattr(selection.after.usage, name) == getattr(selection.before.usage, name)
+    assert again.judge_image == image
+    assert any(e.usage.calls for e in answer.trace if isinstance(e, Selected))
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+ASK = ("judge-report", "--problems", "6", "--judge", "likelihood", "--judge", "random")
+
+
+def test_help_is_the_recorded_one(cli):  # noqa: F811
+    done = cli("judge-report", "--help")
+    assert done.returncode == 0 and done.stderr == ""
+    check_golden("help/judge-report.txt", done.stdout)
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_tables_go_to_stdout_and_progress_to_stderr(cli):  # noqa: F811
+    done = cli(*ASK, "-n", "3")
+    assert done.returncode == 0, done.stderr
+    assert "6 of 6 problems" in done.stderr and "Loading bundled" in done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("Judges on 6 problems of scenes-1/val/0, model scripted")
+    assert any(line.startswith("CAPTION, by whether the text itself is right") for line in lines)
+    assert any(line.startswith("whole: ") for line in lines)
+    assert sum(line.startswith("random") for line in lines) >= 5
+    assert cli(*ASK, "-n", "3", "-q").stderr == ""
+
+
+def test_json_and_out_are_the_same(cli, tmp_path):  # noqa: F811
+    path = tmp_path / "deep" / "report.json"
+    done = cli(*ASK, "--json", "--out", path, "-s", "best-of-n", "--seed", "3")
+    assert json.loads(done.stdout) == json.loads(path.read_text())
+    got = json.loads(done.stdout)
+    assert (got["asked"], got["done"], got["failed"]) == (6, 6, 0)
+    assert got["about"]["strategies"] == ["best-of-n"] and got["about"]["seed"] == 3
+    assert {card["stage"] for card in got["cards"]} == {"whole"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--judge", "slef"], ["slef", "Did you mean self"]),
+        (["-s", "stage-bema"], ["stage-bema", "stage-beam"]),
+        (["--data", "nowhere"], ["nowhere", "scenes"]),
+        (["--problems", "0"], ["0", "1 or more"]),
+        (["-n", "0"], ["n is 0", "from 1"]),
+        (["--rollouts", "-1"], ["rollouts is -1", "from 0"]),
+        (["-t", "-3"], ["temperature", "-3"]),
+        (["--out", "/dev/null/x.json"], ["/dev/null/x.json", "--out"]),
+    ],
+    ids=lambda value: " ".join(map(str, value))[:40],
+)
+def test_mistakes_are_explained_before_the_model_loads(cli, tmp_path, arguments, words):  # noqa: F811
+    seen = tmp_path / "loaded"
+    said = two_lines(cli("judge-report", *arguments, SEEN=seen))
+    for word in words:
+        assert word in said
+    assert not seen.exists()
+
+
+def test_an_interrupt_reports_on_what_was_done(cli, monkeypatch, tmp_path):  # noqa: F811
+    """As Ctrl-C does: after two problems."""
+    from cot_engine.ablation import judge_report
+
+    def some(engine, items, todo, on_done):
+        examine(engine, items[:2], todo, on_done)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(judge_report, "examine", some)
+    path = tmp_path / "r.json"
+    done = cli(*ASK, "--out", path)
+    assert done.returncode == 130
+    assert "Judges on 2 problems" in done.stdout
+    assert "Interrupted" in done.stderr and "2 of 6" in done.stderr
+    assert json.loads(path.read_text())["done"] == 2
+
+    def none(engine, items, todo, on_done):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(judge_report, "examine", none)
+    done = cli(*ASK)
+    assert done.returncode == 130 and done.stdout == ""
+
+
+def test_a_problem_that_fails_does_not_stop_the_others(cli, tmp_path):  # noqa: F811
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    rows = [
+        {"question": "How many?", "answer": "1", "image": name} for name in ("good.png", "bad.png")
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    done = cli("judge-report", "--data", path, "--judge", "random", "--json")
+    got = json.loads(done.stdout)
+    assert done.returncode == 0 and (got["done"], got["failed"]) == (2, 1)
+    assert any("1 problems failed" in note and "bad.png" in note for note in got["notes"])
+
+
+def test_controls_on_request(cli):  # noqa: F811
+    def shown(*more):
+        done = cli("judge-report", "--problems", "3", "--judge", "self", "--json", *more)
+        return {card["image"] for card in json.loads(done.stdout)["cards"]}
+
+    assert shown() == shown("--controls") == {"seen", "blank", "swap"}
+    assert shown("--no-controls") == {"seen"}
+
+
+def test_without_candidates_that_differ_it_says_so(monkeypatch):
+    same = ScriptedBackend(script=lambda request, seed: scripted_cli.staged_reply(request, 0))
+    data = load_data("scenes/val", n=2)
+    todo = Examination(RunConfig(), ("random",))
+    engine, done = Engine(same), []
+    examine(engine, data.items, todo, done.append)
+    got = report(data, engine, todo, done)
+    assert got.cards == () and any("anywhere" in note for note in got.notes)
