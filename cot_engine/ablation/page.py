@@ -356,5 +356,6 @@ def _run(findings: Findings) -> str:
         for hash, (label, plain) in run.cells.items()
     )
     made = "These commands made it:" if commands else ""
-    folded = fold("Every configuration, as its hash is made", f'<dl class="cells">{cells}</dl>')
+    told = "Every configuration, as its hash is made"
+    folded = fold(told, f'<dl class="cells">{cells}</dl>', "open")
     return f"<p>{made}</p>\n<pre>{esc(commands)}</pre>\n<dl>\n{listed}</dl>\n{texts}{folded}"

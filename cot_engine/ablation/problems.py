@@ -20,7 +20,7 @@ from cot_engine.views import figure as fig
 from cot_engine.views import words
 from cot_engine.views.figure import Card, Column, Figure
 
-ROOM = 1_400_000  # characters of searches in a page, so that it opens fast on a phone
+ROOM = 1_400_000  # bytes of searches in a page, so that it opens fast on a phone
 _QUESTION = 180  # characters of a question in the matrix
 _TEXT, _OTHER = 400, 140  # characters of a candidate on the answer's path, and of any other
 _CARDS = 8  # candidates of a stage
@@ -161,7 +161,7 @@ def _searches(
                 except CotEngineError:  # a search that failed, or was stored without its trace
                     continue
                 drawn[label] = _search(outcome, label, trace, f"t{number}-{at}")
-        room -= sum(map(len, drawn.values()))
+        room -= sum(len(text.encode("utf-8", "replace")) for text in drawn.values())
         if room < 0:
             break
         if drawn:
