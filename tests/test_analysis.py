@@ -131,6 +131,23 @@ def test_one_response_has_nothing_derived(grid):
     assert [s.label for s in analyse(store, run).standings] == ["one sample"]
 
 
+def test_what_a_budget_broke_off_is_said_and_an_oracle_is_never_below_the_search(grid):
+    beam = plain("stage-beam", BON)
+    cells = {"beam": beam, "votes": plain("majority", BON, goal(digest(beam)))}
+    store, run = grid(cells, reference="beam")
+    for problem in range(4):
+        put(store, run, "beam", problem, 0)
+        cut = candidates("2!", "2!") if problem < 3 else candidates("3", "2!")
+        put(store, run, "votes", problem, 0, 1.0, candidates=cut)
+    found = analyse(store, run)
+    assert standing(found, "oracle of votes").accuracy.estimate == 1.0
+    assert standing(found, "random of votes").accuracy.estimate == 0.5 / 4
+    assert found.notes[0] == (
+        "In 3 of 4 searches of votes not one whole response is sound: cut off by the budget, or"
+        " malformed. A smaller n samples fewer at once."
+    )
+
+
 # --- matching ------------------------------------------------------------------------------------
 
 
@@ -209,6 +226,8 @@ def test_comparisons_are_of_common_problems_and_corrected_for_their_number(grid)
         "warm greedy": plain("greedy", temperature=0.3, detail="full"),
         "sample": plain("best-of-n", {"n": 1, "fill": False}),
         "other beam": plain("stage-beam", {"n": 3}),
+        "other judge": plain("stage-beam", {"n": 2}, judge="self", rollouts=1),
+        "two changes": plain("stage-beam", {"n": 2}, judge="self", tournament="swiss"),
         "bon": plain("best-of-n", {"n": 4, "fill": True}, goal(digest(beam))),
         "beam": beam,
     }
@@ -227,15 +246,17 @@ def test_comparisons_are_of_common_problems_and_corrected_for_their_number(grid)
         ("beam", "bon"),
         ("beam", "greedy"),  # of the same plan and detail; the other one is not its baseline
         ("beam", "sample"),
+        ("beam", "other judge"),  # one change; not two, nor its n
     ]
-    bon, greedy, sample = found.comparisons
+    bon, greedy, sample, judge = found.comparisons
     assert bon.paired.problems == 6
     assert bon.paired.difference.estimate == 1
     assert bon.paired.p == 2 / 2**6
     assert greedy.paired.p == 2 / 2**4
-    assert sample.paired.p == 1
-    assert [c.p for c in found.comparisons] == holm([2 / 64, 2 / 16, 1]) == [6 / 64, 4 / 16, 1]
-    assert {c.family for c in found.comparisons} == {3}
+    assert sample.paired.p == judge.paired.p == 1
+    ps = [8 / 64, 6 / 16, 1, 1]
+    assert [c.p for c in found.comparisons] == holm([2 / 64, 2 / 16, 1, 1]) == ps
+    assert {c.family for c in found.comparisons} == {4}
 
     def matrix(label):
         return np.array([[math.nan if x is None else x] for x in scores[label]], float)
@@ -337,7 +358,9 @@ def test_where_there_is_nothing_to_take_nothing_is_taken(grid):
     store, run = grid({"beam": plain("stage-beam", BON), "one": plain("stage-beam", {"n": 1})})
     put(store, run, "beam", 0, 0, selections=(selection("CAPTION", {"a": 0.5, "b": 0.5}, "a"),))
     put(store, run, "one", 0, 0, selections=(selection("CAPTION", {"a": 0.5}, "a"),))
-    (h,) = analyse(store, run).headrooms  # of a single candidate there is no choice to speak of
+    found = analyse(store, run)
+    (h,) = found.headrooms  # of a single candidate there is no choice to speak of
+    assert "No selection of beam gives anything away" in " ".join(found.headline)
     assert h.label == "beam"
     assert h.taken is None
 

@@ -8,6 +8,7 @@ from cot_engine.ablation.amounts import amount, interval, share
 from cot_engine.ablation.findings import Comparison, Headroom, Standing
 from cot_engine.ablation.store import Key, Row, Run
 
+_SOME = 0.05  # a share of a cell's searches that is worth a note
 _MOST = 10  # labels named one by one in the notes of one kind
 
 
@@ -70,6 +71,8 @@ def _lost(headrooms: Sequence[Headroom], of: Standing) -> str:
     h = max(known, key=lambda h: h.oracle.estimate - h.selected.estimate)
     where = f"whole responses of {h.label}" if h.stage == "whole" else f"{h.stage} of {h.label}"
     away = 100 * (h.oracle.estimate - h.selected.estimate)
+    if away < 0.05:
+        return f"No selection of {h.label} gives anything away: none has a better candidate."
     never = 100 * (1 - h.oracle.estimate)
     took = "" if h.taken is None else f"; the judge took {_percent(h.taken)} of what was to take"
     return (
@@ -140,6 +143,7 @@ def notes(
         )
     told += _failures(run, rows)
     told += _spendings(standings)
+    told += _broken(run, rows)
     if any(s.kind != "search" for s in standings):
         told.append(
             "Majority, random and oracle of a cell are worked out from the whole responses that it"
@@ -148,10 +152,10 @@ def notes(
     continued = sorted({plain["rollouts"] for _, plain in run.cells.values()} - {0})
     if continued and any(row.selections for row in rows):
         number = " or ".join(map(str, continued))
-        told.append(
-            f"What an unfinished candidate was worth is the share of its {number} continuations"
-            " that end right; they are charged to nobody."
-        )
+        by = f"the share of its {number} continuations that end right; they are"
+        if continued == [1]:
+            by = "whether its likeliest continuation ends right; that is"
+        told.append(f"What an unfinished candidate was worth is {by} charged to nobody.")
     return tuple(told)
 
 
@@ -195,6 +199,23 @@ def _spendings(standings: Sequence[Standing]) -> list[str]:
     if len(told) > _MOST:
         told[_MOST:] = [f"The same holds for {len(told) - _MOST} more cells."]
     return told
+
+
+def _broken(run: Run, rows: Sequence[Row]) -> list[str]:
+    """Cells whose budget often did not pay for what they sampled at once: then they lose for that,
+    not for how they choose."""
+    sampled: dict[str, list[bool]] = {}
+    for row in rows:
+        label, plain = run.cells[row.key.cell]
+        if plain["match"] is not None and row.candidates:
+            whole = any(candidate.sound for candidate in row.candidates)
+            sampled.setdefault(label, []).append(not whole)
+    return [
+        f"In {sum(broken):,} of {_searches(len(broken))} of {label} not one whole response is"
+        " sound: cut off by the budget, or malformed. A smaller n samples fewer at once."
+        for label, broken in sampled.items()
+        if sum(broken) > _SOME * len(broken)
+    ]
 
 
 def _searches(number: int) -> str:

@@ -1,0 +1,127 @@
+"""The rows of a run as matrices: scores and spending by problem and seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cot_engine.ablation.store import Key, Row, Run
+from cot_engine.budget import Budget
+from cot_engine.types import Usage
+
+TOLERANCE = 0.05
+"""The most that two spendings may differ by, of the larger one, to count as matched."""
+
+BASELINES = ("greedy", "one sample")
+"""What every comparison needs beside it, by what it is, not by its label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A cell of the run with its rows and scores; `spent` as `scores`, in the run's unit."""
+
+    hash: str
+    label: str
+    plain: dict
+    rows: tuple[Row, ...]
+    scores: np.ndarray
+    spent: np.ndarray
+
+    @property
+    def strategy(self) -> str:
+        return self.plain["strategy"]
+
+    @property
+    def n(self) -> int | None:
+        return self.plain["parameters"].get("n")
+
+    @property
+    def ok(self) -> list[Row]:
+        return [row for row in self.rows if row.status == "ok"]
+
+    @property
+    def samples(self) -> list[Row]:
+        """Its searches that sampled whole responses."""
+        return [row for row in self.ok if row.candidates]
+
+    def baseline(self) -> str:
+        """Which of BASELINES it is, or ""."""
+        if self.plain["match"] is not None:
+            return ""
+        if self.strategy == "greedy":
+            return "greedy"
+        return "one sample" if self.strategy == "best-of-n" and self.n == 1 else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Where a search stands in a matrix of scores."""
+
+    run: Run
+    unit: str
+    problems: dict[str, int]
+    seeds: dict[int, int]
+
+    def matrix(self, values: Iterable[tuple[Key, float]]) -> np.ndarray:
+        """(problems, seeds), NaN where there is no value."""
+        found = np.full((len(self.problems), len(self.seeds)), np.nan)
+        for key, value in values:
+            found[self.problems[key.item], self.seeds[key.seed]] = value
+        return found
+
+    def spent(self, row: Row) -> float:
+        """In the run's unit, whichever run the search was first made for."""
+        if self.unit == "seconds":
+            return row.seconds
+        return self.of(sum(row.usage.values(), Usage()))
+
+    def of(self, usage: Usage) -> float:
+        """In the run's unit; of seconds, those of the model."""
+        if self.unit == "seconds":
+            return usage.seconds
+        return Budget(1.0, self.unit).of(usage)  # type: ignore[arg-type]
+
+
+def make_grid(run: Run) -> Grid:
+    matches = [plain["match"] for _, plain in run.cells.values() if plain["match"]]
+    return Grid(
+        run,
+        matches[0]["unit"] if matches else "flops",
+        {item.digest: at for at, item in enumerate(run.items)},
+        {seed: at for at, seed in enumerate(run.seeds)},
+    )
+
+
+def make_cells(grid: Grid, rows: list[Row]) -> list[Scored]:
+    """All cells of the run in its order, those without rows too."""
+    by_cell: dict[str, list[Row]] = {}
+    for row in rows:
+        by_cell.setdefault(row.key.cell, []).append(row)
+    found = []
+    for hash, (label, plain) in grid.run.cells.items():
+        own = by_cell.get(hash, [])
+        ok = [row for row in own if row.status == "ok"]
+        scores = grid.matrix((row.key, row.correct) for row in ok)  # type: ignore[misc]
+        spent = grid.matrix((row.key, grid.spent(row)) for row in ok)
+        found.append(Scored(hash, label, plain, tuple(own), scores, spent))
+    return found
+
+
+def spending_ratio(first: Scored, second: Scored) -> float:
+    """The first's spending over the second's, on the searches that both have; NaN without any."""
+    both = ~np.isnan(first.spent) & ~np.isnan(second.spent)
+    base = mean(second.spent[both])
+    return mean(first.spent[both]) / base if base else math.nan
+
+
+def near(ratio: float) -> bool:
+    """The same for a ratio and its inverse; an unknown one (NaN) is not near."""
+    return ratio > 0 and min(ratio, 1 / ratio) >= 1 - TOLERANCE - 1e-9
+
+
+def mean(values: Sequence[float] | np.ndarray) -> float:
+    """NaN without any."""
+    return float(sum(values) / len(values)) if len(values) else math.nan
