@@ -25,7 +25,9 @@ class Standing:
     expectation) or an oracle over the whole responses that the cell's searches sampled. What is
     not a search of its own has the cost of generating them and no judge's.
     `matching`: the cell that sets the budgets; one whose mean spending is within 5 % of what it
-    was allotted; one that is not ("unmatched"); "" for a cell outside the matching.
+    was allotted; one that is not ("unmatched"); "" for a cell outside the matching. `n` is the
+    cell's parameter of that name; a strategy that fills its budget samples so many at a time.
+    `seconds` are from start to end; of what is derived, the model's.
     """
 
     label: str
@@ -114,9 +116,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All of it. `labels` are the run's cells in order; `headline` sentences for the impatient;
-    `notes` what a reader must know (failures, unmatched cells, searches still missing);
-    `missing` searches of the run have no row yet."""
+    """All of it. `headline`: sentences for the impatient; `notes`: what a reader must know
+    (failures, unmatched cells, searches still missing); `missing` searches of the run have no row
+    yet, whatever `where` chose."""
 
     run: Run
     unit: str
