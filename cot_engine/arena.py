@@ -46,7 +46,10 @@ class Arena:
             ids = tuple(chain.id for chain in entrants)
             self.session.emit(Judging(request.about, tag, ids))
             ranking, matches = await self._tournament(entrants, request.keep, case, ask)
+            self.session.match = max(self.session.match, ask.asked / (len(entrants) - 1))
         kept = (*ranking, *aside)[: request.keep]
+        if kept[0].done:
+            self.session.safe = kept[0]
         self.session.emit(
             Selected(
                 request.about,

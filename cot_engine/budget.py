@@ -78,6 +78,16 @@ def parse_budget(text: str) -> Budget:
     return Budget(amount, unit)
 
 
+def parse_unit(text: str) -> Unit:
+    """ "flops", "new tokens", "tokens", "seconds" or "calls", by any of their names.
+
+    Raises ConfigError.
+    """
+    if text not in _UNITS:
+        raise ConfigError(f"The unit is {text!r}.", f"It must be one of {', '.join(_UNITS)}.")
+    return _UNITS[text]
+
+
 @dataclass
 class Meter:
     """What one search has spent, by role. `clock` gives seconds; tests pass their own."""
@@ -113,17 +123,25 @@ class Meter:
     # A clock cannot be reserved. A quarter of the time is held back for the conclusion instead.
     SECONDS_FLOOR = 0.25
 
-    def deadline(self, final: bool = False) -> float | None:
-        """When rows must stop, as a `clock` value; `final` for the conclusion itself."""
+    def deadline(self, floor: Usage, upto: float = 1.0) -> float | None:
+        """When rows must stop, as a `clock` value: see `room`."""
         if self.budget is None or self.budget.unit != "seconds":
             return None
-        share = 1.0 if final else 1.0 - self.SECONDS_FLOOR
-        return self.started + self.budget.amount * share
+        return self.clock() + self.room(floor, upto)
+
+    def room(self, floor: Usage, upto: float = 1.0) -> float:
+        """What may be spent now, in the budget's unit, if `floor` must still be left afterwards
+        (an empty one holds nothing back) and all spending kept within the fraction `upto`."""
+        if self.budget is None:
+            return float("inf")
+        amount, held, spent = self.budget.amount, self.budget.of(floor), self.budget.of(self.total)
+        if self.budget.unit == "seconds":
+            held, spent = amount * self.SECONDS_FLOOR if floor.calls else 0.0, self.seconds
+        return min(amount - held, amount * upto) - spent
 
     def affords(self, cost: Usage, floor: Usage) -> bool:
         """Whether `cost` can be spent with `floor` still left afterwards."""
         if self.budget is None:
             return True
-        if self.budget.unit == "seconds":
-            return self.clock() < self.deadline()  # type: ignore[operator]
-        return self.budget.of(cost) + self.budget.of(floor) <= self.left  # type: ignore[operator]
+        room = self.room(floor)
+        return room > 0 if self.budget.unit == "seconds" else self.budget.of(cost) <= room

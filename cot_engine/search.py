@@ -21,6 +21,7 @@ from cot_engine.events import (
     Started,
     Trace,
 )
+from cot_engine.filling import fill
 from cot_engine.growth import Exhausted, Growth
 from cot_engine.judges import Case, OutOfBudget, Scorer
 from cot_engine.session import MeteredAsk, Session, Settings
@@ -104,10 +105,12 @@ async def _drive(
             case Chain():
                 return request
             case Expand():
+                beam, until, n, greedy = request.beam, request.until, request.n, request.greedy
                 try:
-                    reply = await growth.expand(
-                        tuple(request.beam), request.until, request.n, request.greedy
-                    )
+                    if request.upto is None:
+                        reply = await growth.expand(tuple(beam), until, n, greedy)
+                    else:
+                        reply = await fill(growth, tuple(beam), until, n, request.upto, greedy)
                 except Exhausted as exhausted:
                     asked.close()
                     return exhausted.chain

@@ -21,6 +21,7 @@ from cot_engine.judges import OutOfBudget
 from cot_engine.stages import DEFAULT_PLAN, Detail, Plan
 from cot_engine.types import (
     GREEDY,
+    Chain,
     Choose,
     Generate,
     Generated,
@@ -53,12 +54,15 @@ class Settings:
     tournament: str = "knockout"
     orders: Literal["both", "one"] = "both"
     judge_image: Literal["seen", "blank", "swap"] = "seen"
-    keep_images: bool = True
 
 
 @dataclass
 class Session:
-    """One search's dealings with the model. `scope` must be unique among searches in flight."""
+    """One search's dealings with the model. `scope` must be unique among searches in flight.
+
+    `safe` is a finished chain to fall back on: once there is one, no floor is held back. `match`
+    is the most that judging one more candidate took so far, in the budget's unit.
+    """
 
     problem: Problem
     plan: Plan
@@ -67,6 +71,8 @@ class Session:
     emit: Callable[[Event], None]
     scope: str
     judge_images: tuple = ()
+    safe: Chain | None = None
+    match: float = 0.0
     meter: Meter = field(init=False)
     prompt: Prompt = field(init=False)
 
@@ -89,9 +95,16 @@ class Session:
         sampling = GREEDY if greedy else self.settings.sampling
         return Generate(self.scope, self.prompt, prefix, until, tuple(seeds), length, sampling)
 
-    async def generate(self, request: Generate, final: bool = False) -> Generated:
-        """Send a request that was found affordable; charge what it really cost."""
-        request = replace(request, deadline=self.meter.deadline(final))
+    async def generate(
+        self, request: Generate, upto: float = 1.0, final: bool = False
+    ) -> Generated:
+        """Send a request that was found affordable; charge what it really cost.
+
+        Of a budget in seconds it may use the fraction `upto`, and only the `final` one may use
+        what is held back for it.
+        """
+        floor = Usage() if final or self.safe else Usage(calls=1)
+        request = replace(request, deadline=self.meter.deadline(floor, upto))
         generated = await self.backend.generate(request)
         usage = replace(generated.usage, calls=len(request.seeds))
         self.meter.charge(request.role, usage)
@@ -105,13 +118,18 @@ class Session:
         return replace(self.backend.estimate(request), calls=calls)
 
     def floor(self, prefix: tuple[Segment, ...], grown: int) -> Usage:
-        """What concluding can cost at most, after `grown` more tokens behind `prefix`.
+        """What concluding can cost at most, after `grown` more tokens behind `prefix`; nothing
+        once a finished chain makes sure of an answer.
 
         The difference of two estimates: the tokens of a conclusion at that context length. Tags
         are counted as decoded, which never costs less than prefilling them.
         """
-        if self.meter.budget is None:
+        if self.meter.budget is None or self.safe is not None:
             return Usage()
+        return self.ending(prefix, grown)
+
+    def ending(self, prefix: tuple[Segment, ...], grown: int) -> Usage:
+        """The floor, whether it is held back or not."""
         until = Until((self.plan.last.close,))
         near = self.cost(self.growing(prefix, until, (0,), max(1, grown)))
         far = self.cost(
@@ -148,12 +166,16 @@ class Session:
 
 @dataclass
 class MeteredAsk:
-    """A judge's or scorer's way to the model: reserves, sends, charges, and adds up `usage`."""
+    """A judge's or scorer's way to the model: reserves, sends, charges, and adds up `usage`.
+
+    `asked` is the most that it could have cost, in the budget's unit, refused requests included.
+    """
 
     session: Session
     role: Role
     prefix: tuple[Segment, ...]
     usage: Usage = Usage()
+    asked: float = 0.0
 
     async def choose(
         self, prompt: Prompt, tails: Sequence[str], choices: Sequence[str], prefix: str = ""
@@ -191,6 +213,7 @@ class MeteredAsk:
         if self.session.meter.budget is None:
             return  # estimating is not free
         cost = sum((self.session.cost(request) for request in requests), Usage())
+        self.asked += self.session.meter.budget.of(cost)
         if not self.session.meter.affords(cost, self.session.floor(self.prefix, 0)):
             raise OutOfBudget
 

@@ -100,6 +100,12 @@ class Plan:
     def index(self, tag: str) -> int:
         return self.stages.index(self[tag])
 
+    def span(self, tag: str) -> tuple[float, float]:
+        """Where a stage begins and ends in the plan, by the lengths declared: fractions of their
+        sum, 0 to 1. For pacing, so that what comes early does not use up what is there for all."""
+        at, lengths = self.index(tag), [stage.length for stage in self.stages]
+        return sum(lengths[:at]) / sum(lengths), sum(lengths[: at + 1]) / sum(lengths)
+
     def fit(self, images: int, detail: Detail = "normal") -> Plan:
         """The plan for one problem: stages that need an image dropped, lengths by detail."""
         kept = tuple(stage for stage in self.stages if images or not stage.needs_image)

@@ -43,12 +43,18 @@ class Expand:
     `until` is a stage of the plan, "sentence" or "end" (all that remains). Children come in the
     order of their parents. A chain that is done comes back as it is, once. Where the budget does
     not pay for all, fewer come back, never none. `greedy` draws the most likely tokens.
+
+    `upto` (above 0, at most 1) makes it optional: as many as keep the search's spending, judging
+    them included, within this fraction of its budget, `n` for each chain at most. Answered with
+    the new chains alone; with none if none fit, or without a budget. At 1 the last one is cut off
+    where the budget ends, and loses to any that is whole.
     """
 
     beam: Beam
     until: Stage | Unit
     n: int = 1
     greedy: bool = False
+    upto: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

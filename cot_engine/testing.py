@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass, replace
+from typing import Literal
 
 from cot_engine.backends import Backend, BackendInfo
 from cot_engine.boundaries import Until
+from cot_engine.budget import Budget, Unit
+from cot_engine.errors import BudgetError
 from cot_engine.events import Event, Grown, Selected, from_json, to_json, usage_by_role
 from cot_engine.judges import Case, Judge, LikelihoodScorer, ScorerJudge
 from cot_engine.search import Named, search
@@ -217,26 +221,26 @@ def check_strategy(strategy: Strategy) -> None:
     for event in first.trace:
         if isinstance(event, Selected):
             assert set(event.kept) <= set(event.candidates), "only candidates are kept"
-    total = first.total.tokens
-    for share in (0.2, 0.5, 0.9):
-        _check_budget(strategy, total, share)
+    units: tuple[Unit, ...] = ("flops", "new tokens", "tokens", "calls")
+    for unit, share in itertools.product(units, (0.2, 0.5, 0.9, 3.0)):
+        amount = max(1, round(Budget(1, unit).of(first.total) * share))
+        _check_budget(strategy, Budget(amount, unit), "trained")
+        _check_budget(strategy, Budget(amount, unit), "prompted")
     broken = ScriptedBackend(script=lambda request, seed: "no tags at all")
     assert solve_scripted(strategy, backend=broken).text, "malformed output still gives an answer"
     no_end = ScriptedBackend(script=lambda request, seed: "")
-    solve_scripted(strategy, backend=no_end)  # an empty reply must not loop or raise
+    for budget in (None, Budget(1000, "new tokens")):  # an empty reply must not loop or raise
+        solve_scripted(strategy, backend=no_end, settings=Settings(budget=budget))
 
 
-def _check_budget(strategy: Strategy, total: int, share: float) -> None:
-    from cot_engine.budget import Budget
-    from cot_engine.errors import BudgetError
-
-    budget = Budget(max(1, round(total * share)), "tokens")
+def _check_budget(strategy: Strategy, budget: Budget, mode: Literal["trained", "prompted"]) -> None:
     try:
-        answer = solve_scripted(strategy, settings=Settings(budget=budget))
+        answer = solve_scripted(strategy, settings=Settings(budget=budget, mode=mode))
     except BudgetError:
         return
-    assert answer.total.tokens <= budget.amount, f"spent {answer.total.tokens} of {budget}"
-    assert answer.left == budget.amount - answer.total.tokens, "what is left is reported"
+    spent = budget.of(answer.total)
+    assert spent <= budget.amount, f"spent {spent} of {budget}"
+    assert answer.left == budget.amount - spent, "what is left is reported"
 
 
 def check_judge(judge: Judge) -> None:

@@ -14,15 +14,21 @@ class Majority:
 
     Answers are compared normalised. Equal votes are decided by the summed likelihood of the
     responses, then by which came first. Of those that agree, the likeliest response is returned.
+    One that the budget cut off has no vote, unless all are. With `fill`, more are sampled, at most
+    n at a time, until the budget is used up.
     """
 
     n: int = 4
+    fill: bool = False
 
     def __post_init__(self) -> None:
         check_range("n", self.n)
 
     def search(self, task: Task) -> Search:
         grown = yield Expand(task.start, until="end", n=self.n)
+        while self.fill and (more := (yield Expand(task.start, until="end", n=self.n, upto=1.0))):
+            grown = (*grown, *more)
+        grown = [c for c in grown if c.last and c.last.finish != "budget"] or grown
         agreeing = majority(
             [conclusion(chain.text, task.plan) for chain in grown],
             weights=[chain.count for chain in grown],

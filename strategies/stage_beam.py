@@ -12,11 +12,14 @@ class StageBeam:
     """Grow n candidates for each stage, keep the tournament's winner, go on from it.
 
     `keep` > 1 carries that many on, each growing n of its own; the last stage keeps one. A stage
-    that declares a width grows that many instead of n.
+    that declares a width grows that many instead of n. With `fill`, each stage then goes on, as
+    many at a time, until its share of the budget is used up: in proportion to the lengths that the
+    plan declares, what earlier stages left included.
     """
 
     n: int = 4
     keep: int = 1
+    fill: bool = False
 
     def __post_init__(self) -> None:
         check_range("n", self.n)
@@ -27,6 +30,10 @@ class StageBeam:
     def search(self, task: Task) -> Search:
         beam = task.start
         for stage in task.plan:
-            grown = yield Expand(beam, until=stage, n=stage.width or self.n)
-            beam = yield Select(grown, keep=1 if stage is task.plan.last else self.keep)
+            n, keep = stage.width or self.n, 1 if stage is task.plan.last else self.keep
+            parents, (_, share) = beam, task.plan.span(stage.tag)
+            grown = yield Expand(parents, until=stage, n=n)
+            beam = yield Select(grown, keep=keep)
+            while self.fill and (more := (yield Expand(parents, until=stage, n=n, upto=share))):
+                beam = yield Select((*beam, *more), keep=keep)
         return beam[0]
