@@ -75,7 +75,7 @@ class Examination:
 @dataclass(frozen=True, slots=True)
 class Examined:
     """One problem, done: its selections as each judge held them, by (judge, what it was shown);
-    or why it failed. `usage` is what it all cost."""
+    or why it failed. `usage` is what the searches and the judges cost, continuations apart."""
 
     problem: str
     held: dict[tuple[str, Shown], tuple[Contest, ...]]

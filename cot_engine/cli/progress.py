@@ -156,7 +156,8 @@ class Progress:
             for label, tally in self.tallies.items()
             if tally.scored
         ]
-        said = terminal(text) + (f"; {', '.join(accuracies)}" if text == self.status() else "")
+        shown = accuracies and text == self.status()
+        said = terminal(text) + (f"; {', '.join(accuracies)}" if shown else "")
         with contextlib.suppress(OSError, ValueError):  # nobody is listening
             stamp = f"[{time.monotonic() - self.begun:7.1f} s]"
             print(stamp, " ".join(said.split()), file=self.stream, flush=True)
