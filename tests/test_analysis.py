@@ -49,10 +49,16 @@ def made(tmp_path_factory):
 
 
 def candidates(*answers, right="3"):
-    """Whole responses; the likelier the earlier; "!" marks one that is not sound."""
+    """Whole responses; the likelier the earlier; "!" marks one that the budget cut off, "~" one
+    that is malformed."""
     return tuple(
         Candidate(
-            f"r.{at}", a.strip("!"), float(a.strip("!") == right), -0.1 * (at + 1), "!" not in a
+            f"r.{at}",
+            a.strip("!~"),
+            float(a.strip("!~") == right),
+            -0.1 * (at + 1),
+            not {*"!~"} & {*a},
+            "!" in a,
         )
         for at, a in enumerate(answers)
     )
@@ -111,7 +117,7 @@ def test_what_is_derived_from_whole_responses(grid):
         "bon": (0.5, "search", 2),
         "votes": (1.0, "search", 1),
         # In the first two votes each, and those for 3 are the likelier: e^-0.1 + e^-0.4 is more
-        # than e^-0.2 + e^-0.3. In the second only the 2 is sound.
+        # than e^-0.2 + e^-0.3. In the second only the 2 is whole.
         "majority of bon": (0.5, "vote", 2),
         "random of bon": (pytest.approx((1 / 4 + 2 / 3) / 2), "random", 2),  # "3." scores 0 here
         "oracle of bon": (1.0, "oracle", 2),
@@ -143,8 +149,8 @@ def test_what_a_budget_broke_off_is_said_and_an_oracle_is_never_below_the_search
     assert standing(found, "oracle of votes").accuracy.estimate == 1.0
     assert standing(found, "random of votes").accuracy.estimate == 0.5 / 4
     assert found.notes[0] == (
-        "In 3 of 4 searches of votes not one whole response is sound: cut off by the budget, or"
-        " malformed. A smaller n samples fewer at once."
+        "In 3 of 4 searches of votes the budget cut every response off. With a smaller n fewer are"
+        " sampled at once."
     )
 
 
@@ -352,6 +358,15 @@ def test_headroom_is_the_best_the_selected_and_a_random_candidate(grid):
     assert facts.taken == pytest.approx((0 - 1 / 3) / (1 - 1 / 3))
     assert reasoning.taken == pytest.approx((0.25 - 0.375) / (0.5 - 0.375))
     assert worth.oracle == accuracy(np.array([[1.0, 0.0], [1.0, np.nan], [np.nan, np.nan]]))
+
+
+def test_a_whole_response_that_was_never_finished_is_worth_what_it_says(grid):
+    store, run = grid({"bon": plain("best-of-n", BON)})
+    known = selection("whole", {"r.0": 1.0, "r.1": 1.0, "r.2": 0.0}, "r.0", unknown=("r.1",))
+    whole = candidates("3", "2~", "2")
+    put(store, run, "bon", 0, 0, selections=(known,), candidates=whole)
+    (h,) = analyse(store, run).headrooms
+    assert (h.n, h.oracle.estimate, h.random.estimate) == (3, 1, pytest.approx(1 / 3))
 
 
 def test_where_there_is_nothing_to_take_nothing_is_taken(grid):

@@ -171,9 +171,10 @@ def _picked(kind: Kind, row: Row) -> float:
         return max(*scores, row.correct or 0.0)
     if kind == "random":
         return sum(scores) / len(scores)
-    sound = [c for c in row.candidates if c.sound] or list(row.candidates)
-    agreeing = majority([c.answer for c in sound], tie=[math.exp(c.likelihood) for c in sound])
-    return max((sound[i] for i in agreeing), key=lambda c: c.likelihood).correct
+    # As the strategy of that name votes, so that both come to the same on the same responses.
+    voting = [c for c in row.candidates if not c.cut] or list(row.candidates)
+    agreeing = majority([c.answer for c in voting], tie=[math.exp(c.likelihood) for c in voting])
+    return max((voting[i] for i in agreeing), key=lambda c: c.likelihood).correct
 
 
 def _matching(grid: Grid, cells: list[Scored], cell: Scored) -> Matching:

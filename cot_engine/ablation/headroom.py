@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,7 +20,7 @@ def headrooms(run: Run, rows: list[Row], matrix: Matrix) -> tuple[Headroom, ...]
     where there is nothing to select. `matrix` makes (problems, seeds) of values by key."""
     found: dict[tuple[str, str, Measure], dict[Key, list[tuple[float, ...]]]] = {}
     for row in rows:
-        for selection in merged(row.selections):
+        for selection in merged(_with_scores(row)):
             for measure in MEASURES:
                 if (values := _values(selection, measure)) is not None:
                     by_key = found.setdefault((row.key.cell, selection.stage, measure), {})
@@ -38,7 +39,20 @@ def _order(run: Run, cell: str, stage: str, measure: Measure) -> tuple:
     return list(run.cells).index(cell), at, stage, MEASURES.index(measure)
 
 
-def merged(selections: tuple[Selection, ...]) -> list[Selection]:
+def _with_scores(row: Row) -> list[Selection]:
+    """Its selections; among whole responses one that was never finished, and whose worth no
+    continuation told, is worth what it says: to leave it out would make all others look better."""
+    said = {candidate.id: candidate.correct for candidate in row.candidates}
+    found = []
+    for selection in row.selections:
+        if selection.stage == "whole":
+            known = {name: said[name] for name in selection.candidates if name in said}
+            selection = replace(selection, worth=known | selection.worth)
+        found.append(selection)
+    return found
+
+
+def merged(selections: Sequence[Selection]) -> list[Selection]:
     """One selection for each choice that a search made. A strategy that fills its budget selects
     again, among those kept and some more: together that is one choice, among all of them."""
     found: list[Selection] = []

@@ -183,7 +183,8 @@ def _candidates(answer: Answer, item: Item) -> tuple[Candidate, ...]:
         sound = tier(chain.faults) == 0
         if chain.parent == "r":
             score = item.grade(text)
-            found.append(Candidate(chain.id, text, score, chain.likelihood(), sound))
+            cut = chain.last is not None and chain.last.finish == "budget"
+            found.append(Candidate(chain.id, text, score, chain.likelihood(), sound, cut))
     return tuple(found)
 
 

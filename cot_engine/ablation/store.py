@@ -81,13 +81,15 @@ class Key(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A whole response that a search sampled: its answer, its score, and how likely it was (mean
-    log-probability per token). `sound`: without a fault that keeps it out of a selection."""
+    log-probability per token). `sound`: without a fault that keeps it out of a selection. `cut`:
+    broken off by the budget, which keeps it out of a vote."""
 
     id: str
     answer: str
     correct: float
     likelihood: float
     sound: bool = True
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,11 +208,11 @@ def _broken(run: Run, rows: Sequence[Row]) -> list[str]:
     for row in rows:
         label, plain = run.cells[row.key.cell]
         if plain["match"] is not None and row.candidates:
-            whole = any(candidate.sound for candidate in row.candidates)
-            sampled.setdefault(label, []).append(not whole)
+            cut = all(candidate.cut for candidate in row.candidates)
+            sampled.setdefault(label, []).append(cut)
     return [
-        f"In {sum(broken):,} of {_searches(len(broken))} of {label} not one whole response is"
-        " sound: cut off by the budget, or malformed. A smaller n samples fewer at once."
+        f"In {sum(broken):,} of {_searches(len(broken))} of {label} the budget cut every response"
+        " off. With a smaller n fewer are sampled at once."
         for label, broken in sampled.items()
         if sum(broken) > _SOME * len(broken)
     ]
