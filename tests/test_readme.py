@@ -53,8 +53,22 @@ def test_the_plan_example_is_a_plan(tmp_path):
     from cot_engine import Plan
 
     path = tmp_path / "plan.toml"
-    path.write_text(blocks("toml")[0], "utf-8")
+    path.write_text(next(b for b in blocks("toml") if "[[stage]]" in b), "utf-8")
     assert [stage.tag for stage in Plan.from_toml(path)] == ["LOOK", "ANSWER"]
+
+
+def test_the_ablation_example_is_a_grid(tmp_path):
+    from cot_engine.ablation.data import load_data
+    from cot_engine.ablation.grid import load_ablation
+
+    path = tmp_path / "grid.toml"
+    path.write_text(next(b for b in blocks("toml") if "[[cells]]" in b), "utf-8")
+    ablation = load_ablation(path)
+    assert ablation.reference in {cell.label for cell in ablation.cells}
+    assert sum(cell.match is not None for cell in ablation.cells) == 3
+    (tmp_path / "questions.jsonl").write_text(blocks("json")[0], "utf-8")
+    (tmp_path / "scene-1.png").write_bytes((ROOT / "examples/images/scene-1.png").read_bytes())
+    assert load_data(**ablation.data, folder=tmp_path).items[0].grade("2") == 1
 
 
 def test_every_example_picture_is_answered_right():
