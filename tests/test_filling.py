@@ -99,7 +99,7 @@ def test_the_budget_is_used_up(kind, unit, mode):
     prompted=st.booleans(),
     script=st.sampled_from(["", *MALFORMED]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_never_more_than_the_budget(unit, share, kind, n, keep, prompted, script):
     mode = MODES[prompted]
 
