@@ -34,6 +34,21 @@ const look = frame => {
   };
   const all = [...page.querySelectorAll("body *")];
   const out = all.filter(e => e.getBoundingClientRect().right > width + 0.5 && !contained(e));
+  const apart = (a, b) => a.right <= b.left + 1 || b.right <= a.left + 1 ||
+    a.bottom <= b.top + 2 || b.bottom <= a.top + 2;
+  const plot = svg => {
+    const frame = svg.getBoundingClientRect();
+    const texts = [...svg.querySelectorAll("text")].map(
+      e => [e.textContent, e.getBoundingClientRect()]);
+    const over = [];
+    texts.forEach(([s, a], i) => texts.slice(i + 1).forEach(([t, b]) => {
+      if (!apart(a, b)) over.push(s + " / " + t);
+    }));
+    const cut = texts.filter(([, r]) => r.left < frame.left - 1 || r.right > frame.right + 1 ||
+      r.top < frame.top - 1 || r.bottom > frame.bottom + 1).map(([s]) => s);
+    const {width, height} = frame;
+    return {label: svg.getAttribute("aria-label"), width, height, over, cut};
+  };
   const handled = e => [...e.attributes].some(a => a.name.startsWith("on"));
   return {
     title: page.title,
@@ -43,6 +58,7 @@ const look = frame => {
     handlers: all.filter(handled).length,
     images: [...page.images].map(i => i.naturalWidth),
     cards: page.querySelectorAll("article").length,
+    plots: [...page.querySelectorAll("svg")].map(plot).filter(p => p.width),
     path: [...page.querySelectorAll(".card.won")].map(
       e => Math.round(e.getBoundingClientRect().top + view.scrollY)),
   };
@@ -66,19 +82,30 @@ def probe(pages: list[tuple[str, int]]) -> tuple[list[dict], list[str]]:
         "</iframe>"
         for page, width in pages
     )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "probe.html"
-        path.write_text(_PROBE.replace("FRAMES", frames, 1), "utf-8")
-        command = [
-            CHROMIUM,
-            *_FLAGS,
-            f"--user-data-dir={folder}/profile",
-            "--window-size=1600,1000",
-            "--dump-dom",
-            path.as_uri(),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = _run(_PROBE.replace("FRAMES", frames, 1), "--window-size=1600,1000", "--dump-dom")
     found = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, f"the browser gave no result: {done.stderr[-2000:]}"
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return json.loads(html.unescape(found[1])), console
+
+
+def followed(page: str, fragment: str) -> str:
+    """The document after a link to one of its parts was followed."""
+    return _run(page, "--dump-dom", fragment=fragment).stdout
+
+
+def printed(page: str) -> bytes:
+    """The page as a PDF."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "page.pdf"
+        _run(page, f"--print-to-pdf={path}", "--no-pdf-header-footer")
+        return path.read_bytes()
+
+
+def _run(page: str, *flags: str, fragment: str = "") -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "page.html"
+        path.write_text(page, "utf-8")
+        address = path.as_uri() + (f"#{fragment}" if fragment else "")
+        command = [CHROMIUM, *_FLAGS, f"--user-data-dir={folder}/profile", *flags, address]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

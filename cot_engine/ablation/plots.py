@@ -60,12 +60,12 @@ def _accuracy(findings: Findings) -> Plot:
     def make(width: int) -> Drawing:
         wide = width > svg.NARROW
         names = [svg.fitted(s.label, 230) for _, s in own]
-        right = 44 + max(map(svg.text_width, names), default=0) if wide else 8
+        right = 44 + max(map(svg.text_width, names), default=0) if wide else 18
         drawing = Drawing(width, max(400, 17 * len(own) + 90) if wide else 360)
         ax = drawing.axes(50, 36, right, 46)
         panels.share_axis(ax, [s.accuracy for _, s in points])
         ax.set_xlabel(f"mean spent on a search ({unit})")
-        where = panels.amount_axis(ax, [s.spent / factor for _, s in points], 9 if wide else 5)
+        where = panels.amount_axis(ax, [s.spent / factor for _, s in points], 9 if wide else 4)
         _budget_line(ax, points, factor, where)
         for number, s in derived:
             (dot,) = ax.plot(
@@ -134,7 +134,7 @@ def _scaling(findings: Findings) -> Plot:
     def make(width: int) -> Drawing:
         wide = width > svg.NARROW
         names = [svg.fitted(c.name, 150 if wide else 260) for c in curves]
-        right = 22 + max(map(svg.text_width, names)) if wide else 8
+        right = 22 + max(map(svg.text_width, names)) if wide else 18
         head = 14 if wide else 20 + 18 * len(curves)
         each = (width - 50 - 30 - right) / 2 if wide else width - 50 - right
         drawing = Drawing(width, 320 if wide else head + 2 * 250)
