@@ -45,7 +45,7 @@ def planned(tmp_path):
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
     """A head that does no work, and two nodes of one CPU. A test that hangs is ended."""
     pytest.importorskip("ray", reason="Ray is not installed")
     import ray
@@ -56,22 +56,22 @@ def cluster():
 
     before = signal.signal(signal.SIGALRM, end)
     signal.alarm(500)
-    made = None
-    try:
-        # Ray puts sockets there: the name must be short.
-        with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-            node = {"object_store_memory": 100_000_000, "include_dashboard": False}
-            made = Cluster()
-            made.add_node(num_cpus=0, temp_dir=folder, **node)
-            for _ in range(2):
-                made.add_node(num_cpus=1, temp_dir=folder, **node)
+    made = Cluster()
+    # Ray puts sockets there, so the name must be short; and a note of the cluster's address.
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        try:
+            for cpus in (0, 1, 1):
+                made.add_node(
+                    num_cpus=cpus, object_store_memory=100_000_000, include_dashboard=False
+                )
             yield made
+        finally:
             signal.alarm(60)
             ray.shutdown()
             made.shutdown()
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
 
 
 def results(work, store):
