@@ -132,6 +132,7 @@ BAD = {
         "knock",
         "knockout",
     ),
+    "a name that is a path": ("name = '../x'\n[[cells]]\nstrategy = 'greedy'", "../x", "letters"),
     "no cells": ("seeds = [0]", "empty", "[[cells]]"),
     "empty cells": ("cells = []", "empty", "[[cells]]"),
     "empty axis": ("[[cells]]\nstrategy = 'stage-beam'\nn = []", "empty list", "value"),

@@ -32,6 +32,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import tomllib
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -46,6 +47,7 @@ from cot_engine.stages import Plan
 from cot_engine.tournament import TOURNAMENTS
 
 MAX_CELLS = 500
+_NAME = re.compile(r"[\w. -]{1,64}")  # it names a file
 _TOP = ("name", "seeds", "rollouts", "data", "run", "match", "cells")
 _DATA = ("source", "n", "split", "seed", "rule")
 _MATCH = ("unit", "reference", "amount")
@@ -188,9 +190,12 @@ def parse_ablation(table: dict[str, Any], *, name: str, folder: Path = Path()) -
     if len(drafts) > MAX_CELLS:
         raise ConfigError(f"The grid has {len(drafts)} cells.", f"The limit is {MAX_CELLS}.")
     cells, reference = _matched(drafts, match)
-    return Ablation(
-        str(table.get("name", name)), cells, _seeds(table), data, base, folder, reference
-    )
+    name = table.get("name", name)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"name is {name!r}.", "Give 1 to 64 letters, digits, spaces, dots, - or _."
+        )
+    return Ablation(name, cells, _seeds(table), data, base, folder, reference)
 
 
 def _seeds(table: dict[str, Any]) -> tuple[int, ...]:

@@ -53,6 +53,7 @@ def run(
         data = load_data(
             **ablation.data | ({"n": problems} if problems is not None else {}),
             folder=ablation.folder,
+            allow_url=ablation.run.allow_url,
         )
         for note in data.notes:
             tell(f"Note: {note}")
@@ -117,6 +118,7 @@ def _run(
             if workers == "ray":
                 from cot_engine.ablation.ray_workers import run_ray
 
+                engine.close()  # the workers load their own, on what may be the same GPU
                 execute: Callable = partial(run_ray, work, address=ray_address, in_flight=in_flight)
             else:
                 execute = partial(run_local, engine, in_flight=in_flight)
