@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from importlib import metadata
-from textwrap import dedent
 from typing import Literal
 
 import pytest
