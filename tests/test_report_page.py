@@ -512,6 +512,10 @@ def test_a_link_opens_what_it_leads_to(html):
     followed = browser.followed(html, link)
     before = followed[: followed.index(f'id="{link}"')]
     assert len(re.findall(r"<details[^>]* open", before)) == 2  # the problem, the search
+    command = re.search(r'href="#(p\d+)"', html)[1]
+    assert f'<details open=""><summary>draw</summary><code id="{command}">' in browser.followed(
+        html, command
+    )
     assert browser.followed(html, "problems").count(" open=") == 0
 
 

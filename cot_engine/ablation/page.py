@@ -271,19 +271,19 @@ def _judges(findings: Findings, drawn: dict[str, Plot]) -> str:
             " <code>rollouts</code>, or a data set that knows what a stage should say.</p>"
         )
     heads = ["judge", *(f'<th scope="col" class="text">{h}</th>' for h in ("stage", "by"))]
-    heads += ["problems", "pairs", "right", "right, ties wrong", "leaning right", "ties", "flips"]
-    heads += ["unreadable", "for the first", "longer taken", "longer better", "circles"]
-    heads += ["calibration error", "cost of a match", "to a candidate’s", "gain taken"]
+    heads += ["problems", "pairs", "right", "right, ties wrong", "leaning right", "gain taken"]
+    heads += ["cost of a match", "to a candidate’s", "ties", "flips", "unreadable"]
+    heads += ["for the first", "longer taken", "longer better", "circles", "calibration error"]
     terms = (
         ("right", "of pairs of which one is better, how often it was preferred; a tie is half"),
-        ("leaning", "by the sign of the margin over both orders, ties or not"),
+        ("leaning right", "by the sign of the margin over both orders, ties or not"),
+        ("gain taken", "how much of the way from a random candidate to the best selection went"),
+        ("to a candidate’s", "FLOPs of a match over those of sampling a candidate"),
         ("flips", "both orders named the same place"),
         ("for the first", "how much more often than half the one shown first was named"),
-        ("longer taken", "how often the longer of two texts was preferred, and was the better one"),
+        ("longer taken", "how often the longer of two texts was preferred; and was the better one"),
         ("circles", "A over B over C over A, of triples; a coin makes 0.25"),
         ("calibration error", "mean distance to what margins say if they are log-odds"),
-        ("to a candidate’s", "FLOPs of a match over those of sampling a candidate"),
-        ("gain taken", "how much of the way from a random candidate to the best selection went"),
     )
     listed = "".join(f"<dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in terms)
     caption = "Report card of each judge at each stage, 95 % intervals over problems."
@@ -305,6 +305,9 @@ def _card(card: Card) -> list[str]:
         _stacked(card.right, strong=True),
         _stacked(card.strict),
         _stacked(card.leaning),
+        percent(card.gain.taken) if card.gain else "–",
+        cost,
+        "–" if card.relative is None else f"×{figures(card.relative)}",
         percent(card.ties),
         percent(card.flips),
         percent(card.unreadable),
@@ -313,9 +316,6 @@ def _card(card: Card) -> list[str]:
         share(card.longer_right),
         circles,
         share(card.calibration_error),
-        cost,
-        "–" if card.relative is None else f"×{figures(card.relative)}",
-        percent(card.gain.taken) if card.gain else "–",
     ]
 
 
@@ -335,7 +335,8 @@ def _run(findings: Findings) -> str:
     written: list[tuple[str, str]] = []
     for key, value in run.about.items():
         if isinstance(value, dict):
-            rows += [(f"{key}, {name}", part) for name, part in value.items() if part != ""]
+            said = {name: part for name, part in value.items() if part not in (run.model, run.data)}
+            rows += [(f"{key}, {name}", part) for name, part in said.items()]
         elif "\n" in str(value):
             written.append((key, str(value)))
         else:
