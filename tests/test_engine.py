@@ -297,7 +297,7 @@ def test_config_and_options_combine():
     started = scripted().solve(None, "How?", config=config, seed=5).trace.started
     assert (started.strategy, started.parameters["n"], started.seed) == ("best-of-n", 3, 5)
     other = scripted().solve(None, "How?", config=config, strategy="majority").trace.started
-    assert (other.strategy, other.parameters) == ("majority", {"n": 4})
+    assert (other.strategy, other.parameters) == ("majority", {"n": 4, "fill": False})
 
 
 def test_a_judge_that_gives_too_few_verdicts_is_named():
