@@ -17,7 +17,8 @@ from typing import Any
 import make_traces
 from make_traces import Recorder, match
 
-from cot_engine.ablation.store import Candidate, ItemRecord, Key, Row, Run, Selection, Store
+from cot_engine.ablation.records import Candidate, ItemRecord, Key, Row, Run, Selection
+from cot_engine.ablation.store import Store
 from cot_engine.stages import DEFAULT_PLAN
 from cot_engine.types import Usage
 

@@ -18,8 +18,10 @@ from test_engine import same
 
 from cot_engine.ablation.data import load_data
 from cot_engine.ablation.grid import parse_ablation
+from cot_engine.ablation.lock import writing
+from cot_engine.ablation.records import Key
 from cot_engine.ablation.runner import ablate, plan_run, run_local
-from cot_engine.ablation.store import Key, Store, writing
+from cot_engine.ablation.store import Store
 from cot_engine.engine import Engine
 
 GRID = """

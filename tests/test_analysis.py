@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from make_store import HOSTILE_QUESTION, digest, make_run, make_store, plain, put
 
-from cot_engine.ablation.analysis import analyse
-from cot_engine.ablation.headroom import merged
-from cot_engine.ablation.store import Candidate, Selection, Store
+from cot_engine.ablation.records import Candidate, Selection
+from cot_engine.ablation.store import Store
 from cot_engine.errors import StoreError
+from cot_engine.report.analysis import analyse
+from cot_engine.report.headroom import merged
 from cot_engine.statistics import accuracy, holm, paired
 from cot_engine.types import Usage
 

@@ -29,8 +29,9 @@ LAYERS = [
     {"session", "growth", "filling", "arena", "search", "rejudge"},
     {"plugins", "config", "testing", "scenes"},
     {"engine"},
-    {"ablation"},
-    {"cli", "views", "__main__", "bundled"},  # what users touch
+    {"ablation", "views"},
+    {"report"},
+    {"cli", "__main__", "bundled"},  # what users touch
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -19,9 +19,9 @@ import make_store
 import pytest
 from browser import CHROMIUM
 
-from cot_engine.ablation.inspect_logs import SCORER, write_logs
 from cot_engine.ablation.store import Store
 from cot_engine.errors import CotEngineError, StoreError
+from cot_engine.report.inspect_logs import SCORER, write_logs
 from cot_engine.types import Usage
 
 PROBLEMS, SEEDS = 9, (0, 1, 7)

@@ -15,10 +15,10 @@ from test_cli import cli, two_lines  # noqa: F401
 
 from cot_engine import Engine, RunConfig
 from cot_engine.ablation.data import load_data
-from cot_engine.ablation.judge_report import Examination, examine, report
 from cot_engine.cli.judge_report import plain
 from cot_engine.events import Selected
 from cot_engine.judges import JUDGES, OracleJudge, SelfJudge
+from cot_engine.report.judge_report import Examination, examine, report
 from cot_engine.stages import conclusion, read
 from cot_engine.testing import ScriptedBackend
 from cot_engine.types import Verdict
@@ -242,7 +242,7 @@ def test_mistakes_are_explained_before_the_model_loads(cli, tmp_path, arguments,
 
 def test_an_interrupt_reports_on_what_was_done(cli, monkeypatch, tmp_path):  # noqa: F811
     """As Ctrl-C does: after two problems."""
-    from cot_engine.ablation import judge_report
+    from cot_engine.report import judge_report
 
     def some(engine, items, todo, on_done):
         examine(engine, items[:2], todo, on_done)

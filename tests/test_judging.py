@@ -12,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cot_engine import Engine, RunConfig
-from cot_engine.ablation.judging import (
+from cot_engine.ablation.records import Selection
+from cot_engine.ablation.worth import selections
+from cot_engine.arena import combine
+from cot_engine.report.judging import (
     Contest,
     calibration,
     card,
@@ -21,9 +24,6 @@ from cot_engine.ablation.judging import (
     contests,
     leanings,
 )
-from cot_engine.ablation.store import Selection
-from cot_engine.ablation.worth import selections
-from cot_engine.arena import combine
 from cot_engine.testing import ScriptedBackend
 from cot_engine.types import Match, Problem, Usage, Verdict
 

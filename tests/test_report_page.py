@@ -22,13 +22,14 @@ from make_store import digest, make_run, make_store, plain, put
 from make_traces import HOSTILE, TRACES
 from test_views import Page, in_browser
 
-from cot_engine.ablation import amounts, plots, problems, svg
-from cot_engine.ablation.analysis import analyse
-from cot_engine.ablation.findings import Findings, Outcome
-from cot_engine.ablation.page import page
-from cot_engine.ablation.store import ItemRecord, Key, Store
+from cot_engine.ablation.records import ItemRecord, Key
+from cot_engine.ablation.store import Store
 from cot_engine.cli.report import _named
 from cot_engine.errors import CotEngineError
+from cot_engine.report import amounts, plots, problems, svg
+from cot_engine.report.analysis import analyse
+from cot_engine.report.findings import Findings, Outcome
+from cot_engine.report.page import page
 from cot_engine.statistics import Interval
 
 NAMES = ("accuracy", "scaling", "forest", "cost", "headroom", "calibration")
@@ -310,7 +311,7 @@ def test_plots_are_the_same_each_time(found, drawn):
     assert plots.draw(found) == drawn
     code = """import hashlib, pickle, sys
 sys.path[:0] = sys.argv[1:]
-from cot_engine.ablation import plots
+from cot_engine.report import plots
 found = pickle.loads(sys.stdin.buffer.read())
 print(hashlib.sha256(repr(plots.draw(found)).encode()).hexdigest())"""
     done = subprocess.run(

@@ -13,12 +13,13 @@ from make_store import digest, make_run, make_store, plain, put
 from make_traces import HOSTILE
 from markdown_it import MarkdownIt
 
-from cot_engine.ablation import findings as values
-from cot_engine.ablation.analysis import analyse
-from cot_engine.ablation.judging import Card
-from cot_engine.ablation.store import Candidate, Selection, Store
-from cot_engine.ablation.text import judge_share, markdown, rows_csv, summary
-from cot_engine.ablation.text import plain as as_json
+from cot_engine.ablation.records import Candidate, Selection
+from cot_engine.ablation.store import Store
+from cot_engine.report import findings as values
+from cot_engine.report.analysis import analyse
+from cot_engine.report.judging import Card
+from cot_engine.report.text import judge_share, markdown, rows_csv, summary
+from cot_engine.report.text import plain as as_json
 from cot_engine.statistics import Paired
 
 

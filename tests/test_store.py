@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from make_store import make_cells, make_run, make_store, plain, put
 
-from cot_engine.ablation.store import Candidate, Key, Row, Selection, Store, pack, unpack, writing
+from cot_engine.ablation.lock import writing
+from cot_engine.ablation.records import Candidate, Key, Row, Selection, pack, unpack
+from cot_engine.ablation.store import Store
 from cot_engine.errors import StoreError
 from cot_engine.types import Usage
 
@@ -314,7 +316,8 @@ WRITER = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from make_store import make_run, put
-from cot_engine.ablation.store import Store, writing
+from cot_engine.ablation.lock import writing
+from cot_engine.ablation.store import Store
 
 with writing(sys.argv[1]), Store(sys.argv[1], create=True) as store:
     run = make_run(200, (0,))

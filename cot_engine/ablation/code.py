@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cot_engine.ablation.grid import Ablation
 
 # What only shows results cannot change what a search does.
-_SHOWS = ("cli", "views", "__main__.py", "testing.py", "statistics.py")
+_SHOWS = ("cli", "views", "report", "__main__.py", "testing.py", "statistics.py")
 _OF_ABLATION = ("data.py", "worth.py", "runner.py")  # the rest of it only stores and reports
 
 

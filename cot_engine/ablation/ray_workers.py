@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from cot_engine.ablation.code import code_version
 from cot_engine.ablation.grid import Ablation, Cell
+from cot_engine.ablation.records import Row, without_pixels
 from cot_engine.ablation.runner import Task, Work, run_local
-from cot_engine.ablation.store import Row, without_pixels
 from cot_engine.errors import CotEngineError
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from cot_engine.ablation.code import code_version
 from cot_engine.ablation.data import DataSet, Item
 from cot_engine.ablation.grid import Ablation, Cell
-from cot_engine.ablation.store import Candidate, ItemRecord, Key, Row, Run, Store
+from cot_engine.ablation.records import Candidate, ItemRecord, Key, Row, Run
+from cot_engine.ablation.store import Store
 from cot_engine.ablation.worth import selections
 from cot_engine.budget import Budget
 from cot_engine.errors import CotEngineError, ModelError

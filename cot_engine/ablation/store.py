@@ -16,15 +16,24 @@ import os
 import socket
 import sqlite3
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from cot_engine.ablation.records import (
+    Candidate,
+    ItemRecord,
+    Key,
+    Row,
+    Run,
+    Selection,
+    pack,
+    unpack,
+)
 from cot_engine.errors import StoreError
-from cot_engine.events import Event, Started, Trace, from_json, to_json
+from cot_engine.events import Trace
 from cot_engine.types import Usage
 
 SCHEMA = 1
@@ -68,106 +77,6 @@ create view results as
     i.question, c.plain as config, s.item, s.code, s.model, s.finished
   from searches s join items i on i.digest = s.item join cells c on c.hash = s.cell;
 """
-
-
-class Key(NamedTuple):
-    """What names one row within a run (code and model being the run's)."""
-
-    cell: str
-    seed: int
-    item: str
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A whole response that a search sampled: its answer, its score, and how likely it was (mean
-    log-probability per token). `sound`: without a fault that keeps it out of a selection. `cut`:
-    broken off by the budget, which keeps it out of a vote."""
-
-    id: str
-    answer: str
-    correct: float
-    likelihood: float
-    sound: bool = True
-    cut: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """One selection of a search, with what is known of its candidates.
-
-    `stage` is a tag, or "whole". `worth` maps candidates to the share of their continuations that
-    end right (their own answer's score once they hold one); `facts` to whether the text itself is
-    right, where the data tells. `kept` is best first. Both maps may be empty.
-    """
-
-    stage: str
-    candidates: tuple[str, ...]
-    kept: tuple[str, ...]
-    worth: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What one search came to. `correct` is its score, 0 to 1 (None: failed); `allotted`, `spent`
-    and `remaining` are in `unit`, the budget's if there was one, else FLOPs (`allotted` None).
-    `seconds` is its time from start to end, among others. `usage` is by role."""
-
-    key: Key
-    status: str  # "ok" or "failed"
-    error: str = ""
-    answer: str | None = None
-    correct: float | None = None
-    unit: str = "flops"
-    allotted: float | None = None
-    spent: float | None = None
-    remaining: float | None = None
-    seconds: float = 0.0
-    usage: dict[str, Usage] = field(default_factory=dict)
-    candidates: tuple[Candidate, ...] = ()
-    selections: tuple[Selection, ...] = ()
-    faults: dict[str, int] = field(default_factory=dict)
-    finished: str = ""
-    trace: Trace | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class ItemRecord:
-    """A problem as the store knows it."""
-
-    digest: str
-    problem: str
-    type: str
-    question: str
-    expected: str
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One grid on one data set with one model and one code version. `cells` maps hashes to
-    (label, the cell as JSON), in the order of the grid; `about` holds what a report prints: the
-    data's name, digest and rule, the backend, the versions, the machine, the grid as written."""
-
-    id: str
-    name: str
-    command: str
-    code: str
-    model: str
-    data: str
-    cells: dict[str, tuple[str, dict[str, Any]]]
-    items: tuple[ItemRecord, ...]
-    seeds: tuple[int, ...]
-    reference: str | None = None
-    about: dict[str, Any] = field(default_factory=dict)
-    started: str = ""
-
-    def keys(self) -> Iterator[Key]:
-        """All its searches, problem by problem."""
-        for item in self.items:
-            for seed in self.seeds:
-                for cell in self.cells:
-                    yield Key(cell, seed, item.digest)
 
 
 class Store:
@@ -503,82 +412,5 @@ def _usage(text: str) -> dict[str, Usage]:
     return {role: Usage(**used) for role, used in json.loads(text).items()}
 
 
-def without_pixels(trace: Trace) -> Trace:
-    """The trace with the digests of its images, but not the images: the data set has those."""
-
-    def bare(event: Event) -> Event:
-        if not isinstance(event, Started):
-            return event
-        return replace(event, images=tuple(replace(i, data="", image=None) for i in event.images))
-
-    return Trace([bare(event) for event in trace])
-
-
-def pack(trace: Trace) -> bytes:
-    """A trace as bytes, without the pixels of its images."""
-    lines = [to_json(event) for event in without_pixels(trace)]
-    return zlib.compress("\n".join(lines).encode("utf-8", "backslashreplace"), 9)
-
-
-def unpack(packed: bytes) -> Trace:
-    return Trace([from_json(line) for line in zlib.decompress(packed).decode().split("\n")])
-
-
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-# --- one run at a time ---------------------------------------------------------------------------
-
-
-@contextmanager
-def writing(
-    path: str | Path, *, wait: bool = False, tell: Callable[[str], None] | None = None
-) -> Iterator[None]:
-    """Hold a store for writing. Another run that holds it is named in a StoreError, or waited for.
-
-    The lock is an exclusive transaction on a file beside the store: the system lets go of it
-    however this process ends.
-    """
-    path = Path(path)
-
-    def unusable(error: Exception) -> StoreError:
-        said = f"The store {str(path)!r} cannot be written: {error}."
-        return StoreError(said, "Check its name and permissions, or use another --store.")
-
-    try:
-        beside = path.with_name(path.name + ".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = sqlite3.connect(beside, timeout=0, isolation_level=None)
-    except (sqlite3.Error, OSError, ValueError) as error:
-        raise unusable(error) from None
-    try:
-        told = False
-        while True:
-            try:
-                lock.execute("begin exclusive")
-                break
-            except sqlite3.Error as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                    raise unusable(error) from None
-                if not wait:
-                    raise StoreError(
-                        f"{_writer(path)} is writing to the store {str(path)!r}.",
-                        "Wait for it to end (--wait does), stop it, or use another --store.",
-                    ) from None
-                if tell is not None and not told:
-                    tell(f"Waiting for {_writer(path)} to finish with {str(path)!r}.")
-                    told = True
-                time.sleep(0.5)
-        yield
-    finally:
-        lock.close()  # the file stays: to remove it would let two others lock different files
-
-
-def _writer(path: Path) -> str:
-    """Who holds the store, as far as it tells."""
-    try:
-        with Store(path) as store:
-            return store.writer
-    except StoreError:
-        return "Another process"

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cot_engine.ablation.store import Selection
+from cot_engine.ablation.records import Selection
 from cot_engine.errors import ConfigError
 from cot_engine.events import Growing, Selected, Trace
 from cot_engine.stages import Plan, conclusion, read

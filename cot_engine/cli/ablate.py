@@ -14,8 +14,9 @@ from cot_engine.errors import AblationFailed, ConfigError
 
 if TYPE_CHECKING:
     from cot_engine.ablation.grid import Ablation
+    from cot_engine.ablation.records import Row
     from cot_engine.ablation.runner import Work
-    from cot_engine.ablation.store import Row, Store
+    from cot_engine.ablation.store import Store
     from cot_engine.cli.progress import Progress
 
 PRESETS = Path(__file__).parent.parent / "ablation" / "presets"
@@ -35,7 +36,8 @@ def run(
     verbose: bool,
 ) -> None:
     from cot_engine.ablation.data import load_data
-    from cot_engine.ablation.store import Store, writing
+    from cot_engine.ablation.lock import writing
+    from cot_engine.ablation.store import Store
     from cot_engine.cli.solve import silence_libraries
 
     if workers not in ("local", "ray"):
@@ -144,8 +146,8 @@ def _had(store: Store, work: Work, labels: dict[str, str], progress: Progress, r
 
 def _print_result(store: Store, work: Work) -> int:
     """The table on stdout; how many searches failed."""
-    from cot_engine.ablation.analysis import analyse
-    from cot_engine.ablation.text import summary
+    from cot_engine.report.analysis import analyse
+    from cot_engine.report.text import summary
 
     print(summary(analyse(store, work.run, cards=False)))
     return Counter(row.status for row in store.rows(work.run))["failed"]

@@ -13,7 +13,7 @@ from cot_engine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from cot_engine.ablation.data import DataSet
-    from cot_engine.ablation.judge_report import Examination, JudgeReport
+    from cot_engine.report.judge_report import Examination, JudgeReport
 
 MAX_ROLLOUTS = 64
 
@@ -35,8 +35,8 @@ def run(
     verbose: bool,
 ) -> None:
     from cot_engine.ablation.data import load_data
-    from cot_engine.ablation.judge_report import JUDGES, STRATEGIES, Examination
     from cot_engine.cli.solve import silence_libraries
+    from cot_engine.report.judge_report import JUDGES, STRATEGIES, Examination
 
     for name, value, least, most in (("n", n, 1, MAX_N), ("rollouts", rollouts, 0, MAX_ROLLOUTS)):
         if value is not None and not least <= value <= most:
@@ -77,9 +77,9 @@ def _examine(
 ) -> tuple[JudgeReport, bool]:
     """The report on what was done, and whether it was interrupted. Raises KeyboardInterrupt if
     nothing was done by then."""
-    from cot_engine.ablation.judge_report import Examined, examine, report
     from cot_engine.cli.progress import Progress
     from cot_engine.engine import Engine
+    from cot_engine.report.judge_report import Examined, examine, report
 
     done: list[Examined] = []
     stopped = False

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from cot_engine.escape import terminal
 
 if TYPE_CHECKING:
-    from cot_engine.ablation.judge_report import Control, JudgeReport
-    from cot_engine.ablation.judging import Card
+    from cot_engine.report.judge_report import Control, JudgeReport
+    from cot_engine.report.judging import Card
     from cot_engine.statistics import Interval
 
 _SHOWN = {"seen": "", "blank": ", grey picture", "swap": ", other picture"}

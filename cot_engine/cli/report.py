@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from cot_engine.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
-    from cot_engine.ablation.store import Key, Run, Store
+    from cot_engine.ablation.records import Key, Run
+    from cot_engine.ablation.store import Store
     from cot_engine.events import Trace
 
 FORMATS = ("md", "json", "html", "csv", "inspect")
@@ -59,8 +60,8 @@ def _format(format: str | None, out: str | None, json: bool) -> str:
 
 
 def _report(store: Store, run: Run, format: str, where: str | None, traces: int | None) -> str:
-    from cot_engine.ablation.analysis import analyse
-    from cot_engine.ablation.text import markdown, plain, rows_csv
+    from cot_engine.report.analysis import analyse
+    from cot_engine.report.text import markdown, plain, rows_csv
 
     if format == "csv":
         file = io.StringIO()
@@ -71,14 +72,14 @@ def _report(store: Store, run: Run, format: str, where: str | None, traces: int 
         if format == "md":
             return markdown(findings)
         return _json.dumps(plain(findings), indent=2, allow_nan=False) + "\n"
-    from cot_engine.ablation.page import page
+    from cot_engine.report.page import page
 
     more = {} if traces is None else {"traces": traces}
     return page(analyse(store, run, where=where), store, **more)
 
 
 def _inspect(store: Store, run: Run, out: str | None, where: str | None) -> None:
-    from cot_engine.ablation.inspect_logs import write_logs
+    from cot_engine.report.inspect_logs import write_logs
 
     if out == "-":
         raise InputError("Inspect logs are files.", "Name a folder: --out logs.")
@@ -117,7 +118,7 @@ def _trace(store: Store, run: Run, search: str) -> Trace:
 
 
 def _named(run: Run, search: str) -> list[Key]:
-    from cot_engine.ablation.store import Key
+    from cot_engine.ablation.records import Key
 
     items = {item.problem: item.digest for item in run.items}
     return [

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any, TextIO
 
-from cot_engine.ablation.amounts import axis, bounds, figures, interval, probability, share
-from cot_engine.ablation.findings import Findings, Standing
-from cot_engine.ablation.judging import Card
-from cot_engine.ablation.store import Run, Store
+from cot_engine.ablation.records import Run
+from cot_engine.ablation.store import Store
 from cot_engine.escape import html, terminal
+from cot_engine.report.amounts import axis, bounds, figures, interval, probability, share
+from cot_engine.report.findings import Findings, Standing
+from cot_engine.report.judging import Card
 from cot_engine.types import Usage
 
 PLAIN_SCHEMA = 1

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cot_engine.ablation.judging import Card
-from cot_engine.ablation.store import Key, Run
+from cot_engine.ablation.records import Key, Run
+from cot_engine.report.judging import Card
 from cot_engine.statistics import Interval, Paired
 from cot_engine.types import Role, Usage
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cot_engine.ablation import svg
-from cot_engine.ablation.svg import INK, PAPER, SIZE, Drawing
+from cot_engine.report import svg
+from cot_engine.report.svg import INK, PAPER, SIZE, Drawing
 from cot_engine.statistics import Interval
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from cot_engine.ablation.store import Selection
+from cot_engine.ablation.records import Selection
 from cot_engine.events import Event, Grown, Judged, Selected, Trace
 from cot_engine.statistics import Interval, accuracy
 from cot_engine.types import Match, Usage

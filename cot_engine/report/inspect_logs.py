@@ -1,7 +1,7 @@
 """A run as logs of Inspect AI: one for each cell, its seeds as epochs, for `inspect view` and
 inspect's own analysis.
 
-    from cot_engine.ablation.inspect_logs import write_logs
+    from cot_engine.report.inspect_logs import write_logs
     write_logs(store, store.run(), Path("logs"))        # then: inspect view --log-dir logs
 
 A sample holds the question, the whole tagged response, the score and what it cost, not its trace
@@ -18,7 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cot_engine.ablation.store import ItemRecord, Key, Row, Run, Store
+from cot_engine.ablation.records import ItemRecord, Key, Row, Run
+from cot_engine.ablation.store import Store
 from cot_engine.errors import CotEngineError, StoreError
 from cot_engine.stages import read
 from cot_engine.types import Usage

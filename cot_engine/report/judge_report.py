@@ -17,7 +17,12 @@ import numpy as np
 
 from cot_engine import plugins
 from cot_engine.ablation.data import DataSet, Item
-from cot_engine.ablation.judging import (
+from cot_engine.ablation.worth import selections
+from cot_engine.config import RunConfig
+from cot_engine.errors import CotEngineError, ModelError
+from cot_engine.events import Event
+from cot_engine.judges import RandomJudge
+from cot_engine.report.judging import (
     MEASURES,
     Card,
     Contest,
@@ -27,11 +32,6 @@ from cot_engine.ablation.judging import (
     contests,
     leanings,
 )
-from cot_engine.ablation.worth import selections
-from cot_engine.config import RunConfig
-from cot_engine.errors import CotEngineError, ModelError
-from cot_engine.events import Event
-from cot_engine.judges import RandomJudge
 from cot_engine.statistics import Paired, paired
 from cot_engine.types import Usage
 

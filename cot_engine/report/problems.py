@@ -9,12 +9,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
-from cot_engine.ablation.findings import Findings, Outcome
-from cot_engine.ablation.store import Key, Store
-from cot_engine.ablation.tables import box, fold
+from cot_engine.ablation.records import Key
+from cot_engine.ablation.store import Store
 from cot_engine.errors import CotEngineError
 from cot_engine.escape import html as esc
 from cot_engine.events import Trace
+from cot_engine.report.findings import Findings, Outcome
+from cot_engine.report.tables import box, fold
 from cot_engine.types import Usage
 from cot_engine.views import figure as fig
 from cot_engine.views import words

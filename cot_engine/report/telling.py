@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from cot_engine.ablation.amounts import amount, interval, share
-from cot_engine.ablation.findings import Comparison, Headroom, Standing
-from cot_engine.ablation.store import Key, Row, Run
+from cot_engine.ablation.records import Key, Row, Run
+from cot_engine.report.amounts import amount, interval, share
+from cot_engine.report.findings import Comparison, Headroom, Standing
 
 _SOME = 0.05  # a share of a cell's searches that is worth a note
 _MOST = 10  # labels named one by one in the notes of one kind

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from cot_engine.ablation import panels
-from cot_engine.ablation.amounts import amount, axis, figures, interval, points, probability, share
-from cot_engine.ablation.findings import Comparison, Findings, Headroom
-from cot_engine.ablation.panels import Plot, plot
-from cot_engine.ablation.svg import INK, NARROW, PAPER, SERIES, SOFT, Drawing, fitted
+from cot_engine.report import panels
+from cot_engine.report.amounts import amount, axis, figures, interval, points, probability, share
+from cot_engine.report.findings import Comparison, Findings, Headroom
+from cot_engine.report.panels import Plot, plot
+from cot_engine.report.svg import INK, NARROW, PAPER, SERIES, SOFT, Drawing, fitted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from cot_engine.ablation.judging import Card
+    from cot_engine.report.judging import Card
 
 ROLES = ("generate", "judge", "score")
 MOST = 60  # rows of a plot; the tables have all

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cot_engine.ablation.store import Key, Row, Run
+from cot_engine.ablation.records import Key, Row, Run
 from cot_engine.budget import Budget
 from cot_engine.types import Usage
 

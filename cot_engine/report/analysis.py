@@ -24,8 +24,13 @@ from dataclasses import fields
 
 import numpy as np
 
-from cot_engine.ablation import judging
-from cot_engine.ablation.findings import (
+from cot_engine.ablation.records import Key, Row, Run, Selection
+from cot_engine.ablation.store import Store
+from cot_engine.answers import majority
+from cot_engine.errors import StoreError
+from cot_engine.events import Trace
+from cot_engine.report import judging
+from cot_engine.report.findings import (
     Comparison,
     Curve,
     Findings,
@@ -35,9 +40,9 @@ from cot_engine.ablation.findings import (
     Standing,
     TypeRow,
 )
-from cot_engine.ablation.headroom import headrooms
-from cot_engine.ablation.judging import Card
-from cot_engine.ablation.scores import (
+from cot_engine.report.headroom import headrooms
+from cot_engine.report.judging import Card
+from cot_engine.report.scores import (
     BASELINES,
     Grid,
     Scored,
@@ -47,11 +52,7 @@ from cot_engine.ablation.scores import (
     near,
     spending_ratio,
 )
-from cot_engine.ablation.store import Key, Row, Run, Selection, Store
-from cot_engine.ablation.telling import headline, notes
-from cot_engine.answers import majority
-from cot_engine.errors import StoreError
-from cot_engine.events import Trace
+from cot_engine.report.telling import headline, notes
 from cot_engine.statistics import accuracy, holm, paired, sentence
 from cot_engine.types import Role, Usage
 

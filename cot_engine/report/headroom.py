@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from cot_engine.ablation.findings import Headroom
-from cot_engine.ablation.judging import MEASURES, Measure
-from cot_engine.ablation.store import Key, Row, Run, Selection
+from cot_engine.ablation.records import Key, Row, Run, Selection
+from cot_engine.report.findings import Headroom
+from cot_engine.report.judging import MEASURES, Measure
 from cot_engine.statistics import accuracy
 
 Matrix = Callable[[Iterator[tuple[Key, float]]], np.ndarray]

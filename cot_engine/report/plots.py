@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cot_engine.ablation import panels, svg
-from cot_engine.ablation.amounts import amount, axis, interval
-from cot_engine.ablation.findings import Curve, Findings, Standing
-from cot_engine.ablation.panels import Plot, plot
-from cot_engine.ablation.rowplots import calibration, cost, forest, headroom
-from cot_engine.ablation.svg import MARKERS, PAPER, SERIES, SIZE, SOFT, Drawing
+from cot_engine.report import panels, svg
+from cot_engine.report.amounts import amount, axis, interval
+from cot_engine.report.findings import Curve, Findings, Standing
+from cot_engine.report.panels import Plot, plot
+from cot_engine.report.rowplots import calibration, cost, forest, headroom
+from cot_engine.report.svg import MARKERS, PAPER, SERIES, SIZE, SOFT, Drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cot_engine.ablation.panels import Plot
 from cot_engine.escape import html as esc
+from cot_engine.report.panels import Plot
 from cot_engine.statistics import Interval
 
 

@@ -11,8 +11,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from cot_engine.ablation import plots
-from cot_engine.ablation.amounts import (
+from cot_engine.ablation.store import Store
+from cot_engine.escape import html as esc
+from cot_engine.report import plots
+from cot_engine.report.amounts import (
     amount,
     axis,
     bounds,
@@ -21,14 +23,12 @@ from cot_engine.ablation.amounts import (
     probability,
     share,
 )
-from cot_engine.ablation.findings import Findings, Standing
-from cot_engine.ablation.judging import Card
-from cot_engine.ablation.panels import Plot
-from cot_engine.ablation.problems import problems
-from cot_engine.ablation.rowplots import ROLES
-from cot_engine.ablation.store import Store
-from cot_engine.ablation.tables import bar, fold, line, plot, section, table, text_cell
-from cot_engine.escape import html as esc
+from cot_engine.report.findings import Findings, Standing
+from cot_engine.report.judging import Card
+from cot_engine.report.panels import Plot
+from cot_engine.report.problems import problems
+from cot_engine.report.rowplots import ROLES
+from cot_engine.report.tables import bar, fold, line, plot, section, table, text_cell
 from cot_engine.statistics import Interval
 from cot_engine.views import words
 from cot_engine.views.html import document

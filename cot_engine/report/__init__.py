@@ -1,0 +1,1 @@
+"""What ablations and judges came to: rows to findings, findings to pages, tables, logs."""
