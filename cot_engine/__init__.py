@@ -16,7 +16,7 @@ _HOMES = {
     "backends": ("Backend", "BackendInfo"),
     "boundaries": ("Until", "sentence_end"),
     "budget": ("Budget", "parse_budget"),
-    "checks": ("check_range",),
+    "checks": ("check_extra", "check_range", "spread"),
     "config": ("RunConfig",),
     "engine": ("Engine",),
     "errors": (

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cot_engine import Beam, ConfigError, Expand, Search, Select, Task, check_range
+from cot_engine import (
+    Beam,
+    ConfigError,
+    Expand,
+    Search,
+    Select,
+    Task,
+    check_extra,
+    check_range,
+    spread,
+)
 
 
 @dataclass(frozen=True)
@@ -12,7 +22,8 @@ class SentenceBeam:
     """Grow n candidates for each sentence, keep the tournament's winner, go on from it.
 
     After `max_sentences` the rest is written in one go: a model that never ends its turn would
-    otherwise be asked for ever. With `fill`, each sentence then goes on, at most n at a time, until
+    otherwise be asked for ever. `extra` is a fraction of n: that share of the sentences, evenly
+    spread, grows one more. With `fill`, each sentence then goes on, at most n at a time, until
     half of what was left of its stage's share of the budget is used up: all that is left once the
     response is finished. Shares are in proportion to the lengths that the plan declares.
     """
@@ -21,9 +32,11 @@ class SentenceBeam:
     keep: int = 1
     max_sentences: int = 128
     fill: bool = False
+    extra: float = 0.0
 
     def __post_init__(self) -> None:
         check_range("n", self.n)
+        check_extra(self.extra)
         check_range("keep", self.keep)
         check_range("max_sentences", self.max_sentences)
         if self.keep > self.n:
@@ -31,16 +44,16 @@ class SentenceBeam:
 
     def search(self, task: Task) -> Search:
         beam, written = task.start, []
-        for _ in range(self.max_sentences):
+        for k in range(self.max_sentences):
             if all(chain.done for chain in beam):
                 break
-            parents = beam
-            grown = yield Expand(parents, until="sentence", n=self.n)
+            parents, n = beam, spread(self.n, self.extra, k)
+            grown = yield Expand(parents, until="sentence", n=n)
             beam = yield Select(grown, keep=self.keep)
             written.append(beam[0].last.stage or task.plan.stages[0].tag)
             while self.fill:
                 upto = self._upto(task, beam, written)
-                more = yield Expand(parents, until="sentence", n=self.n, upto=upto)
+                more = yield Expand(parents, until="sentence", n=n, upto=upto)
                 if not more:
                     break
                 beam = yield Select((*beam, *more), keep=self.keep)

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 # What only shows results cannot change what a search does.
 _SHOWS = ("cli", "views", "report", "__main__.py", "testing.py", "statistics.py")
-_OF_ABLATION = ("data.py", "worth.py", "runner.py")  # the rest of it only stores and reports
+_OF_ABLATION = (
+    "data.py",
+    "matching.py",
+    "worth.py",
+    "runner.py",
+)  # the rest of it only stores and reports
 
 
 def code_version(ablation: Ablation) -> str:

@@ -39,7 +39,8 @@ from pathlib import Path
 from typing import Any
 
 from cot_engine import plugins
-from cot_engine.ablation.labels import Draft, fills, labelled
+from cot_engine.ablation.labels import Draft, labelled
+from cot_engine.ablation.matching import has, levelled
 from cot_engine.budget import Unit, parse_budget, parse_unit
 from cot_engine.config import KEYS, RunConfig
 from cot_engine.errors import ConfigError, CotEngineError, UnknownNameError
@@ -273,7 +274,7 @@ def _with_baselines(drafts: list[Draft], matching: bool) -> list[Draft]:
         plain = {"parameters": {}, "judge": "auto", "tournament": "knockout", "orders": "both"}
         plain["judge_image"] = "seen"
         one = replace(draft.config, strategy="best-of-n", **plain | {"parameters": {"n": 1}})
-        vote = replace(draft.config, strategy="majority", **plain)
+        vote = replace(draft.config, strategy="majority", **plain | {"parameters": {"n": 2}})
         greedy = replace(draft.config, strategy="greedy", **plain)
         steady = way[3:]  # a greedy answer does not depend on temperature, top-p, top-k
         if not any(s == "greedy" and w[3:] == steady for s, w, *_ in cells):
@@ -343,8 +344,9 @@ def _matched(
 
 
 def _filling(config: RunConfig) -> RunConfig:
-    """The strategy told to use its budget up, if it can and was not told otherwise."""
-    if not fills(config) or "fill" in config.parameters:
+    """The strategy told to use its budget up, if it can, was not told otherwise, and is not given
+    a larger n instead (see `matching.py`)."""
+    if not has(config, "fill") or levelled(config) or "fill" in config.parameters:
         return config
     return replace(config, parameters={**config.parameters, "fill": True})
 

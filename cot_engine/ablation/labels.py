@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from cot_engine import plugins
+from cot_engine.ablation.matching import has
 from cot_engine.config import RunConfig
 from cot_engine.errors import ConfigError
 
@@ -46,8 +47,13 @@ def labelled(drafts: list[Draft]) -> list[tuple[str, Draft]]:
         parameters = _shown(draft.config)
         if draft.name:
             parameters = {k: v for k, v in parameters.items() if k in draft.axes}
-        if draft.matched and "n" in parameters and "n" not in draft.axes and fills(draft.config):
-            parameters.pop("n")  # it samples as many as its budget pays for
+        if (
+            draft.matched
+            and "n" in parameters
+            and "n" not in draft.axes
+            and has(draft.config, "fill")
+        ):
+            parameters.pop("n")  # as many as what is allotted pays for
         parts += [f"{key}={value}" for key, value in parameters.items()]
         for key, form in _LABELLED.items():
             value = getattr(draft.config, key)
@@ -78,11 +84,6 @@ def _shown(config: RunConfig) -> dict[str, Any]:
         for name, (value, default) in values.items()
         if name == "n" or (value != default and name != "fill")
     }
-
-
-def fills(config: RunConfig) -> bool:
-    part = plugins.make("strategy", config.strategy, config.parameters)
-    return hasattr(part, "fill")
 
 
 def _most_frequent(values: list[Any]) -> Any:

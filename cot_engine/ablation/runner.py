@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 from cot_engine.ablation.code import code_version
 from cot_engine.ablation.data import DataSet, Item
 from cot_engine.ablation.grid import Ablation, Cell
+from cot_engine.ablation.matching import matched, spent
 from cot_engine.ablation.records import Candidate, ItemRecord, Key, Row, Run
 from cot_engine.ablation.store import Store
 from cot_engine.ablation.worth import selections
-from cot_engine.budget import Budget
+from cot_engine.budget import Budget, Unit
 from cot_engine.errors import CotEngineError, ModelError
 from cot_engine.events import Grown, Trace
 from cot_engine.stages import conclusion, tier
@@ -39,7 +40,7 @@ class Task:
     key: Key
     cell: Cell
     item: Item
-    unit: str = "flops"
+    unit: Unit = "flops"
     allotted: float | None = None
 
 
@@ -65,7 +66,7 @@ class Work:
         self, store: Store, retry: bool, depends: dict[str, bool], later: bool
     ) -> Iterator[Task]:
         done = store.done(self.run, failed=not retry)
-        spent = {
+        costs = {
             cell.match.reference: store.spent(self.run, cell.match.reference)
             for cell in self.cells.values()
             if later and cell.match and cell.match.reference
@@ -78,14 +79,15 @@ class Work:
                 yield Task(key, cell, item, self.unit)
             elif cell.match.reference is None:
                 yield Task(key, cell, item, self.unit, cell.match.amount)
-            elif found := spent[cell.match.reference].get((key.seed, key.item)):
-                seconds = self.unit == "seconds"
-                amount = found["seconds"] if seconds else _of(self.unit, found["usage"])
+            elif found := costs[cell.match.reference].get((key.seed, key.item)):
+                usage, seconds = found["usage"], found["seconds"]
+                timed = self.unit == "seconds"
+                amount = seconds if timed else Budget(1.0, self.unit).of(usage)
                 yield Task(key, cell, item, self.unit, amount)
             # else the reference failed on this problem: there is nothing to match
 
     @property
-    def unit(self) -> str:
+    def unit(self) -> Unit:
         """What spending is stated in: the unit of the match, or FLOPs."""
         return next((cell.match.unit for cell in self.cells.values() if cell.match), "flops")
 
@@ -142,11 +144,13 @@ async def search_row(engine: Engine, task: Task) -> Row:
     """Do one search. An error of the search or its strategy makes a row that says so; one of the
     model is raised, since it would befall every other search too."""
     cell, item = task.cell, task.item
-    budget = None if task.allotted is None else _budget_text(task.allotted, task.unit)
-    config = replace(cell.config, seed=task.key.seed, budget=budget)
+    config = replace(cell.config, seed=task.key.seed)
     try:
         problem = _problem(item)
-        answer = await engine.asolve(problem, config=config)
+        if task.allotted is None:
+            answer = await engine.asolve(problem, config=config)
+        else:
+            answer, config = await matched(engine, problem, config, task.allotted, task.unit)
         judged = await selections(
             answer.trace, item, engine=engine, problem=problem, config=config,
             rollouts=cell.rollouts,
@@ -155,6 +159,7 @@ async def search_row(engine: Engine, task: Task) -> Row:
         raise
     except CotEngineError as error:
         return Row(task.key, "failed", str(error), unit=task.unit, allotted=task.allotted)
+    cost = spent(answer, task.unit)
     return Row(
         task.key,
         "ok",
@@ -162,8 +167,8 @@ async def search_row(engine: Engine, task: Task) -> Row:
         correct=item.grade(answer.text),
         unit=task.unit,
         allotted=task.allotted,
-        spent=answer.seconds if task.unit == "seconds" else _of(task.unit, answer.total),
-        remaining=answer.left,
+        spent=cost,
+        remaining=None if task.allotted is None else max(0.0, task.allotted - cost),
         seconds=answer.seconds,
         usage=dict(answer.usage),
         candidates=_candidates(answer, item),
@@ -187,14 +192,6 @@ def _candidates(answer: Answer, item: Item) -> tuple[Candidate, ...]:
             cut = chain.last is not None and chain.last.finish == "budget"
             found.append(Candidate(chain.id, text, score, chain.likelihood(), sound, cut))
     return tuple(found)
-
-
-def _of(unit: str, usage) -> float:
-    return Budget(1.0, unit).of(usage)  # type: ignore[arg-type]
-
-
-def _budget_text(amount: float, unit: str) -> str:
-    return f"{amount:.6f} s" if unit == "seconds" else f"{amount:.0f} {unit}"
 
 
 # --- many on this machine ------------------------------------------------------------------------

@@ -1,0 +1,105 @@
+"""What the reference spent, given to the others: beams by a larger n, the rest by filling up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cot_engine import scenes, spread
+from cot_engine.ablation.matching import STEPS, levelled, matched, spent
+from cot_engine.config import RunConfig
+from cot_engine.engine import Engine
+from cot_engine.errors import BudgetError
+from cot_engine.images import load_image
+from cot_engine.types import Problem
+
+HOT = RunConfig(temperature=2.0, top_p=1.0, top_k=0)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with Engine.from_pretrained() as engine:
+        yield engine
+
+
+def problem(index):
+    scene = scenes.sample(2, index, "val")
+    return Problem(scene.id, scene.question, (load_image(scene.image),))
+
+
+def give(engine, index, config, allotted, unit="flops"):
+    return asyncio.run(matched(engine, problem(index), config, allotted, unit))
+
+
+@given(st.integers(1, 20), st.integers(0, STEPS - 1), st.integers(1, 100))
+def test_fractions_are_spread_evenly(n, eighths, length):
+    extra = eighths / STEPS
+    grown = [spread(n, extra, k) for k in range(length)]
+    assert set(grown) <= {n, n + 1}
+    assert abs(sum(grown) - length * (n + extra)) <= 0.5 + 1e-9
+    assert sum(grown[:STEPS]) == STEPS * n + eighths if length >= STEPS else True
+
+
+def test_which_are_given_a_larger_n():
+    assert levelled(replace(HOT, strategy="stage-beam"))
+    assert levelled(replace(HOT, strategy="sentence-beam"))
+    assert not levelled(replace(HOT, strategy="stage-beam", parameters={"fill": True}))
+    assert not levelled(replace(HOT, strategy="best-of-n"))
+    assert not levelled(replace(HOT, strategy="greedy"))
+
+
+@pytest.mark.parametrize("strategy", ["stage-beam", "sentence-beam", "best-of-n", "majority"])
+@pytest.mark.parametrize("unit", ["flops", "new tokens", "tokens", "calls"])
+def test_nothing_is_overspent_and_little_is_left(engine, strategy, unit):
+    config = replace(HOT, strategy=strategy)
+    if not levelled(config):
+        config = replace(config, parameters={"n": 2, "fill": True})
+    used = []
+    for index in range(6):
+        reference = engine.solve(problem(index), config=replace(HOT, strategy="stage-beam"), n=4)
+        allotted = spent(reference, unit)
+        answer, _ = give(engine, index, config, allotted, unit)
+        assert spent(answer, unit) <= allotted
+        used.append(spent(answer, unit) / allotted)
+    # Of so few problems; the preset's report has a thousand. A call is a large part of sixteen.
+    assert sum(used) / len(used) > (0.8 if unit == "calls" else 0.9)
+
+
+def test_a_beam_given_its_own_spending_does_as_much_again(engine):
+    """The reference itself fits exactly: nothing smaller may come out."""
+    config = replace(HOT, strategy="stage-beam", parameters={"n": 3})
+    reference = engine.solve(problem(1), config=config)
+    answer, how = give(engine, 1, config, reference.total.flops)
+    assert how.parameters["n"] + how.parameters["extra"] >= 3 - 1 / STEPS
+    assert answer.total.flops > 0.95 * reference.total.flops
+
+
+def test_the_search_is_the_one_that_solve_does(engine):
+    config = replace(HOT, strategy="sentence-beam")
+    answer, how = give(engine, 3, config, 3e9)
+    again = engine.solve(problem(3), config=how)
+    assert (again.text, again.total.flops) == (answer.text, answer.total.flops)
+    assert how.budget is None
+
+
+def test_a_beam_that_cannot_afford_one_candidate_keeps_to_the_budget(engine):
+    config = replace(HOT, strategy="stage-beam")
+    answer, how = give(engine, 0, config, 1.15e9)
+    assert how.budget == "1150000000 flops"
+    assert answer.total.flops <= 1.15e9 and answer.text
+    with pytest.raises(BudgetError):
+        give(engine, 0, config, 1e6)
+
+
+def test_fractions_change_how_many_are_grown(engine):
+    counts = Counter()
+    for extra in (0.0, 0.5):
+        answer = engine.solve(problem(0), config=HOT, n=2, extra=extra)
+        grown = [e for e in answer.trace if type(e).__name__ == "Growing"]
+        counts[extra] = sum(e.n for e in grown)
+    assert counts[0.5] == counts[0.0] + 2
