@@ -54,6 +54,24 @@ _Quiet = Annotated[bool, _option("--quiet", "-q", help="Say nothing on stderr bu
 _Verbose = Annotated[bool, _option("--verbose", help="Show a traceback with an error.")]
 _Json = Annotated[bool, _option("--json", help="Print everything as JSON on stdout.")]
 
+# What loads and runs a model is the same wherever one is: each command's [default] is its own.
+_Text = str | None
+_Device = Annotated[
+    _Text, _option("--device", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu.")
+]
+_Dtype = Annotated[
+    _Text, _option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.")
+]
+_Quantize = Annotated[
+    _Text, _option("--quantize", metavar="8bit|4bit", help="Smaller weights, by bitsandbytes.")
+]
+_InFlight = Annotated[
+    _Text, _option("--in-flight", metavar="N", help=f"Searches at a time. [{_D.in_flight}]")
+]
+_TopP = Annotated[_Text, _option("--top-p", metavar="X", help=f"1 is off. [{_D.top_p}]")]
+_TopK = Annotated[_Text, _option("--top-k", metavar="N", help=f"0 is off. [{_D.top_k}]")]
+_Seed = Annotated[_Text, _option("--seed", metavar="N", help=f"Of all draws. [{_D.seed}]")]
+
 
 def _usage(arguments: str) -> type[TyperCommand]:
     """A command whose usage line is ours: the parser cannot say "[IMAGE] QUESTION", and writes
@@ -122,20 +140,9 @@ def solve(
         str | None,
         _option("--model", "-m", metavar="NAME", help=f"A folder or a hub name. [{_D.model}]"),
     ] = None,
-    device: Annotated[
-        str | None,
-        _option("--device", metavar="NAME", help=f"auto, cuda, cuda:N, mps or cpu. [{_D.device}]"),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        _option(
-            "--dtype", metavar="NAME", help=f"auto, float32, bfloat16 or float16. [{_D.dtype}]"
-        ),
-    ] = None,
-    quantize: Annotated[
-        str | None,
-        _option("--quantize", metavar="8bit|4bit", help="Smaller weights, by bitsandbytes."),
-    ] = None,
+    device: _Device = None,
+    dtype: _Dtype = None,
+    quantize: _Quantize = None,
     mode: Annotated[
         str | None,
         _option(
@@ -157,19 +164,10 @@ def solve(
         str | None,
         _option("--temperature", "-t", metavar="X", help=f"0 is greedy. [{_D.temperature}]"),
     ] = None,
-    top_p: Annotated[
-        str | None, _option("--top-p", metavar="X", help=f"1 is off. [{_D.top_p}]")
-    ] = None,
-    top_k: Annotated[
-        str | None, _option("--top-k", metavar="N", help=f"0 is off. [{_D.top_k}]")
-    ] = None,
-    seed: Annotated[
-        str | None, _option("--seed", metavar="N", help=f"Of all draws. [{_D.seed}]")
-    ] = None,
-    in_flight: Annotated[
-        str | None,
-        _option("--in-flight", metavar="N", help=f"Searches at a time. [{_D.in_flight}]"),
-    ] = None,
+    top_p: _TopP = None,
+    top_k: _TopK = None,
+    seed: _Seed = None,
+    in_flight: _InFlight = None,
     allow_url: Annotated[
         bool | None, _option("--allow-url/--no-allow-url", help="Read pictures from http(s).")
     ] = None,
@@ -247,20 +245,10 @@ def ablate(
         str | None,
         _option("--model", "-m", metavar="NAME", help="A folder or a hub name. [the grid's]"),
     ] = None,
-    device: Annotated[
-        str | None, _option("--device", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu.")
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        _option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16."),
-    ] = None,
-    quantize: Annotated[
-        str | None,
-        _option("--quantize", metavar="8bit|4bit", help="Smaller weights, by bitsandbytes."),
-    ] = None,
-    in_flight: Annotated[
-        int | None, _option("--in-flight", metavar="N", help="Searches on one batch. [32]")
-    ] = None,
+    device: _Device = None,
+    dtype: _Dtype = None,
+    quantize: _Quantize = None,
+    in_flight: _InFlight = None,
     workers: Annotated[
         str, _option("--workers", metavar="local|ray", help="Who does the searches. [local]")
     ] = "local",
@@ -283,6 +271,7 @@ def ablate(
     from cot_engine.cli.ablate import run
 
     given = {key: value for key, value in locals().items() if key in KEYS and value is not None}
+    given = {key: typed(key, value) for key, value in given.items()}
     more = {"workers": workers, "ray_address": ray_address, "wait": wait, "retry": retry}
     return partial(run, config, store, problems, given, **more, quiet=quiet, verbose=verbose)
 
@@ -382,34 +371,17 @@ def judge_report(
         str | None,
         _option("--model", "-m", metavar="NAME", help=f"A folder or a hub name. [{_D.model}]"),
     ] = None,
-    device: Annotated[
-        str | None, _option("--device", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu.")
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        _option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16."),
-    ] = None,
-    quantize: Annotated[
-        str | None,
-        _option("--quantize", metavar="8bit|4bit", help="Smaller weights, by bitsandbytes."),
-    ] = None,
+    device: _Device = None,
+    dtype: _Dtype = None,
+    quantize: _Quantize = None,
     temperature: Annotated[
         str | None,
         _option("--temperature", "-t", metavar="X", help=f"Of the samples. [{_D.temperature}]"),
     ] = None,
-    top_p: Annotated[
-        str | None, _option("--top-p", metavar="X", help=f"1 is off. [{_D.top_p}]")
-    ] = None,
-    top_k: Annotated[
-        str | None, _option("--top-k", metavar="N", help=f"0 is off. [{_D.top_k}]")
-    ] = None,
-    seed: Annotated[
-        str | None, _option("--seed", metavar="N", help=f"Of all draws. [{_D.seed}]")
-    ] = None,
-    in_flight: Annotated[
-        str | None,
-        _option("--in-flight", metavar="N", help=f"Problems at a time. [{_D.in_flight}]"),
-    ] = None,
+    top_p: _TopP = None,
+    top_k: _TopK = None,
+    seed: _Seed = None,
+    in_flight: _InFlight = None,
     config: Annotated[
         str | None, _option("--config", "-c", metavar="FILE", help="A TOML file as of solve.")
     ] = None,
