@@ -77,7 +77,10 @@ def two_lines(done, code=2):
 # --- help ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["", "solve", "trace", "list"])
+COMMANDS = ["", "solve", "trace", "ablate", "report", "judge-report", "list"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_the_recorded_one(cli, command):
     done = cli(*filter(None, [command]), "--help")
     assert done.returncode == 0 and done.stderr == ""

@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import pytest
 import scripted_cli
-from golden import check_golden
 from test_cli import cli, two_lines  # noqa: F401
 
 from cot_engine import Engine, RunConfig
@@ -187,13 +186,6 @@ def test_judging_again_costs_and_says_what_it_did_in_the_search(data, image):
 # --- the command ---------------------------------------------------------------------------------
 
 ASK = ("judge-report", "--problems", "6", "--judge", "likelihood", "--judge", "random")
-
-
-def test_help_is_the_recorded_one(cli):  # noqa: F811
-    done = cli("judge-report", "--help")
-    assert done.returncode == 0 and done.stderr == ""
-    check_golden("help/judge-report.txt", done.stdout)
-    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 def test_tables_go_to_stdout_and_progress_to_stderr(cli):  # noqa: F811

@@ -41,13 +41,6 @@ def two_lines(done):
     return err
 
 
-def test_the_help(cli):
-    code, out, _ = cli("report", "--help")
-    assert code == 0
-    check_golden("help/report.txt", out)
-    assert max(map(len, out.splitlines())) <= 80
-
-
 # --- formats -------------------------------------------------------------------------------------
 
 
