@@ -314,3 +314,21 @@ def test_an_interrupt_keeps_what_is_done(tmp_path):
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert stored(tmp_path / "grid.sqlite") >= 2
+
+
+@pytest.mark.slow
+def test_the_example_runs_and_is_reported_in_every_form(tmp_path):
+    from pathlib import Path
+
+    example = Path(__file__).parent.parent / "examples" / "ablation.toml"
+    ours = [sys.executable, "-m", "cot_engine"]
+    done = run([*ours, "ablate", str(example), "--problems", "2"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "wide caption" in done.stdout and "majority T=1 (matched)" in done.stdout
+    for name in ("out.md", "out.json", "out.html", "out.csv"):
+        report = run([*ours, "report", "ablation.sqlite", "--out", name], tmp_path)
+        assert report.returncode == 0, report.stderr
+        assert "stage-beam n=4" in (tmp_path / name).read_text("utf-8")
+    logs = [*ours, "report", "ablation.sqlite", "--format", "inspect", "--out", "logs"]
+    assert run(logs, tmp_path).returncode == 0
+    assert len(list((tmp_path / "logs").glob("*.eval"))) == 14
