@@ -66,7 +66,7 @@ def test_solve_answers_and_accounts(engine, problems):
     assert (started.mode, started.strategy, started.parameters) == (
         "trained",
         "stage-beam",
-        {"n": 3, "keep": 1, "fill": False},
+        {"n": 3, "keep": 1, "fill": False, "extra": 0.0},
     )
     assert started.backend.model == "bundled"  # and no path of this machine
     assert answer.total.encodes == 1
