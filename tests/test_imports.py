@@ -31,6 +31,7 @@ LAYERS = [
     {"engine"},
     {"ablation", "views"},
     {"report"},
+    {"training"},
     {"cli", "__main__", "bundled"},  # what users touch
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from cot_engine.cli.data import data
 from cot_engine.config import KEYS, RunConfig, parse_parameters, scalar, typed
 
 Action = Callable[[], None]
@@ -420,3 +421,6 @@ def list_(
     from cot_engine.cli.listing import run
 
     return partial(run, what, plan, json=json)
+
+
+app.add_typer(data, name="data")
