@@ -305,6 +305,14 @@ def _letter(path: Path, row: Row, answer: str) -> str:
     )
 
 
+def item_of(path: Path, row: Row, every: dict[str, Row], allow_url: bool = False) -> Item:
+    """One row of a file, graded by its kind; `every` is for pictures that other rows hold. Raises
+    InputError or ImageError naming the line."""
+    grader = _grader(path, row, "auto", any(is_marked(answer) for answer in row.answers))
+    (pictures,) = pictures_of(path, [row], every, allow_url)
+    return _item(path, row, grader, pictures)
+
+
 def _item(path: Path, row: Row, grader: Grader, pictures: tuple[Picture, ...]) -> Item:
     question = prompt(row.question, row.choices, row.hint)
     try:

@@ -14,7 +14,7 @@ import math
 import re
 import string
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -45,12 +45,26 @@ class Row:
     pictures: tuple[tuple[Literal["path", "base64", "url", "row"], str], ...] = ()
 
 
-def read_file(path: Path) -> list[Row]:
-    """The questions of a .jsonl or .tsv file. Raises InputError."""
-    text = _decoded(path)
+Faulty = Callable[[str, InputError], None]
+"""Told the place of a faulty row and what is wrong with it."""
+
+
+def read_file(path: Path, faulty: Faulty | None = None) -> list[Row]:
+    """The questions of a .jsonl or .tsv file. Raises InputError; with `faulty`, that is told of
+    each row that cannot be read, and the others are."""
+    found = 0
+
+    def tell(place: str, error: InputError) -> None:
+        nonlocal found
+        if faulty is None:
+            raise error
+        found += 1
+        faulty(place, error)
+
+    text = _decoded(path, faulty is not None)
     read = _tsv if path.suffix.lower() == ".tsv" else _jsonl
-    rows = list(read(path, text)) if text.strip() else []
-    if not rows:
+    rows = list(read(path, text, tell)) if text.strip() else []
+    if not rows and not found:
         raise InputError(f"The data set {str(path)!r} holds no questions.", "Write some into it.")
     return rows
 
@@ -60,7 +74,9 @@ def wrong(path: Path, place: str, said: str, hint: str) -> InputError:
     return InputError(f"{str(path)!r}, {place}: {said}", hint)
 
 
-def _decoded(path: Path) -> str:
+def _decoded(path: Path, lenient: bool = False) -> str:
+    """The file's text. `lenient` keeps bytes that are not UTF-8 as lone surrogates, for which the
+    rows that hold them are refused, and no others."""
     name = repr(str(path))
     try:
         if path.exists() and not path.is_file():
@@ -72,7 +88,8 @@ def _decoded(path: Path) -> str:
             f"The data set {name} cannot be read: {reason}.", _near(path) or "Check its name."
         ) from None
     try:
-        return data.decode("utf-8-sig")  # with or without a BOM
+        # With or without a BOM.
+        return data.decode("utf-8-sig", "surrogateescape" if lenient else "strict")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise wrong(
@@ -98,10 +115,13 @@ def _near(path: Path) -> str:
 # --- JSONL ---------------------------------------------------------------------------------------
 
 
-def _jsonl(path: Path, text: str) -> Iterator[Row]:
+def _jsonl(path: Path, text: str, tell: Faulty) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 ends no line
         if line.strip():
-            yield _from_json(path, number, line)
+            try:
+                yield _from_json(path, number, line)
+            except InputError as error:
+                tell(f"line {number}", error)
 
 
 def _from_json(path: Path, number: int, line: str) -> Row:
@@ -209,9 +229,9 @@ def _kind(text: str, folder: Path) -> Literal["path", "base64", "url"]:
 # --- TSV -----------------------------------------------------------------------------------------
 
 
-def _tsv(path: Path, text: str) -> Iterator[Row]:
+def _tsv(path: Path, text: str, tell: Faulty) -> Iterator[Row]:
     """Columns index, question, answer, image or image_path; hint, A, B, ..., category, split."""
-    lines = _lines(path, text)
+    lines = _lines(path, text, tell)
     _, header = next(lines, ("", []))
     missing = [key for key in _TSV_KEYS[:3] if key not in header]
     if "image" not in header and "image_path" not in header:
@@ -226,13 +246,17 @@ def _tsv(path: Path, text: str) -> Iterator[Row]:
             "A TSV needs the columns index, question, answer, and image (base64) or image_path.",
         )
     for place, cells in lines:
-        if len(cells) != len(header):
-            said = f"there are {len(cells)} fields, but {len(header)} columns."
-            raise wrong(path, place, said, "Separate them by tabs; quote fields that hold tabs.")
-        yield _from_cells(path, place, dict(zip(header, cells, strict=True)))
+        try:
+            if len(cells) != len(header):
+                said = f"there are {len(cells)} fields, but {len(header)} columns."
+                hint = "Separate them by tabs; quote fields that hold tabs."
+                raise wrong(path, place, said, hint)
+            yield _from_cells(path, place, dict(zip(header, cells, strict=True)))
+        except InputError as error:
+            tell(place, error)
 
 
-def _lines(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
+def _lines(path: Path, text: str, tell: Faulty) -> Iterator[tuple[str, list[str]]]:
     """("line 3", its fields): a quoted field may hold tabs and line ends."""
     # The limit is the interpreter's: a picture is longer than the usual 131,072 characters.
     with _CSV_LOCK:
@@ -246,7 +270,7 @@ def _lines(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
                 start = reader.line_num + 1
         except csv.Error as error:
             hint = 'A field with quotes must be quoted itself, each " in it doubled.'
-            raise wrong(path, f"line {start}", f"this is not TSV: {error}.", hint) from None
+            tell(f"line {start}", wrong(path, f"line {start}", f"this is not TSV: {error}.", hint))
         finally:
             csv.field_size_limit(before)
     return iter(found)

@@ -1,0 +1,141 @@
+"""What a teacher is asked about: image questions with standard answers, from files of three kinds.
+
+LLaVA-CoT-100k-style JSONL (each pair of turns a question; the standard answer is what is said
+there, or its CONCLUSION), the JSONL of `cot-engine ablate`, and TSV as the public benchmarks are
+given out. One row that is no good never keeps the others from being read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from cot_engine.ablation.data import Item, item_of
+from cot_engine.ablation.files import Row, read_file
+from cot_engine.errors import InputError
+from cot_engine.stages import DEFAULT_PLAN, conclusion
+from cot_engine.training.rows import MARKER, BadRow, numbered_rows
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Generic[T]):
+    """One row of the input. `make` reads its picture and raises InputError where it is no good."""
+
+    place: str  # "line 3"
+    id: str
+    make: Callable[[], T]
+
+
+def read_questions(path: Path, images: Path | None = None) -> list[Entry[Item]]:
+    """The questions of a file, faulty rows among them (their `make` raises).
+
+    Paths of pictures are relative to `images`, or to the file. Raises InputError if the file as a
+    whole cannot be read.
+    """
+    if path.suffix.lower() not in (".jsonl", ".ndjson", ".json", ".tsv"):
+        raise InputError(f"The data {str(path)!r} is no known kind.", "Give a .jsonl or .tsv file.")
+    read = _conversations if _has_conversations(path) else _rows
+    found = [_located(x, images) if isinstance(x, Row) else x for x in read(path)]
+    every = {row.id: row for row in reversed(found) if isinstance(row, Row)}
+    first: dict[str, str] = {}
+    entries = []
+    for one in found:
+        if isinstance(one, Entry):
+            entries.append(one)
+        elif one.id in first:
+            said = f"the id {one.id!r} is that of {first[one.id]} too."
+            entries.append(faulty(path, one.place, said, "Give each its own.", one.id))
+        else:
+            first[one.id] = one.place
+            entries.append(Entry(one.place, one.id, lambda row=one: item_of(path, row, every)))
+    if not entries:
+        raise InputError(f"The data {str(path)!r} holds no questions.", "Write some into it.")
+    return entries
+
+
+def faulty(path: Path, place: str, said: str, hint: str = "", id: str = "") -> Entry:
+    """An entry that says, when it is made, why it cannot be."""
+    return failing(place, InputError(f"{str(path)!r}, {place}: {said}", hint), id)
+
+
+def failing(place: str, error: InputError, id: str = "") -> Entry:
+    def make() -> Item:
+        raise error
+
+    return Entry(place, id, make)
+
+
+def _has_conversations(path: Path) -> bool:
+    """Is the first row that can be read one of LLaVA's? An array of rows always is."""
+    if path.suffix.lower() == ".tsv":
+        return False
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                text = line.decode("utf-8-sig", "replace").strip()
+                if text.startswith("["):
+                    return True
+                try:
+                    found = json.loads(text)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(found, dict):
+                    return "conversations" in found
+    except (OSError, ValueError):
+        pass  # the reader explains it
+    return False
+
+
+def _rows(path: Path) -> Iterator[Row | Entry]:
+    """In the order of the file: the faulty ones come first in a stretch that has several."""
+    bad: list[tuple[str, InputError]] = []
+    good = read_file(path, lambda place, error: bad.append((place, error)))
+    both = [(_line(place), failing(place, error)) for place, error in bad]
+    both += [(_line(row.place), row) for row in good]
+    yield from (one for _, one in sorted(both, key=lambda pair: pair[0]))
+
+
+def _line(place: str) -> int:
+    return int(place.removeprefix("line "))
+
+
+def _conversations(path: Path) -> Iterator[Row | Entry]:
+    for number, row in numbered_rows(path):
+        place = f"line {number}"
+        if isinstance(row, BadRow):
+            yield faulty(path, place, row.said, row.hint)
+            continue
+        pairs = list(_pairs(row.extra.get("conversations"))) or [(row.question, row.response)]
+        pictures = (("path", row.image),) if row.image is not None else ()
+        for at, (question, response) in enumerate(pairs, 1):
+            id = row.id if len(pairs) == 1 else f"{row.id}/{at}"
+            answer = conclusion(response, DEFAULT_PLAN).strip()
+            if not question.strip() or not answer:
+                said = f"there is no {'answer' if question.strip() else 'question'}."
+                yield faulty(path, place, said, "Fill it in.", id)
+                continue
+            yield Row(place, id, question, (answer,), pictures=pictures)
+
+
+def _pairs(turns: list | None) -> Iterator[tuple[str, str]]:
+    """(question, answer) of a conversation of several turns."""
+    asked = None
+    for turn in turns or []:
+        if turn["from"] == "human":
+            asked = turn["value"].replace(MARKER, "").strip()
+        elif turn["from"] == "gpt" and asked is not None:
+            yield asked, turn["value"]
+            asked = None
+
+
+def _located(row: Row, images: Path | None) -> Row:
+    if images is None:
+        return row
+    folder = images.absolute()
+    pictures = ((k, str(Path(folder, x)) if k == "path" else x) for k, x in row.pictures)
+    return replace(row, pictures=tuple(pictures))
