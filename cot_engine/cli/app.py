@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from cot_engine.cli.data import data
+from cot_engine.cli.options import option as _option
+from cot_engine.cli.options import usage as _usage
 from cot_engine.config import KEYS, RunConfig, parse_parameters, scalar, typed
 
 Action = Callable[[], None]
@@ -47,10 +48,6 @@ def _root(
         typer.echo(context.get_help())
 
 
-def _option(*names: str, help: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, show_default=False, **more)
-
-
 _Quiet = Annotated[bool, _option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 _Verbose = Annotated[bool, _option("--verbose", help="Show a traceback with an error.")]
 _Json = Annotated[bool, _option("--json", help="Print everything as JSON on stdout.")]
@@ -72,17 +69,6 @@ _InFlight = Annotated[
 _TopP = Annotated[_Text, _option("--top-p", metavar="X", help=f"1 is off. [{_D.top_p}]")]
 _TopK = Annotated[_Text, _option("--top-k", metavar="N", help=f"0 is off. [{_D.top_k}]")]
 _Seed = Annotated[_Text, _option("--seed", metavar="N", help=f"Of all draws. [{_D.seed}]")]
-
-
-def _usage(arguments: str) -> type[TyperCommand]:
-    """A command whose usage line is ours: the parser cannot say "[IMAGE] QUESTION", and writes
-    the others differently from version to version."""
-
-    class Command(TyperCommand):
-        def collect_usage_pieces(self, ctx: Any) -> list[str]:
-            return ["[OPTIONS]", arguments]
-
-    return Command
 
 
 @app.command(cls=_usage("[IMAGE] QUESTION"))
@@ -406,6 +392,38 @@ def judge_report(
     who = (judges or [], strategies or [])
     what = (data, problems, n, rollouts, controls, out, config)
     return partial(run, *who, *what, flags, json=json, quiet=quiet, verbose=verbose)
+
+
+@app.command(cls=_usage("CONFIG.toml"))
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.toml", hidden=True)],
+    format: Annotated[
+        str | None,
+        _option("--format", metavar="staged|no-tags|direct", help="What is learnt. [the file's]"),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        _option("--set", metavar="KEY=VALUE", help="Of the file: train.steps=100. Repeatable."),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        _option("--minutes", metavar="N", help="Stop then, with a checkpoint to go on from."),
+    ] = None,
+    resume: Annotated[bool, _option("--resume", help="Fail if there is no checkpoint.")] = False,
+    restart: Annotated[bool, _option("--restart", help="Throw old checkpoints away.")] = False,
+    json: Annotated[bool, _option("--json", help="Print the outcome as JSON.")] = False,
+    quiet: _Quiet = False,
+    verbose: _Verbose = False,
+) -> Action:
+    """Fine-tune a model to reason in stages: all weights, LoRA or QLoRA.
+
+    The same command goes on from the newest checkpoint. On several GPUs: accelerate launch -m
+    cot_engine train CONFIG.toml.
+    """
+    from cot_engine.cli.train import run
+
+    more = {"minutes": minutes, "resume": resume, "restart": restart, "json": json}
+    return partial(run, config, format, set_ or [], **more, quiet=quiet, verbose=verbose)
 
 
 @app.command("list", cls=_usage("strategies|judges|tournaments|models|stages"))

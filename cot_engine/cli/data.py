@@ -1,11 +1,14 @@
-"""`cot-engine data ...`: data for training. What the commands do is in `data_build.py` and
-`data_check.py`, which are imported when they run."""
+"""`cot-engine data ...`: data for training. The commands are in `data_build.py` and
+`data_check.py`, which import what they need when they run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import typer
+
+from cot_engine.cli.data_check import check
+from cot_engine.cli.options import usage
 
 Action = Callable[[], None]
 
@@ -20,3 +23,6 @@ def _data(context: typer.Context) -> None:
     """Make and check data for training in stages."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+data.command("check", cls=usage("FILE.jsonl"))(check)

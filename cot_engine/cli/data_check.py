@@ -1,0 +1,274 @@
+"""`cot-engine data check`: is a data set fit to be trained on? What is looked for is in
+`training/check.py`; here it is told, and good and bad rows are written apart."""
+
+from __future__ import annotations
+
+import json as _json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cot_engine.cli.options import option
+from cot_engine.errors import CotEngineError, InputError
+
+if TYPE_CHECKING:
+    from cot_engine.training.check import Finding, OnRow, Report
+    from cot_engine.training.rows import BadRow, Row
+
+_EVERY = 10.0  # seconds between lines
+_EXAMPLES = 3  # rows named for each check
+
+
+class FaultyData(CotEngineError):
+    """The data set was checked, and some of its rows have errors."""
+
+    exit_code = 3
+
+
+def check(
+    file: Annotated[str, typer.Argument(metavar="FILE.jsonl", hidden=True)],
+    images: Annotated[
+        str | None,
+        option("--images", metavar="DIR", help="What pictures are relative to. [FILE's folder]"),
+    ] = None,
+    plan: Annotated[
+        str | None, option("--plan", metavar="FILE", help="A TOML file with other stages.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        option("--model", "-m", metavar="NAME", help="Whose tokenizer counts. [tokens: none]"),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        option(
+            "--max-tokens",
+            metavar="N",
+            help="The most that question and response may have. [any]",
+        ),
+    ] = None,
+    write_good: Annotated[
+        str | None,
+        option("--write-good", metavar="OUT.jsonl", help="Write the rows without errors there."),
+    ] = None,
+    write_bad: Annotated[
+        str | None,
+        option("--write-bad", metavar="OUT.jsonl", help="Write the others, with reasons, there."),
+    ] = None,
+    overwrite: Annotated[
+        bool, option("--overwrite", help="These files may be there already.")
+    ] = False,
+    json: Annotated[bool, option("--json", help="Print everything as JSON on stdout.")] = False,
+    quiet: Annotated[
+        bool, option("--quiet", "-q", help="Say nothing on stderr but errors.")
+    ] = False,
+    verbose: Annotated[bool, option("--verbose", help="Show a traceback with an error.")] = False,
+) -> Callable[[], None]:
+    """Check rows for training, and print what is wrong with them.
+
+    Reads LLaVA-CoT-100k's format, as JSONL or a JSON array. Looks for faults of the stages, pictures
+    that cannot be read, answers told too early, rows that come twice, odd lengths and broken text.
+    Exit code 0: no row has an error; 3: some have.
+    """
+    return partial(
+        run,
+        file,
+        images,
+        plan,
+        model,
+        max_tokens,
+        write_good,
+        write_bad,
+        overwrite=overwrite,
+        json=json,
+        quiet=quiet,
+    )
+
+
+def run(
+    file: str,
+    images: str | None,
+    plan: str | None,
+    model: str | None,
+    max_tokens: int | None,
+    write_good: str | None,
+    write_bad: str | None,
+    *,
+    overwrite: bool,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Raises FaultyData, after all is told and written, if a row has an error."""
+    from cot_engine.stages import DEFAULT_PLAN, Plan
+    from cot_engine.training.check import check as check_data
+    from cot_engine.training.check import load_tokenizer
+    from cot_engine.training.rows import writing
+
+    if max_tokens is not None and model is None:
+        raise InputError("--max-tokens needs a tokenizer.", "Name the model that has it: --model.")
+    _check_outputs(write_good, write_bad, overwrite)
+    stages = DEFAULT_PLAN if plan is None else Plan.from_toml(plan)
+    tokenizer = None if model is None else load_tokenizer(model)
+    with ExitStack() as stack:
+        put_good = write_good and stack.enter_context(writing(write_good))
+        put_bad = write_bad and stack.enter_context(writing(write_bad))
+        report = check_data(
+            file,
+            images=images,
+            plan=stages,
+            tokenizer=tokenizer,
+            max_tokens=max_tokens,
+            on_row=_on_row(put_good or None, put_bad or None, None if quiet else time.monotonic()),
+        )
+    if json:
+        _print_json(file, report)
+    else:
+        _print_table(file, report)
+    sys.stdout.flush()
+    if report.bad:
+        hint = "--write-good OUT.jsonl keeps the others."
+        if write_good is not None:
+            hint = f"The others are in {write_good!r}."
+        raise FaultyData(f"{report.bad:,} of {report.rows:,} rows have errors.", hint)
+
+
+def _check_outputs(good: str | None, bad: str | None, overwrite: bool) -> None:
+    named = [Path(each) for each in (good, bad) if each is not None]
+    if len({each.resolve() for each in named}) < len(named):
+        raise InputError("--write-good and --write-bad name the same file.", "Name two.")
+    for each in named:
+        if each.exists() and not overwrite:
+            raise InputError(
+                f"{str(each)!r} is there already.", "Name another file, or add --overwrite."
+            )
+
+
+def _on_row(
+    good: Callable[[str], None] | None, bad: Callable[[str], None] | None, begun: float | None
+) -> OnRow:
+    """Writes a row where it belongs, and says on stderr how far it is."""
+    from cot_engine.training.rows import row_json
+
+    number, said = 0, begun
+
+    def on_row(line: int, row: Row | BadRow, found: list[Finding]) -> None:
+        nonlocal number, said
+        number += 1
+        faulty = any(each.severity == "error" for each in found)
+        if faulty and bad is not None:
+            bad(_bad_json(line, row, found))
+        elif not faulty and good is not None:
+            good(row_json(row))  # type: ignore[arg-type]  # a BadRow has an error
+        if said is not None and begun is not None and (now := time.monotonic()) - said > _EVERY:
+            said = now
+            with suppress(OSError, ValueError):  # nobody is listening
+                rate = f"{number:,} rows, {number / (now - begun):,.0f} per second"
+                print(f"[{now - begun:7.1f} s] {rate}", file=sys.stderr, flush=True)
+
+    return on_row
+
+
+def _bad_json(line: int, row: Row | BadRow, found: list[Finding]) -> str:
+    """One line of --write-bad: the row, or the beginning of a line that is none."""
+    from cot_engine.training.rows import Row, row_json
+
+    reasons = [_plain(each, "check", "severity", "said") for each in found]
+    if isinstance(row, Row):
+        # The row's own JSON, so that what was read is written.
+        return f'{{"line": {line}, "reasons": {_json.dumps(reasons)}, "row": {row_json(row)}}}'
+    return _json.dumps({"line": line, "reasons": reasons, "text": row.text})
+
+
+def _plain(found: Finding, *keys: str) -> dict[str, Any]:
+    return {key: getattr(found, key) for key in keys}
+
+
+# --- what is printed -----------------------------------------------------------------------------
+
+
+def _sorted_checks(report: Report) -> Iterator[tuple[str, str, str, int]]:
+    """(check, severity, what it means, rows) of all that found something, the worst first."""
+    from cot_engine.training.check import CHECKS, SEVERITIES
+
+    for wanted in SEVERITIES:
+        for name, (severity, about) in CHECKS.items():
+            if severity == wanted and report.counts[name]:
+                yield name, severity, about, report.counts[name]
+
+
+def _lengths(numbers: Any) -> dict[str, float] | None:
+    from statistics import median
+
+    if not numbers:
+        return None
+    return {"median": median(numbers), "longest": max(numbers), "shortest": min(numbers)}
+
+
+def _print_json(file: str, report: Report) -> None:
+    found = {
+        "file": file,
+        "rows": report.rows,
+        "good": report.good,
+        "bad": report.bad,
+        "checks": [
+            {"check": name, "severity": severity, "about": about, "rows": rows}
+            for name, severity, about, rows in _sorted_checks(report)
+        ],
+        "characters": _lengths(report.lengths.characters),
+        "tokens": _lengths(report.lengths.tokens),
+        "max_tokens": report.lengths.limit,
+        "findings": [
+            _plain(each, "line", "id", "check", "severity", "said") for each in report.findings
+        ],
+        "findings_left_out": report.left_out,
+    }
+    print(_json.dumps(found, indent=2))
+
+
+def _print_table(file: str, report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from cot_engine.escape import terminal
+
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    checks = list(_sorted_checks(report))
+    if checks:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("")
+        table.add_column("rows", justify="right")
+        table.add_column("found", no_wrap=True)
+        table.add_column("for example")
+        for name, severity, _, rows in checks:
+            style = {"error": "red", "warning": "yellow"}.get(severity, "")
+            shown = [each for each in report.findings if each.check == name][:_EXAMPLES]
+            cells = [f"line {each.line} {each.id}".strip() for each in shown]
+            more = ", ..." if rows > len(shown) else ""
+            table.add_row(
+                Text(severity, style), f"{rows:,}", name, Text(terminal(", ".join(cells)) + more)
+            )
+        console.print(table)
+        console.print()
+        for name, _, about, _ in checks:
+            first = next((each for each in report.findings if each.check == name), None)
+            where = f" Line {first.line}: {first.said}" if first else ""
+            console.print(Text(terminal(f"{name}: {about}.{where}")))
+        console.print()
+    else:
+        console.print("Nothing was found.")
+    characters = _lengths(report.lengths.characters)
+    for unit, numbers in (("characters", characters), ("tokens", _lengths(report.lengths.tokens))):
+        if numbers:
+            limit = report.lengths.limit if unit == "tokens" else None
+            allowed = f"; {limit:,} are allowed" if limit else ""
+            said = f"median {numbers['median']:,.0f}, longest {numbers['longest']:,}"
+            what = "a response" if unit == "characters" else "question and response"
+            console.print(f"{unit} of {what}: {said}{allowed}")
+    summary = f"{file}: {report.rows:,} rows, {report.good:,} good, {report.bad:,} with errors."
+    console.print(Text(terminal(summary)))

@@ -1,0 +1,24 @@
+"""What the declarations of commands share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+
+def option(*names: str, help: str, **more: Any) -> Any:
+    """An option whose default its help names itself."""
+    return typer.Option(*names, help=help, show_default=False, **more)
+
+
+def usage(arguments: str) -> type[TyperCommand]:
+    """A command whose usage line is ours: the parser cannot say "[IMAGE] QUESTION", and writes
+    the others differently from version to version."""
+
+    class Command(TyperCommand):
+        def collect_usage_pieces(self, ctx: Any) -> list[str]:
+            return ["[OPTIONS]", arguments]
+
+    return Command
