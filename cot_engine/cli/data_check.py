@@ -71,9 +71,9 @@ def check(
 ) -> Callable[[], None]:
     """Check rows for training, and print what is wrong with them.
 
-    Reads LLaVA-CoT-100k's format, as JSONL or a JSON array. Looks for faults of the stages, pictures
-    that cannot be read, answers told too early, rows that come twice, odd lengths and broken text.
-    Exit code 0: no row has an error; 3: some have.
+    Reads LLaVA-CoT-100k's format, as JSONL or a JSON array. Looks for faults of the stages,
+    pictures that cannot be read, answers told too early, rows that come twice, odd lengths and
+    broken text. Exit code 0: no row has an error; 3: some have.
     """
     return partial(
         run,
