@@ -1,0 +1,252 @@
+"""From a question, its pictures and the response to be learnt to token ids, labels and batches.
+
+The prompt's ids are those that the local backend would send (`backends.text.ChatText.turn`), and
+the response's are tokenised after them as they stand there, so a model meets in use exactly what
+it was trained on. What is learnt is all that follows the prompt, up to and including the token
+that ends the turn; the prompt, image tokens and padding never are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from cot_engine.backends.adapters import Pixels
+from cot_engine.backends.loading import Loaded
+from cot_engine.backends.text import FALLBACK
+from cot_engine.errors import ModelError
+from cot_engine.stages import Plan, read
+
+IGNORE = -100
+"""The label of a token that is not learnt."""
+
+_PROMPT, _ANSWER = "0cot0text0", "0cot0answer0"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One conversation: `ids` of prompt and response, of which the first `prompt` are the prompt's;
+    `images` are its pictures, preprocessed."""
+
+    ids: list[int]
+    prompt: int
+    images: tuple[Pixels, ...]
+
+
+class Encoder:
+    """Examples of a loaded model's chat format. Raises ModelError if that format does not keep the
+    prompt as it is when the response follows."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.adapter, self.text = loaded.adapter, loaded.text
+        self.tokenizer = loaded.text.tokenizer
+        self._around = lru_cache(maxsize=64)(self._surroundings)
+        self._blank = lru_cache(maxsize=4096)(self._expanded)
+        self._around(0)
+        self._around(1)
+
+    # --- token ids -------------------------------------------------------------------------------
+
+    def prompt_ids(self, question: str, images: Sequence[str]) -> list[int]:
+        """`images` are the texts that the pictures expand to in the prompt."""
+        return self.text.turn(question, tuple(images))
+
+    def response_ids(self, response: str, images: int) -> list[int]:
+        """The ids after the prompt's: what the template puts before the response, the response,
+        and the end of the turn."""
+        before, closing = self._around(images)
+        if before.strip():  # more than the space that belongs to the first word
+            return [*self._special(before), *self.text.continuation(response), *closing]
+        return [*self.text.continuation(before + response), *closing]
+
+    def example(self, question: str, response: str, pictures: Sequence[Any] = ()) -> Example:
+        """`pictures` are PIL images, in the prompt's order."""
+        images = tuple(self.adapter.prepare(picture, "") for picture in pictures)
+        prompt = self.prompt_ids(question, [image.text for image in images])
+        return Example([*prompt, *self.response_ids(response, len(images))], len(prompt), images)
+
+    def length(self, question: str, response: str, sizes: Sequence[tuple[int, int]] = ()) -> int:
+        """Tokens of an example whose pictures have these (width, height), without reading them."""
+        texts = [self._blank(size) for size in sizes]
+        return len(self.prompt_ids(question, texts)) + len(self.response_ids(response, len(sizes)))
+
+    def _expanded(self, size: tuple[int, int]) -> str:
+        from PIL import Image
+
+        return self.adapter.prepare(Image.new("RGB", size), "").text
+
+    def _surroundings(self, images: int) -> tuple[str, list[int]]:
+        """What the template writes between the prompt and a response, and the ids after it."""
+        prompt, whole = self._rendered(images)
+        if not whole.startswith(prompt):
+            raise ModelError(
+                "The chat template writes the question in another way when an answer follows: "
+                f"{_unlike(prompt, whole)}.",
+                "Such a model would be trained on prompts that it never sees in use. Mend its "
+                "chat_template: with add_generation_prompt it must write the beginning of what "
+                "it writes for the whole conversation.",
+            )
+        before, _, after = whole[len(prompt) :].partition(_ANSWER)
+        ids = self._special(after)
+        ends = [i for i, token in enumerate(ids) if token in self.text.eos]
+        if ends:
+            return before, ids[: ends[0] + 1]
+        end = self.tokenizer.eos_token_id  # the template does not write it, but generation needs it
+        return before, [min(self.text.eos) if end is None else end]
+
+    def _special(self, text: str) -> list[int]:
+        """The ids of what a template wrote in mid-conversation, special tokens parsed."""
+        found = self.tokenizer("a" + text, add_special_tokens=False, return_offsets_mapping=True)
+        pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
+        return [token for token, (start, _) in pairs if start >= 1]
+
+    def _rendered(self, images: int) -> tuple[str, str]:
+        """The prompt alone, with the assistant's opening, and the whole conversation."""
+        tag = self.text.image_tag
+        parts = [{"type": "image"}] * images + [{"type": "text", "text": _PROMPT}]
+        answer = [{"type": "text", "text": _ANSWER}]
+        for user, assistant in ((parts, answer), (f"{tag}\n" * images + _PROMPT, _ANSWER)):
+            turns = [{"role": "user", "content": user}]
+            prompt = self._apply(turns, True)
+            whole = self._apply([*turns, {"role": "assistant", "content": assistant}], False)
+            if _PROMPT in prompt and _ANSWER in whole and prompt.count(tag) == images:
+                return prompt, whole
+        prompt = FALLBACK.format(images=f"{tag}\n" * images, text=_PROMPT)
+        return prompt, f"{prompt} {_ANSWER}"
+
+    def _apply(self, turns: list[dict[str, Any]], opening: bool) -> str:
+        if not self.text.template:
+            return ""
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns,
+                chat_template=self.text.template,
+                add_generation_prompt=opening,
+                tokenize=False,
+            )
+        except Exception:  # a template is a program of the model's maker and may raise anything
+            return ""
+
+    # --- batches ---------------------------------------------------------------------------------
+
+    def batch(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """What the model's forward takes, padded on the right: `input_ids` and `labels`
+        [rows, longest], and the pictures as the architecture wants them.
+
+        There is no attention mask: a causal model cannot look to the right.
+        """
+        longest = max(len(e.ids) for e in examples)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.full((len(examples), longest), 0 if pad is None else pad)
+        labels = torch.full((len(examples), longest), IGNORE)
+        for row, example in enumerate(examples):
+            tokens = torch.tensor(example.ids)
+            ids[row, : len(tokens)] = tokens
+            labels[row, example.prompt : len(tokens)] = tokens[example.prompt :]
+        batch = {"input_ids": ids, "labels": labels}
+        images = [image for example in examples for image in example.images]
+        if images:
+            batch |= _pictures(self.adapter, ids, examples, images)
+        return batch
+
+
+def reworded(response: str, format: str, plan: Plan, answer: str | None = None) -> str:
+    """The response as `format` teaches it: "staged" as it is; "no-tags" the stages' texts, a blank
+    line between; "direct" the standard answer, if known, else the last stage's text.
+
+    A response without stages is left as it is.
+    """
+    if format == "staged":
+        return response
+    contents = read(response, plan, complete=True).contents
+    if format == "no-tags":
+        return "\n\n".join(text for text in contents.values() if text) or response
+    return answer or contents.get(plan.last.tag) or response
+
+
+def _unlike(prompt: str, whole: str) -> str:
+    at = next(
+        (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(whole)
+    )
+    start = max(0, at - 20)
+    return f"{prompt[start : at + 20]!r} becomes {whole[start : at + 20]!r}"
+
+
+# --- pictures, by architecture -------------------------------------------------------------------
+
+
+def _pictures(
+    adapter: Any, ids: torch.Tensor, examples: Sequence[Example], images: list[Pixels]
+) -> dict[str, torch.Tensor]:
+    """The inputs of all pictures of a batch, told apart by what the image processor returned."""
+    keys = images[0].inputs.keys()
+    marked = (ids == adapter.placeholder).int()
+    if "image_grid_thw" in keys:  # Qwen: patches of all pictures in one row
+        return {**_joined(images, "pixel_values", "image_grid_thw"), "mm_token_type_ids": marked}
+    if "aspect_ratio_ids" in keys:
+        return _mllama(adapter, ids, examples)
+    if "pixel_attention_mask" in keys:  # Idefics 3, SmolVLM: by row; empty tiles are skipped
+        return {
+            key: _by_row(examples, key, lambda values: torch.cat([v[0] for v in values]))
+            for key in ("pixel_values", "pixel_attention_mask")
+        }
+    if "image_sizes" in keys:  # LLaVA-NeXT: padded to the picture of most tiles
+        most = max(image.inputs["pixel_values"].shape[1] for image in images)
+        pixels = [_grown(image.inputs["pixel_values"], (1, most)) for image in images]
+        return {"pixel_values": torch.cat(pixels), **_joined(images, "image_sizes")}
+    found = _joined(images, "pixel_values")
+    if type(adapter).__name__ == "Gemma3Adapter":  # a picture's tokens see each other
+        found["token_type_ids"] = marked
+    return found
+
+
+def _joined(images: list[Pixels], *keys: str) -> dict[str, torch.Tensor]:
+    return {key: torch.cat([torch.as_tensor(i.inputs[key]) for i in images]) for key in keys}
+
+
+def _grown(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Padded with zeros behind, so that its first dimensions have these sizes."""
+    grown = tensor.new_zeros(*shape, *tensor.shape[len(shape) :])
+    grown[tuple(slice(n) for n in tensor.shape[: len(shape)])] = tensor
+    return grown
+
+
+def _by_row(
+    examples: Sequence[Example], key: str, joined: Callable[[list[torch.Tensor]], torch.Tensor]
+) -> torch.Tensor:
+    """`key` of each row's pictures, joined to [n, ...], and stacked to [rows, largest n, ...];
+    zeros for rows without."""
+    rows = [joined([i.inputs[key] for i in e.images]) if e.images else None for e in examples]
+    most = max(len(row) for row in rows if row is not None)
+    like = next(row for row in rows if row is not None)
+    empty = like.new_zeros(0, *like.shape[1:])
+    return torch.stack([_grown(empty if row is None else row, (most,)) for row in rows])
+
+
+def _mllama(
+    adapter: Any, ids: torch.Tensor, examples: Sequence[Example]
+) -> dict[str, torch.Tensor]:
+    from transformers.models.mllama.processing_mllama import (
+        convert_sparse_cross_attention_mask_to_dense,
+        get_cross_attention_token_mask,
+    )
+
+    found = {
+        key: _by_row(examples, key, lambda values: torch.cat([v[0] for v in values]))
+        for key in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
+    }
+    tiles = [
+        [int(torch.as_tensor(i.inputs["num_tiles"]).reshape(-1)[0]) for i in e.images]
+        for e in examples
+    ]
+    mask = convert_sparse_cross_attention_mask_to_dense(
+        [get_cross_attention_token_mask(e.ids, adapter.placeholder) for e in examples],
+        num_tiles=tiles,
+        max_num_tiles=found["pixel_values"].shape[2],
+        length=ids.shape[1],
+    )
+    return {**found, "cross_attention_mask": torch.from_numpy(mask)}

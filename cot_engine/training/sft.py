@@ -1,0 +1,412 @@
+"""One training, from its configuration to a model folder: set up, resumed, run, saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cot_engine.errors import ConfigError, InputError, ModelError
+from cot_engine.training.sft_config import SFTConfig, differences
+
+VISION = ("vision_tower", "visual", "vision_model")
+"""What the architectures call their vision towers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run of `train` came to. `model` is the folder of the finished model, None while steps
+    are left; `loss` is the last one logged."""
+
+    output: Path
+    step: int
+    steps: int
+    model: Path | None
+    loss: float | None
+    held_out_loss: float | None
+    seconds: float
+    stopped: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        found = {name: getattr(self, name) for name in self.__slots__}
+        return found | {"output": str(self.output), "model": self.model and str(self.model)}
+
+
+def train(
+    config: SFTConfig,
+    *,
+    minutes: float | None = None,
+    resume: bool = False,
+    restart: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+    show: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> Outcome:
+    """Train until the last step, or for `minutes`, or until Ctrl-C; go on from the newest
+    checkpoint of config.output, if there is one by the same configuration.
+
+    `resume` insists on a checkpoint; `restart` throws the old ones away. `tell` gets sentences,
+    `show` each row of log.jsonl. Raises CotEngineError for everything that the user can mend.
+    """
+    _needs()
+    import torch
+
+    from cot_engine.training.trainer import checkpoints
+
+    output = Path(config.output)
+    _check_output(output)
+    if restart:
+        for old in checkpoints(output):
+            shutil.rmtree(old)
+        for name in ("log.jsonl",):
+            (output / name).unlink(missing_ok=True)
+    found = checkpoints(output)
+    if resume and not found:
+        raise InputError(
+            f"{str(output)!r} has no checkpoint to go on from.", "Leave --resume out to start."
+        )
+    last = found[-1] if found else None
+    if last is not None:
+        _same_training(json.loads((last / "training.json").read_text("utf-8")), config, last)
+    torch.manual_seed(config.train.seed)
+    return _Run(config, output, last, minutes, tell, show).run()
+
+
+class _Run:
+    def __init__(
+        self,
+        config: SFTConfig,
+        output: Path,
+        last: Path | None,
+        minutes: float | None,
+        tell: Callable[[str], None],
+        show: Callable[[dict[str, Any]], None],
+    ) -> None:
+        from cot_engine.training.trainer import Watch
+
+        self.config, self.output, self.last = config, output, last
+        self.first = int(last.name) if last is not None else 0
+        self.facts = json.loads((last / "training.json").read_text("utf-8")) if last else None
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.tell = tell if self.rank == 0 else (lambda _: None)
+        self.rows: list[dict[str, Any]] = _kept_log(output / "log.jsonl", self.first, self.rank)
+        log = output / "log.jsonl" if self.rank == 0 else None
+        seconds = None if minutes is None else 60 * minutes
+
+        def shown(row: dict[str, Any]) -> None:
+            self.rows.append(row)
+            show(row)
+
+        self.watch = Watch(log, self.first, seconds, config.train.batch, shown)
+        self.watch.spent = next((r["seconds"] for r in self.rows[::-1] if "seconds" in r), 0.0)
+
+    def run(self) -> Outcome:
+        from cot_engine.backends import loading
+        from cot_engine.engine import model_path
+        from cot_engine.training.examples import Encoder
+        from cot_engine.training.stream import Steps, held_out_batches, load_corpus
+        from cot_engine.training.trainer import AnswerTrainer, learn_answers
+
+        config = self.config
+        micro = self._micro()
+        self.source = loading.find_folder(_relative(config, model_path(config.model.path)))
+        self.tell(f"Loading {config.model.path}")
+        # All weights were trained: they are read by the model's own loader, which knows the names
+        # they were saved under. Trainer's would leave out, silently, those it does not know.
+        whole = self.last is not None and config.lora is None
+        loaded = loading.load(
+            self.last if whole else self.source,
+            self._device(),
+            config.model.dtype,
+            {4: "4bit", 8: "8bit"}[config.quantize.bits] if config.quantize else None,
+        )
+        encoder = Encoder(loaded)
+        text = loaded.adapter.text
+        limit = min(config.data.max_tokens or 10**9, text.max_position_embeddings)
+        corpus = load_corpus(config, encoder, limit)
+        for note in corpus.notes:
+            self.tell(f"Note: {note}")
+        total = config.train.steps or self._steps_of(len(corpus.train))
+        if self.first >= total:
+            self.tell(f"All {total:,} steps are done.")
+        steps = Steps(
+            corpus.train,
+            encoder,
+            config,
+            micro=micro,
+            limit=limit,
+            rank=self.rank,
+            world=self.world,
+        )
+        held = held_out_batches(corpus.held_out, corpus.held, steps) if corpus.held else []
+        network = prepare(loaded, config)
+        learn_answers(loaded.adapter.model)
+        trainer = AnswerTrainer(
+            network,
+            self._arguments(total, micro, bool(held), loaded.adapter.device.type),
+            config,
+            steps,
+            first=self.first,
+            held_out=held,
+            processor_files=self.source,
+            facts=self.facts
+            or {
+                "config": config.plain(),
+                "architecture": loaded.architecture,
+                "digest": loaded.digest,
+            },
+            callbacks=[self.watch],
+        )
+        if self.last is not None and self.first < total:
+            self.tell(f"Going on from step {self.first:,} of {total:,}.")
+        if self.first < total:
+            with self._interruptible():
+                trainer.train(resume_from_checkpoint=self.last and str(self.last))
+        return self._finished(trainer, loaded, total)
+
+    def _finished(self, trainer: Any, loaded: Any, total: int) -> Outcome:
+        from cot_engine.training.trainer import checkpoints
+
+        step = trainer.state.global_step if self.first < total else self.first
+        if self.watch.diverged is not None:
+            raise ModelError(
+                f"Step {step:,}: the loss is not a number any more.",
+                "Lower train.learning_rate or train.clip, and start again with --restart or from "
+                f"the checkpoint before ({len(checkpoints(self.output))} are kept).",
+            )
+        model = None
+        if step >= total:
+            model = self.output / "model"
+            if self.rank == 0 and (self.first < total or not model.is_dir()):
+                save_model(trainer, loaded, self.config, self.source, self.output)
+            trainer.accelerator.wait_for_everyone()
+        losses = [row["loss"] for row in self.rows if "loss" in row]
+        held = [row["held_out_loss"] for row in self.rows if "held_out_loss" in row]
+        return Outcome(
+            self.output,
+            step,
+            total,
+            model,
+            losses[-1] if losses else None,
+            held[-1] if held else None,
+            round(self.watch.seconds, 2),
+            "" if step >= total else "interrupted" if self.watch.stop else "time",
+        )
+
+    def _arguments(self, total: int, micro: int, held: bool, device: str) -> Any:
+        from transformers import TrainingArguments
+
+        train = self.config.train
+        save = train.save_every or max(1, total // 10)
+        pure = self.config.model.dtype == "bfloat16"  # nothing to cast
+        return TrainingArguments(
+            output_dir=str(self.output),
+            max_steps=total,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=train.batch // (micro * self.world),
+            max_grad_norm=train.clip,
+            bf16=train.precision == "bf16" and not pure,
+            use_cpu=device == "cpu",
+            seed=train.seed,
+            logging_steps=train.log_every,
+            logging_nan_inf_filter=False,
+            save_strategy="steps",
+            save_steps=save,
+            eval_strategy="steps" if held else "no",
+            eval_steps=train.eval_every or save,
+            ddp_find_unused_parameters=self.world > 1,
+            ignore_data_skip=True,
+            disable_tqdm=True,
+            report_to="none",
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        )
+
+    def _micro(self) -> int:
+        batch = self.config.train.batch
+        if batch % self.world:
+            raise ConfigError(
+                f"batch is {batch}, and there are {self.world} processes.",
+                "The batch is that of all together: make it a multiple of them.",
+            )
+        micro = self.config.train.micro_batch or batch // self.world
+        if batch % (micro * self.world):
+            raise ConfigError(
+                f"batch is {batch}, micro_batch {micro}, and there are {self.world} processes.",
+                f"The batch must be a multiple of {micro * self.world}.",
+            )
+        return micro
+
+    def _steps_of(self, rows: int) -> int:
+        return max(1, round(self.config.train.epochs * rows / self.config.train.batch))
+
+    def _device(self) -> str:
+        import torch
+
+        device = self.config.model.device
+        local = os.environ.get("LOCAL_RANK")
+        if device == "auto" and local is not None and torch.cuda.is_available():
+            return f"cuda:{local}"
+        return device
+
+    def _interruptible(self) -> Any:
+        """The first Ctrl-C asks for a checkpoint at the end of the step; the second one stops."""
+        from contextlib import contextmanager
+
+        @contextmanager
+        def held():
+            if threading.current_thread() is not threading.main_thread():
+                yield
+                return
+
+            def asked(*_: Any) -> None:
+                if self.watch.stop:
+                    raise KeyboardInterrupt
+                self.watch.stop = True
+                self.tell("Stopping after this step, with a checkpoint; Ctrl-C again to stop now.")
+
+            before = {s: signal.signal(s, asked) for s in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+        return held()
+
+
+# --- the model -----------------------------------------------------------------------------------
+
+
+def prepare(loaded: Any, config: SFTConfig) -> Any:
+    """The network as it is trained: what is frozen, adapters added, attention and compilation set.
+
+    Raises ModelError or InputError for names that match nothing.
+    """
+    network, settings = loaded.adapter.model, config.model
+    network.set_attn_implementation(settings.attention)
+    network.requires_grad_(config.quantize is None)
+    for wanted in settings.freeze:
+        names = VISION if wanted == "vision" else (wanted,)
+        hit = False
+        for name, parameter in network.named_parameters():
+            path = f".{name.removeprefix('model.')}", f".{name}"
+            if any(p.startswith(f".{n}.") or p == f".{n}" for p in path for n in names):
+                hit = True
+                parameter.requires_grad_(False)
+        if not hit:
+            some = sorted(
+                {n.removeprefix("model.").split(".")[0] for n, _ in network.named_parameters()}
+            )
+            raise InputError(
+                f"model.freeze names {wanted!r}, which no module's name begins with.",
+                f'The modules are {", ".join(some)}; "vision" is the vision tower.',
+            )
+    if config.train.gradient_checkpointing:
+        network.activation_checkpointing_enable({"use_reentrant": False})
+    if config.lora is not None:
+        from cot_engine.training.adapters import add_lora
+
+        network = add_lora(loaded, config)
+    if settings.compile:
+        loaded.adapter.lm.compile(dynamic=True)
+    return network
+
+
+def save_model(trainer: Any, loaded: Any, config: SFTConfig, source: Path, output: Path) -> None:
+    """output/model (and, of a LoRA, output/adapter), each there when it is whole."""
+    from cot_engine.training.trainer import copy_processor, sync
+
+    def placed(name: str, write: Callable[[Path], None]) -> None:
+        beside = output / f".{name}"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        write(beside)
+        copy_processor(source, beside)
+        sync(beside)
+        target = output / name
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(beside, target)
+
+    if config.lora is None:
+        placed("model", trainer.model.save_pretrained)
+    else:
+        from cot_engine.training.adapters import merged
+
+        placed("adapter", trainer.model.save_pretrained)
+        if config.lora.merge:
+            placed(
+                "model",
+                lambda to: merged(trainer.model, loaded, config, source).save_pretrained(to),
+            )
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+def _needs() -> None:
+    try:
+        import accelerate  # noqa: F401
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"Training needs {error.name}, which is not installed.",
+            "pip install 'cot-engine[train]'",
+        ) from error
+
+
+def _relative(config: SFTConfig, path: Any) -> Any:
+    """A model folder given relative to the configuration's folder, or to the current one."""
+    beside = config.folder / str(path)
+    return beside if not Path(path).is_dir() and beside.is_dir() else path
+
+
+def _check_output(output: Path) -> None:
+    from cot_engine.training.trainer import CHECKPOINTS
+
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        foreign = [p.name for p in output.iterdir() if not p.name.startswith(".")]
+    except OSError as error:
+        raise InputError(
+            f"The output {str(output)!r} cannot be used: {error.strerror}.", "Name another folder."
+        ) from None
+    ours = {CHECKPOINTS, "log.jsonl", "model", "adapter", "README.md", "curves.svg", "runs"}
+    if foreign and not ours & set(foreign):
+        raise InputError(
+            f"The output {str(output)!r} holds other files: {', '.join(sorted(foreign)[:3])}.",
+            "Name an empty folder, or one that a training made.",
+        )
+
+
+def _same_training(facts: dict[str, Any], config: SFTConfig, last: Path) -> None:
+    found = differences(facts["config"], config.plain())
+    if found:
+        raise ConfigError(
+            f"The checkpoint {str(last)!r} is from another configuration: "
+            + "; ".join(found[:5])
+            + ("; ..." if len(found) > 5 else "."),
+            "Set it back, name another output, or use --restart to throw the checkpoints away.",
+        )
+
+
+def _kept_log(path: Path, first: int, rank: int) -> list[dict[str, Any]]:
+    """The log up to the checkpoint: what a killed run wrote after it is done again."""
+    rows = []
+    if path.is_file():
+        for line in path.read_text("utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # the line that a kill cut off
+                continue
+            if row["step"] <= first:
+                rows.append(row)
+        if rank == 0:
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows

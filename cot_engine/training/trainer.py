@@ -1,0 +1,347 @@
+"""Hugging Face's Trainer, told how our examples come, how loss is taken, and how to save safely."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    get_scheduler,
+)
+
+from cot_engine.errors import ModelError, StoreError
+from cot_engine.scenes.muon import Muon
+from cot_engine.training.examples import IGNORE
+from cot_engine.training.sft_config import SFTConfig
+from cot_engine.training.stream import Steps, loader
+
+CHECKPOINTS = "checkpoints"
+_NOT_COPIED = ("config.json", "generation_config.json", "adapter_config.json", "cot_engine.json")
+
+
+def learn_answers(network: torch.nn.Module) -> None:
+    """Give a vision-language model a forward that returns the loss of the answer's tokens alone.
+
+    The output layer runs only where a token is learnt: over a long prompt and a vocabulary of a
+    hundred thousand words, the logits nobody needs would be most of the memory. It is the model's
+    own forward, not a wrapper, so that DDP, PEFT and autocast see it.
+    """
+
+    def forward(
+        self: Any, labels: torch.Tensor, num_items_in_batch: Any = None, **inputs: Any
+    ) -> dict[str, torch.Tensor]:
+        hidden = self.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+        learnt = labels[:, 1:] != IGNORE
+        logits = self.lm_head(hidden[learnt]).float()
+        total = F.cross_entropy(logits, labels[:, 1:][learnt], reduction="sum")
+        return {"loss": total if num_items_in_batch is None else total / num_items_in_batch}
+
+    network.forward = MethodType(forward, network)
+
+
+class Optimizers(torch.optim.Optimizer):
+    """Several optimizers as one, each with its own parameters and rates."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """The parts keep their state in ours, so that it is saved and loaded as one."""
+        at = 0
+        for part in self.parts:
+            size = len(part.param_groups)
+            part.param_groups, part.state = self.param_groups[at : at + size], self.state
+            at += size
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for part in self.parts:
+            part.step()
+
+
+def make_optimizer(network: torch.nn.Module, config: SFTConfig) -> torch.optim.Optimizer:
+    """AdamW, or Muon for the matrices inside the layers and AdamW for the rest; weights decay in
+    matrices alone."""
+    train = config.train
+    trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    if not trained:
+        raise ModelError("Every weight is frozen.", "Freeze fewer modules, or add a [lora] table.")
+    matrices = [p for _, p in trained if p.ndim >= 2]
+    vectors = [p for _, p in trained if p.ndim < 2]
+    if train.optimizer == "adamw":
+        groups = [
+            {"params": matrices, "weight_decay": train.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(groups, lr=config.rate, betas=train.betas, fused=None)
+    inner = [
+        p for name, p in trained if p.ndim == 2 and "embed" not in name and "lm_head" not in name
+    ]
+    chosen = set(map(id, inner))
+    rest = [p for _, p in trained if id(p) not in chosen]
+    muon = Muon(inner, lr=config.rate, weight_decay=train.weight_decay)
+    adamw = torch.optim.AdamW(rest, lr=train.other_rate, betas=train.betas, weight_decay=0.0)
+    return Optimizers(muon, adamw)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, config: SFTConfig, steps: int) -> Any:
+    """The learning rate's course over `steps`, by transformers' own curves."""
+    train = config.train
+    warmup = round(train.warmup * steps) if train.warmup < 1 else int(train.warmup)
+    if train.schedule == "warmup-stable-decay":
+        decay = round(train.decay * steps)
+        more = {
+            "num_stable_steps": max(0, steps - warmup - decay),
+            "num_decay_steps": decay,
+            "decay_type": "linear",
+        }
+        return get_scheduler(
+            "warmup_stable_decay", optimizer, warmup, steps, scheduler_specific_kwargs=more
+        )
+    names = {"constant": "constant_with_warmup"}
+    return get_scheduler(names.get(train.schedule, train.schedule), optimizer, warmup, steps)
+
+
+class AnswerTrainer(Trainer):
+    """Trainer over `Steps`, from step `first` on. Checkpoints appear whole or not at all:
+    output/checkpoints/N is renamed from a folder beside it when all is written."""
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        args: TrainingArguments,
+        config: SFTConfig,
+        steps: Steps,
+        *,
+        first: int,
+        held_out: list[list[Any]],
+        processor_files: Path,
+        facts: dict[str, Any],
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        optimizer = make_optimizer(network, config)
+        schedule = make_schedule(optimizer, config, args.max_steps)
+        super().__init__(
+            network,
+            args,
+            eval_dataset=held_out or None,
+            optimizers=(optimizer, schedule),
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        self.config, self.steps, self.first = config, steps, first
+        self.held_out, self.processor_files, self.facts = held_out, processor_files, facts
+        self.model_accepts_loss_kwargs = True  # our forward divides by the tokens of a whole step
+
+    # --- data ------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> Any:
+        return loader(self.steps, self.first, self.args.max_steps, self.config.data.workers)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # counting the parameters at every step is not free
+
+    # --- held-out loss ---------------------------------------------------------------------------
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The mean loss of a held-out answer's token; each process takes its part."""
+        model = self.model_wrapped
+        model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        with torch.no_grad():
+            for items in self.held_out[self.steps.rank :: self.steps.world]:
+                batch = self._prepare_inputs(self.steps.collate(items))
+                learnt = (batch["labels"][:, 1:] != IGNORE).sum()
+                module = self.accelerator.unwrap_model(model, keep_torch_compile=True)
+                with self.accelerator.autocast():
+                    sums += torch.stack([module(**batch)["loss"].double(), learnt.double()])
+        model.train()
+        if self.steps.world > 1:
+            torch.distributed.all_reduce(sums)
+        metrics = {"eval_loss": (sums[0] / sums[1]).item()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    # --- checkpoints -----------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(self.args.output_dir) / ".saving")
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        output = Path(self.args.output_dir)
+        target = output / CHECKPOINTS / str(self.state.global_step)
+        beside = output / ".saving"
+        if target.exists():
+            return
+        failure = ""
+        try:
+            if self.args.should_save:
+                shutil.rmtree(beside, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            if not is_full(error):
+                raise
+            failure = str(error).splitlines()[0][:200]
+        self.accelerator.wait_for_everyone()
+        if failure:
+            if self.args.should_save:
+                shutil.rmtree(beside, ignore_errors=True)
+            raise StoreError(
+                f"Step {self.state.global_step}: the checkpoint cannot be written: {failure}.",
+                "Free some space and give the same command again: it goes on from the checkpoint "
+                "before.",
+            )
+        if self.args.should_save:
+            made = beside / f"checkpoint-{self.state.global_step}"
+            (made / "training.json").write_text(json.dumps(self.facts, indent=1))
+            sync(made)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(made, target)
+            sync(target.parent)
+            with suppress(OSError):
+                beside.rmdir()
+            for old in checkpoints(output)[: -self.config.train.keep]:
+                shutil.rmtree(old, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The weights were read when the model was loaded; an adapter's are read here."""
+        if self.config.lora is not None:
+            from cot_engine.training.adapters import load_adapter
+
+            load_adapter(self.model, Path(resume_from_checkpoint))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(folder, state_dict=state_dict)
+        copy_processor(self.processor_files, folder)
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The whole checkpoints of a training, oldest first."""
+    found = [p for p in (output / CHECKPOINTS).glob("*") if p.name.isdigit()]
+    return sorted((p for p in found if (p / "training.json").is_file()), key=lambda p: int(p.name))
+
+
+def copy_processor(source: Path, target: Path) -> None:
+    """Tokenizer, image processor and chat template as the model came with them: saving them anew
+    would rewrite what some libraries read."""
+    for path in source.iterdir():
+        kept = path.suffix in (".json", ".jinja", ".model", ".txt") and path.is_file()
+        if kept and path.name not in _NOT_COPIED and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, target / path.name)
+
+
+def sync(folder: Path) -> None:
+    """Force a folder and the files in it to the disk, so that a rename never outruns them."""
+    for path in (*folder.iterdir(), folder):
+        if path == folder or path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a library failed because the disk is full: each says it in its own way."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    words = ("No space left", "os error 28", "File too large", "os error 27", "Disk quota")
+    writer = "PytorchStreamWriter failed" in str(error) or "unexpected pos" in str(error)
+    return writer or any(word in str(error) for word in words)
+
+
+# --- what happens beside -------------------------------------------------------------------------
+
+
+class Watch(TrainerCallback):
+    """Stops at the time limit or on request, writes log.jsonl, and tells `show` of each row."""
+
+    def __init__(
+        self,
+        log: Path | None,
+        first: int,
+        seconds: float | None,
+        batch: int,
+        show: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.log, self.first, self.limit, self.batch, self.show = log, first, seconds, batch, show
+        self.began = self.last_time = time.monotonic()
+        self.last_step = first
+        self.stop = False
+        self.spent = 0.0  # seconds of training in earlier runs
+        self.diverged: int | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.spent + time.monotonic() - self.began
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = self.last_time = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        over = self.limit is not None and time.monotonic() - self.began >= self.limit
+        stop = self.stop or over
+        if args.world_size > 1:  # all processes must stop at the same step
+            flag = torch.tensor(float(stop), device=args.device)
+            torch.distributed.all_reduce(flag)
+            stop = bool(flag.item())
+        if stop:
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        logs = logs or {}
+        if "loss" not in logs and "eval_loss" not in logs:
+            return
+        row: dict[str, Any] = {"step": state.global_step}
+        if "eval_loss" in logs:
+            row["held_out_loss"] = round(logs["eval_loss"], 6)
+        else:
+            now = time.monotonic()
+            examples = (state.global_step - self.last_step) * self.batch
+            row |= {
+                "loss": round(logs["loss"], 6),
+                "learning_rate": logs["learning_rate"],
+                "grad_norm": round(logs.get("grad_norm", 0.0), 6),
+                "examples_per_second": round(examples / max(now - self.last_time, 1e-9), 2),
+                "seconds": round(self.seconds, 2),
+            }
+            self.last_time, self.last_step = now, state.global_step
+            if not math.isfinite(logs["loss"]):
+                self.diverged = state.global_step
+                control.should_training_stop = True
+                control.should_save = False
+        if self.log is not None:
+            with self.log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            self.show(row)
