@@ -6,7 +6,7 @@ from __future__ import annotations
 import json as _json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -231,44 +231,56 @@ def _print_json(file: str, report: Report) -> None:
 
 
 def _print_table(file: str, report: Report) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from cot_engine.escape import terminal
 
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-    checks = list(_sorted_checks(report))
-    if checks:
-        table = Table(box=None, pad_edge=False)
-        table.add_column("")
-        table.add_column("rows", justify="right")
-        table.add_column("found", no_wrap=True)
-        table.add_column("for example")
-        for name, severity, _, rows in checks:
-            style = {"error": "red", "warning": "yellow"}.get(severity, "")
-            shown = [each for each in report.findings if each.check == name][:_EXAMPLES]
-            cells = [f"line {each.line} {each.id}".strip() for each in shown]
-            more = ", ..." if rows > len(shown) else ""
-            table.add_row(
-                Text(severity, style), f"{rows:,}", name, Text(terminal(", ".join(cells)) + more)
-            )
-        console.print(table)
-        console.print()
-        for name, _, about, _ in checks:
-            first = next((each for each in report.findings if each.check == name), None)
-            where = f" Line {first.line}: {first.said}" if first else ""
-            console.print(Text(terminal(f"{name}: {about}.{where}")))
-        console.print()
+    rows, about = [], []
+    for name, severity, meaning, number in _sorted_checks(report):
+        shown = [each for each in report.findings if each.check == name][:_EXAMPLES]
+        cells = [f"{each.id} (line {each.line})".strip() for each in shown]
+        cells += ["..."] if number > len(shown) else []
+        rows.append((severity, f"{number:,}", name, terminal(", ".join(cells))))
+        first = f". Line {shown[0].line}: {shown[0].said}" if shown else "."
+        about.append(terminal(f"{name}: {meaning}{first}"))
+    if rows:
+        _table(("severity", "rows", "check", "for example"), rows)
+        print("", *about, "", sep="\n")
     else:
-        console.print("Nothing was found.")
-    characters = _lengths(report.lengths.characters)
-    for unit, numbers in (("characters", characters), ("tokens", _lengths(report.lengths.tokens))):
-        if numbers:
-            limit = report.lengths.limit if unit == "tokens" else None
-            allowed = f"; {limit:,} are allowed" if limit else ""
-            said = f"median {numbers['median']:,.0f}, longest {numbers['longest']:,}"
-            what = "a response" if unit == "characters" else "question and response"
-            console.print(f"{unit} of {what}: {said}{allowed}")
-    summary = f"{file}: {report.rows:,} rows, {report.good:,} good, {report.bad:,} with errors."
-    console.print(Text(terminal(summary)))
+        print("Nothing was found.")
+    lengths = report.lengths
+    for what, numbers in (
+        ("Characters of a response", lengths.characters),
+        ("Tokens of question and response", lengths.tokens),
+    ):
+        if found := _lengths(numbers):
+            allowed = f", {lengths.limit:,} allowed" if lengths.limit and "Tok" in what else ""
+            median, longest = f"{found['median']:,.0f}", f"{found['longest']:,}"
+            print(f"{what}: median {median}, longest {longest}{allowed}.")
+    print(
+        f"{terminal(file)}: {report.rows:,} rows, {report.good:,} good, {report.bad:,} with errors."
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Drawn by rich on a terminal, plain columns elsewhere."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        styles = {"error": "red", "warning": "yellow"}
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in head:
+            table.add_column(
+                name,
+                justify="right" if name == "rows" else "left",
+                no_wrap=name == "check",
+                overflow="fold",
+            )
+        for severity, *cells in rows:
+            table.add_row(Text(severity, styles.get(severity, "")), *map(Text, cells))
+        Console(highlight=False).print(table)
+        return
+    widths = [max(len(row[k]) for row in [head, *rows]) for k in range(len(head))]
+    for severity, number, name, example in [head, *rows]:
+        cells = (f"{severity:<{widths[0]}}", f"{number:>{widths[1]}}", f"{name:<{widths[2]}}")
+        print("  ".join((*cells, example)).rstrip())

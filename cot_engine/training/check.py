@@ -258,7 +258,7 @@ class _Checker:
             name, _, tag = fault.partition(":")
             faults.setdefault(name, []).append(tag)
         for name, tags in faults.items():
-            yield name, f"{', '.join(dict.fromkeys(tags))}: {_STAGED[name][1]}."
+            yield name, f"{', '.join(dict.fromkeys(tags))}."
         yield from self._tags(row.response)
         described = [s.tag for s in self.plan if s.needs_image and s.tag in reading.contents]
         if row.image is None and described:

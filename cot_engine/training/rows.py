@@ -275,7 +275,7 @@ _BLANK = re.compile(r"[ \t\n\r]*")
 def _parsed(number: int, text: str) -> Row | BadRow:
     hint = "Each line must be one JSON object."
     try:
-        found = _DECODER.decode(text)
+        found = _DECODER.decode(text.rstrip())  # else a line cut off is wrong in the next one
     except json.JSONDecodeError as error:
         said = f"this is not JSON: {error.msg}, at character {error.colno}."
         return BadRow(number, said, hint, _shown(text))
