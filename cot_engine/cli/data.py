@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import typer
 
+from cot_engine.cli.data_build import build
 from cot_engine.cli.data_check import check
 from cot_engine.cli.options import usage
 
@@ -25,4 +26,5 @@ def _data(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
+data.command("build", cls=usage("FILE"))(build)
 data.command("check", cls=usage("FILE.jsonl"))(check)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -31,7 +32,9 @@ class Entry(Generic[T]):
     make: Callable[[], T]
 
 
-def read_questions(path: Path, images: Path | None = None) -> list[Entry[Item]]:
+def read_questions(
+    path: Path, images: Path | None = None, allow_url: bool = False
+) -> list[Entry[Item]]:
     """The questions of a file, faulty rows among them (their `make` raises).
 
     Paths of pictures are relative to `images`, or to the file. Raises InputError if the file as a
@@ -52,7 +55,8 @@ def read_questions(path: Path, images: Path | None = None) -> list[Entry[Item]]:
             entries.append(faulty(path, one.place, said, "Give each its own.", one.id))
         else:
             first[one.id] = one.place
-            entries.append(Entry(one.place, one.id, lambda row=one: item_of(path, row, every)))
+            make = partial(item_of, path, one, every, allow_url)
+            entries.append(Entry(one.place, one.id, make))
     if not entries:
         raise InputError(f"The data {str(path)!r} holds no questions.", "Write some into it.")
     return entries
@@ -92,7 +96,7 @@ def _has_conversations(path: Path) -> bool:
 
 
 def _rows(path: Path) -> Iterator[Row | Entry]:
-    """In the order of the file: the faulty ones come first in a stretch that has several."""
+    """Rows and faulty ones, in the order of the file."""
     bad: list[tuple[str, InputError]] = []
     good = read_file(path, lambda place, error: bad.append((place, error)))
     both = [(_line(place), failing(place, error)) for place, error in bad]

@@ -147,7 +147,8 @@ class Teacher:
 
     `key` goes into the Authorization header and nowhere else: where a server repeats it, it is
     blotted out. `retries` are for what passes by itself: 429, 5xx, timeouts, broken connections.
-    `tell` is told of pauses and of what the server does not take.
+    `tell` is told of pauses and of what the server does not take. `open` is the number of requests
+    that are being answered.
     """
 
     base_url: str
@@ -164,6 +165,7 @@ class Teacher:
             raise ConfigError("The key is not plain ASCII.", "Copy it again, alone.")
         self._without: set[str] = set()
         self._answered = 0
+        self.open = 0
         try:
             import httpx2
         except ImportError:
@@ -222,13 +224,17 @@ class Teacher:
 
     async def _post(self, payload: dict[str, Any]) -> tuple[int, Any, str]:
         url = f"{self.base_url}/chat/completions"
-        async with self._client.stream("POST", url, json=payload) as response:
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > MAX_BODY:
-                    break
-            return response.status_code, response.headers, body.decode("utf-8", "replace")
+        self.open += 1
+        try:
+            async with self._client.stream("POST", url, json=payload) as response:
+                body = bytearray()
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > MAX_BODY:
+                        break
+                return response.status_code, response.headers, body.decode("utf-8", "replace")
+        finally:
+            self.open -= 1
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
         sent = {k: v for k, v in options.items() if k not in self._without}
