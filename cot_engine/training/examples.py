@@ -249,4 +249,8 @@ def _mllama(
         max_num_tiles=found["pixel_values"].shape[2],
         length=ids.shape[1],
     )
-    return {**found, "cross_attention_mask": torch.from_numpy(mask)}
+    found["cross_attention_mask"] = torch.from_numpy(mask)
+    # A row without pictures beside one with them would look at empty tiles, evenly: the model
+    # leaves out its cross-attention only for a whole batch. `pictured` tells the rows apart.
+    pictured = torch.tensor([bool(e.images) for e in examples])
+    return found if pictured.all() else {**found, "pictured": pictured}

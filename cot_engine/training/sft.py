@@ -264,7 +264,11 @@ class _Run:
                 yield
                 return
 
+            here = os.getpid()
+
             def asked(*_: Any) -> None:
+                if os.getpid() != here:  # a worker that prepares batches: it is told to end
+                    return
                 if self.watch.stop:
                     raise KeyboardInterrupt
                 self.watch.stop = True

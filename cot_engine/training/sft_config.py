@@ -251,7 +251,7 @@ def _deciding(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """ "train.batch was 32 and is 64", ... of two `SFTConfig.plain()`, for what decides the result."""
+    """ "train.batch was 32 and is 64", ... of two plain configurations, where it matters."""
     found = []
     before, now = _flat(_deciding(before)), _flat(_deciding(now))
     for key in sorted(before.keys() | now.keys()):

@@ -42,14 +42,26 @@ def learn_answers(network: torch.nn.Module) -> None:
     own forward, not a wrapper, so that DDP, PEFT and autocast see it.
     """
 
-    def forward(
-        self: Any, labels: torch.Tensor, num_items_in_batch: Any = None, **inputs: Any
-    ) -> dict[str, torch.Tensor]:
+    def total(self: Any, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         hidden = self.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
         learnt = labels[:, 1:] != IGNORE
         logits = self.lm_head(hidden[learnt]).float()
-        total = F.cross_entropy(logits, labels[:, 1:][learnt], reduction="sum")
-        return {"loss": total if num_items_in_batch is None else total / num_items_in_batch}
+        return F.cross_entropy(logits, labels[:, 1:][learnt], reduction="sum")
+
+    def forward(
+        self: Any,
+        labels: torch.Tensor,
+        num_items_in_batch: Any = None,
+        pictured: torch.Tensor | None = None,
+        **inputs: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        if pictured is None:
+            loss = total(self, labels, inputs)
+        else:  # see `examples._mllama`
+            shown = {key: value[pictured] for key, value in inputs.items()}
+            blind = {"input_ids": inputs["input_ids"][~pictured]}
+            loss = total(self, labels[pictured], shown) + total(self, labels[~pictured], blind)
+        return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch}
 
     network.forward = MethodType(forward, network)
 
@@ -318,16 +330,18 @@ class Watch(TrainerCallback):
             stop = bool(flag.item())
         if stop:
             control.should_save = control.should_training_stop = True
+        if stop or state.global_step >= args.max_steps:
+            control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         logs = logs or {}
         if "loss" not in logs and "eval_loss" not in logs:
             return
         row: dict[str, Any] = {"step": state.global_step}
+        now = time.monotonic()
         if "eval_loss" in logs:
             row["held_out_loss"] = round(logs["eval_loss"], 6)
         else:
-            now = time.monotonic()
             examples = (state.global_step - self.last_step) * self.batch
             row |= {
                 "loss": round(logs["loss"], 6),
@@ -336,12 +350,12 @@ class Watch(TrainerCallback):
                 "examples_per_second": round(examples / max(now - self.last_time, 1e-9), 2),
                 "seconds": round(self.seconds, 2),
             }
-            self.last_time, self.last_step = now, state.global_step
             if not math.isfinite(logs["loss"]):
                 self.diverged = state.global_step
                 control.should_training_stop = True
                 control.should_save = False
+        self.last_time, self.last_step = now, state.global_step  # measuring is no part of the rate
         if self.log is not None:
-            with self.log.open("a") as file:
+            with suppress(OSError), self.log.open("a") as file:  # a full disk fails at a checkpoint
                 file.write(json.dumps(row) + "\n")
             self.show(row)

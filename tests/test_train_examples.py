@@ -1,0 +1,171 @@
+"""What is learnt: which tokens have labels, in every architecture's chat format, and that a padded
+batch of unlike examples gives the loss of its examples one by one."""
+
+from __future__ import annotations
+
+
+import pytest
+import torch
+from tiny_models import BUILDERS, build, picture
+
+from cot_engine.backends import loading
+from cot_engine.errors import ModelError
+from cot_engine.stages import DEFAULT_PLAN
+from cot_engine.training.examples import IGNORE, Encoder, reworded
+from cot_engine.training.trainer import learn_answers
+
+RESPONSE = (
+    "<SUMMARY>the</SUMMARY><CAPTION>a red circle</CAPTION>"
+    "<REASONING>so one</REASONING><CONCLUSION>one</CONCLUSION>"
+)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """(loaded model, encoder) by architecture; the weights are never changed."""
+    made = {}
+
+    def get(architecture):
+        if architecture not in made:
+            folder = build(architecture, tmp_path_factory.mktemp("models") / architecture)
+            loaded = loading.load(folder, device="cpu")
+            loaded.adapter.model.set_attn_implementation("sdpa")
+            learn_answers(loaded.adapter.model)
+            made[architecture] = loaded, Encoder(loaded)
+        return made[architecture]
+
+    return get
+
+
+def learnt(batch, row=0):
+    """The ids that have labels, which must be the row's own and in one piece."""
+    labels = batch["labels"][row]
+    at = (labels != IGNORE).nonzero().flatten()
+    assert at.tolist() == list(range(at[0], at[-1] + 1))
+    assert torch.equal(labels[at], batch["input_ids"][row][at])
+    return labels[at].tolist(), int(at[0])
+
+
+@pytest.mark.parametrize("architecture", BUILDERS)
+def test_the_answer_and_the_end_of_the_turn_are_learnt(models, architecture):
+    loaded, encoder = models(architecture)
+    pixels = picture(1).pixels
+    batch = encoder.batch([encoder.example("how many?", RESPONSE, [pixels])])
+    ids, start = learnt(batch)
+    assert loaded.text.tokenizer.decode(ids) == RESPONSE + "</s>"
+    # Before it stands, to the token, what the local backend sends.
+    expanded = loaded.adapter.prepare(pixels, "").text
+    sent = loaded.text.turn("how many?", (expanded,))
+    assert batch["input_ids"][0, :start].tolist() == sent
+    assert encoder.length("how many?", RESPONSE, [pixels.size]) == len(sent) + len(ids)
+
+
+@pytest.mark.parametrize("architecture", BUILDERS)
+def test_a_padded_batch_has_the_loss_of_its_examples(models, architecture):
+    loaded, encoder = models(architecture)
+    examples = [
+        encoder.example("how many red circle are there?", RESPONSE, [picture(1).pixels]),
+        encoder.example("how many?", "<CONCLUSION>two</CONCLUSION>"),
+        encoder.example("a b", RESPONSE + " a", [picture(2, 28, 64).pixels]),
+    ]
+    network = loaded.adapter.model
+
+    def loss(*examples):
+        if hasattr(network.model, "rope_deltas"):
+            network.model.rope_deltas = None
+        with torch.no_grad():
+            return network(**encoder.batch(examples))["loss"].item()
+
+    each = [loss(example) for example in examples]
+    assert loss(*examples) == pytest.approx(sum(each), rel=1e-5)
+    assert loss(*examples[::-1]) == pytest.approx(sum(each), rel=1e-5)
+    blind = encoder.example("how many red circle are there?", RESPONSE, [picture(3).pixels])
+    assert loss(blind) != pytest.approx(each[0], rel=1e-4)  # the pictures are looked at
+
+
+def test_the_loss_is_the_stock_models(models):
+    loaded, encoder = models("llava")
+    example = encoder.example("how many?", RESPONSE, [picture(1).pixels])
+    batch = encoder.batch([example])
+    network = loaded.adapter.model
+    with torch.no_grad():
+        ours = network(**batch, num_items_in_batch=len(example.ids) - example.prompt)["loss"]
+        stock = type(network).forward(network, **batch).loss
+    assert ours.item() == pytest.approx(stock.item(), rel=1e-5)
+
+
+def with_template(loaded, template):
+    """The encoder of the same model under another chat template."""
+    from dataclasses import replace
+
+    from cot_engine.backends.text import ChatText
+
+    text = ChatText(loaded.text.tokenizer, loaded.text.image_tag, template, set(loaded.text.eos))
+    return Encoder(replace(loaded, text=text))
+
+
+CONTENT = "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
+CONTENT += "{{ '<image>' if c.type == 'image' else c.text }}{% endfor %}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "decoded"),
+    [
+        # LLaVA 1.5: a space before and after the answer, and no end of turn.
+        (
+            "{% for m in messages %}{{ m.role }}: " + CONTENT + " {% endfor %}"
+            "{% if add_generation_prompt %}assistant:{% endif %}",
+            " a red</s>",
+        ),
+        # The end of the turn is written, and something after it.
+        (
+            "{% for m in messages %}<s>{{ m.role }}\n" + CONTENT + "</s>\n{% endfor %}"
+            "{% if add_generation_prompt %}<s>assistant\n{% endif %}",
+            "a red</s>",
+        ),
+        # No template.
+        (None, " a red</s>"),
+    ],
+)
+def test_where_the_answer_begins_and_ends_is_the_templates_business(models, template, decoded):
+    loaded, _ = models("llava")
+    batch = (encoder := with_template(loaded, template)).batch([encoder.example("how?", "a red")])
+    assert loaded.text.tokenizer.decode(learnt(batch)[0]) == decoded
+
+
+def test_a_template_that_changes_the_prompt_is_refused(models):
+    loaded, _ = models("llava")
+    template = "{% for m in messages %}" + CONTENT + "{% endfor %}"
+    template = "{{ messages | length }}" + template
+    with pytest.raises(ModelError, match="another way when an answer follows: '1.*'2"):
+        with_template(loaded, template)
+
+
+def test_special_tokens_in_the_data_stay_text(models):
+    loaded, encoder = models("llava")
+    example = encoder.example("is <image> a </s>?", "no </s> here", [])
+    assert loaded.adapter.placeholder not in example.ids
+    assert example.ids.count(2) == 1 and example.ids[-1] == 2
+    assert loaded.text.tokenizer.decode(example.ids[example.prompt :]) == "no </s> here</s>"
+
+
+def test_formats():
+    def said(format, answer=None, text=RESPONSE):
+        return reworded(text, format, DEFAULT_PLAN, answer)
+
+    assert said("staged") == RESPONSE
+    assert said("no-tags") == "the\n\na red circle\n\nso one\n\none"
+    assert said("direct") == "one"
+    assert said("direct", "1") == "1"
+    assert said("direct", text="just that") == said("no-tags", text="just that") == "just that"
+
+
+def test_the_bundled_format_ends_as_the_bundled_model_was_trained():
+    from cot_engine.engine import model_path
+
+    loaded = loading.load(model_path("bundled"))
+    encoder = Encoder(loaded)
+    example = encoder.example("How many?", RESPONSE, [picture(1, 64, 64).pixels])
+    decode = loaded.text.tokenizer.decode
+    assert decode(example.ids[example.prompt :]) == RESPONSE + "</s>"
+    assert decode(example.ids[: example.prompt]) == "<s>" + 64 * "<image>" + "How many?\n"
