@@ -236,7 +236,9 @@ def _print_table(file: str, report: Report) -> None:
     rows, about = [], []
     for name, severity, meaning, number in _sorted_checks(report):
         shown = [each for each in report.findings if each.check == name][:_EXAMPLES]
-        cells = [f"{each.id} (line {each.line})".strip() for each in shown]
+        cells = [
+            f"{each.id} (line {each.line})" if each.id else f"line {each.line}" for each in shown
+        ]
         cells += ["..."] if number > len(shown) else []
         rows.append((severity, f"{number:,}", name, terminal(", ".join(cells))))
         first = f". Line {shown[0].line}: {shown[0].said}" if shown else "."
