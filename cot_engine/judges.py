@@ -15,6 +15,8 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from cot_engine import prompts
 from cot_engine.boundaries import Until
+from cot_engine.errors import ConfigError
+from cot_engine.prompts import FORMS, Form
 from cot_engine.stages import Plan, Stage, conclusion, read
 from cot_engine.types import GREEDY, Chain, Problem, Prompt, Sampling, Verdict
 
@@ -79,34 +81,16 @@ def _by_sign(margin: float, readable: bool = True, text: str = "") -> Verdict:
     return Verdict("first" if margin > 0 else "second", margin, True, text)
 
 
-def _head(case: Case, pair: Pair, how_to_reply: str) -> tuple[Prompt, str]:
-    """The shared prompt and the tail for one ordered pair."""
-    shared = 0 if case.about == "whole" else prompts.common_steps(*pair)
-    context = "".join(step.text for step in pair[0].steps[:shared])
-    reading = read(context, case.plan)
-    parts = dict(reading.contents)
-    if reading.open:
-        parts[reading.open] = reading.opened.strip()
-    text = "\n".join(f"{tag}: {content}" for tag, content in parts.items())
-    question = prompts.judge_question(case.about, case.stage)
-    head = prompts.judge_head(case.problem, case.images, text, question, how_to_reply)
-    first, second = (prompts.since(chain, shared, case.plan) for chain in pair)
-    return head, prompts.judge_tail(first, second)
-
-
 async def _by_head(
-    pairs: Sequence[Pair],
-    case: Case,
-    how_to_reply: str,
+    asked: Sequence[tuple[Prompt, str]],
     judged: Callable[[Prompt, list[str]], Awaitable[list[Verdict]]],
 ) -> list[Verdict]:
-    """One verdict for each pair, pairs with the same shared prompt asked in one request."""
-    asked = [_head(case, pair, how_to_reply) for pair in pairs]
+    """One verdict for each turn, those with the same shared prompt asked in one request."""
     verdicts: dict[int, Verdict] = {}
     for head in dict.fromkeys(prompt for prompt, _ in asked):
         at = [i for i, (prompt, _) in enumerate(asked) if prompt == head]
         verdicts.update(zip(at, await judged(head, [asked[i][1] for i in at]), strict=True))
-    return [verdicts[i] for i in range(len(pairs))]
+    return [verdicts[i] for i in range(len(asked))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +99,25 @@ class SelfJudge:
 
     The margin is log p("1") - log p("2"). Where the two together have less than `least_mass` of
     the probability the model was not answering the question: that verdict is unreadable.
+    `prompt` is how it is asked: "full" with instructions, "brief" as a model is that was trained to
+    judge (`prompts.judge_turn`).
     """
 
     least_mass: float = 1e-3
+    prompt: Form = "full"
     symmetric: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.prompt not in FORMS:
+            raise ConfigError(f"prompt is {self.prompt!r}.", f"It must be {' or '.join(FORMS)}.")
 
     async def compare(self, pairs: Sequence[Pair], case: Case, ask: Ask) -> list[Verdict]:
         async def judged(head: Prompt, tails: list[str]) -> list[Verdict]:
-            rows = await ask.choose(head, tails, ("1", "2"))
+            rows = await ask.choose(head, tails, prompts.VERDICTS)
             return [self.read(one, two) for one, two in rows]
 
-        return await _by_head(pairs, case, prompts.REPLY_NUMBER, judged)
+        asked = [prompts.judge_turn(case, pair, self.prompt) for pair in pairs]
+        return await _by_head(asked, judged)
 
     def read(self, one: float, two: float) -> Verdict:
         """The verdict that the log-probabilities of "1" and "2" are."""
@@ -152,7 +144,9 @@ class RationaleJudge:
             replies = await ask.write(head, tails, Until(), self.length, GREEDY)
             return [self.parse(reply) for reply in replies]
 
-        return await _by_head(pairs, case, prompts.REPLY_RATIONALE, judged)
+        reply = prompts.REPLY_RATIONALE
+        asked = [prompts.judge_turn(case, pair, reply=reply) for pair in pairs]
+        return await _by_head(asked, judged)
 
     @staticmethod
     def parse(reply: str) -> Verdict:
