@@ -4,7 +4,7 @@ What is looked for, how severe it is and what to do about it is in CHECKS; the r
 answers are in `leaks.py`. A row with an error is bad, the others are good.
 
 Memory is bounded by the number of rows, not their size: of each row its id, its line and three
-hashes of 8 bytes are kept (about 0.5 KB with Python's tables), of findings the first MOST_KEPT, and
+hashes of 8 bytes are kept (about 0.7 KB with Python's tables), of findings the first MOST_KEPT, and
 of pictures as many as there are threads, each decoded, hashed and let go.
 """
 
