@@ -34,9 +34,9 @@ from cot_engine.training.teacher import (
 )
 
 _REFUSES = re.compile(
-    r"\W*(?:(?:I'?m|I am|we are) (?:very |so |truly )?(?:sorry|unable|not able)\b|sorry\b"
-    r"|(?:I|we) (?:can(?:no|')?t|cannot|won't|will not|do not|don't|must decline) \w+"
-    r"|as an AI\b|unfortunately\b)",
+    r"\W*(?:(?:I['’]?m|I am|we are) (?:very |so |truly )?(?:sorry|unable|not able)\b"
+    r"|sorry, (?:but )?I\b|as an AI\b"
+    r"|(?:I|we) (?:can(?:no|['’])?t|won['’]t|will not|don['’]t|do not|must decline) \w+)",
     re.IGNORECASE,
 )
 _WARMER, _MOST = 0.2, 1.0  # the temperature of each further try, up to the most

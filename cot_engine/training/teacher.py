@@ -145,6 +145,7 @@ class Pace:
 class Teacher:
     """A client of one server. Use it as an async context manager, inside one event loop.
 
+    At most `in_flight` requests are open at a time, each for `timeout` seconds at most.
     `key` goes into the Authorization header and nowhere else: where a server repeats it, it is
     blotted out. `retries` are for what passes by itself: 429, 5xx, timeouts, broken connections.
     `tell` is told of pauses and of what the server does not take. `open` is the number of requests
@@ -174,6 +175,7 @@ class Teacher:
 
     async def __aenter__(self) -> Teacher:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        self._places = asyncio.Semaphore(self.in_flight)
         limits = self._http.Limits(max_connections=self.in_flight)
         # Its own timeouts are for each read: a server that sends a byte now and then has forever.
         self._client = self._http.AsyncClient(headers=headers, timeout=None, limits=limits)
@@ -189,13 +191,15 @@ class Teacher:
         options = {"seed": seed, "temperature": temperature, "max_tokens": tokens}
         tries, seen = 0, self._answered
         while True:
-            await self.pace.turn()
-            sent = self._options(options)
             try:
-                async with asyncio.timeout(self.timeout):
-                    status, headers, body = await self._post(
-                        {"model": model, "messages": messages, **sent}
-                    )
+                # Whoever waits for a place has not had its turn: a pause holds it back too.
+                async with self._places:
+                    await self.pace.turn()
+                    sent = self._options(options)
+                    async with asyncio.timeout(self.timeout):
+                        status, headers, body = await self._post(
+                            {"model": model, "messages": messages, **sent}
+                        )
             except TimeoutError:
                 said, wait = f"no answer in {self.timeout:g} s", None
             except self._http.TransportError as error:
