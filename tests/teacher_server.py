@@ -28,7 +28,7 @@ HEATS = [0.7, 0.9, 1.0]
 SCRIPT: dict = {}
 LOG: list[dict] = []
 LOCK = threading.Lock()
-STATE = {"open": 0}
+STATE = {"open": 0, "connections": 0}
 
 
 def stages(answer: str) -> str:
@@ -81,12 +81,16 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/log":
             with LOCK:
-                return self.answer(200, {"log": LOG, "open": STATE["open"]})
+                return self.answer(200, {"log": LOG, **STATE})
         names = SCRIPT.get("models", ["teacher"])
         return self.answer(200, {"data": [{"id": name} for name in names]})
 
     def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        length = int(self.headers["Content-Length"])
+        body = self.rfile.read(length)
+        if len(body) < length:  # whoever asked was killed while asking
+            self.close_connection = True
+            return
         with LOCK:
             STATE["open"] += 1
             entry = {"came": time.monotonic(), "open": STATE["open"], "paid": False}
@@ -182,6 +186,18 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
+
+    # Counted where they are accepted, in order: who asks for the log and finds its own connection
+    # alone knows that all that came before it is over.
+    def process_request(self, request, client_address):
+        with LOCK:
+            STATE["connections"] += 1
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request):
+        with LOCK:
+            STATE["connections"] -= 1
+        super().shutdown_request(request)
 
 
 if __name__ == "__main__":

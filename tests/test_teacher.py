@@ -265,7 +265,7 @@ def test_one_writer_at_a_time(tmp_path):
     )
     with process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(StoreError, match="Another process is writing"):
+        with pytest.raises(StoreError, match="Another process has the journal"):
             Journal(path, RECIPE)
         process.kill()
     with Journal(path, RECIPE) as journal:  # the system let go of it

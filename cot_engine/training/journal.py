@@ -154,7 +154,7 @@ class Journal:
             code = getattr(error, "sqlite_errorcode", 0) or 0
             if code & 0xFF == sqlite3.SQLITE_BUSY:
                 raise StoreError(
-                    f"Another process is writing to the journal {name}.",
+                    f"Another process has the journal {name} open.",
                     "Wait for it to end, stop it, or name another --out.",
                 ) from None
             hint = "Check its name and permissions, or name another --out."
