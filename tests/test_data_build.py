@@ -305,15 +305,18 @@ def test_kill_9_at_any_time_loses_nothing_and_pays_nothing_twice(tmp_path):
         asked = (data, "--base-url", server.url, "--model", "teacher", "--out", out)
         run = command(*asked, "--in-flight", 4, "--quiet")
         for more in (1, 6, 2, 11, 5):
-            before = sum(server.paid().values())
+            before = server.paid()
+            enough = before.total() + more
             process = subprocess.Popen(run, env=environment(), stdout=subprocess.DEVNULL)
             server.until(
-                lambda state, enough=before + more: sum(e["paid"] for e in state["log"]) >= enough
+                lambda state, enough=enough: sum(e["paid"] for e in state["log"]) >= enough
             )
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
             server.until(lambda state: state["connections"] == 1)  # what it was asked is over
-            gone = set(server.paid()) - journaled(journal)
+            gone = server.paid() - before  # what this run paid for
+            assert set(gone.values()) <= {1}
+            gone = set(gone) - journaled(journal)
             assert len(gone) <= 4, "no more than were in flight"
             lost.update(gone)
             assert not out.exists(), "the files are written whole, at the end"
