@@ -202,12 +202,13 @@ def _scenes(source: str, n: int | None, split: str | None, seed: int, rule: str 
     if n > MAX_SCENES:
         raise ConfigError(f"n is {n:,}.", f"At most {MAX_SCENES:,} scenes are drawn.")
     if part == "test":
-        return _data_set(scenes.TEST_SET, map(_scene_item, scenes.test_set(n)))
-    drawn = (_scene_item(scenes.sample(seed, index, part)) for index in range(n))
+        return _data_set(scenes.TEST_SET, map(scene_item, scenes.test_set(n)))
+    drawn = (scene_item(scenes.sample(seed, index, part)) for index in range(n))
     return _data_set(f"{scenes.VERSION}/{part}/{seed}", drawn)
 
 
-def _scene_item(scene: scenes.SceneProblem) -> Item:
+def scene_item(scene: scenes.SceneProblem) -> Item:
+    """A scene as a question with its standard answer."""
     # Not over pixels: drawing 10,000 pictures takes minutes, and the scene decides them.
     picture = ScenePicture(scene, scenes.content_hash([scene]))
     grader = SceneGrader(scene.answer, scene.objects)

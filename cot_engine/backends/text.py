@@ -59,10 +59,7 @@ class ChatText:
 
         `images` are the strings an image expands to, as the model's own processor writes them.
         """
-        before, after = self._halves(len(images))
-        parts = before.split(self.image_tag)
-        pairs = zip(images, parts[1:], strict=True)
-        before = parts[0] + "".join(image + part for image, part in pairs)
+        before, after = self._around(images)
         whole = self._encode(before + text + after)
         wanted = self._specials_of(before, after)
         if self._tally(whole) == wanted:
@@ -70,6 +67,22 @@ class ChatText:
         head, tail = self._encode(before), self._after_anchor(after)
         ids = [*head, *self.continuation(text), *tail]
         return ids if self._tally(ids) == wanted else [*head, *self._spell(text), *tail]
+
+    def places(self, text: str, images: tuple[str, ...]) -> list[tuple[int, int]] | None:
+        """Where each id of `turn` stands in `text`: (start, end) in characters, off its ends for
+        the chat format. None if the text has special tokens in it and was therefore cut in two."""
+        before, after = self._around(images)
+        found = self._encoding(before + text + after)
+        if self._tally(found.ids) != self._specials_of(before, after):
+            return None
+        return [(start - len(before), end - len(before)) for start, end in found.offsets]
+
+    def _around(self, images: tuple[str, ...]) -> tuple[str, str]:
+        """What stands before and after the user's text, the images expanded."""
+        before, after = self._halves(len(images))
+        parts = before.split(self.image_tag)
+        pairs = zip(images, parts[1:], strict=True)
+        return parts[0] + "".join(image + part for image, part in pairs), after
 
     def continuation(self, text: str) -> list[int]:
         """The ids of `text` written right after other text; special tokens in it stay text."""
@@ -103,9 +116,12 @@ class ChatText:
 
     def _encode(self, text: str) -> list[int]:
         """From the start of the sequence on: special tokens parsed, the opening one added."""
+        return self._encoding(text).ids
+
+    def _encoding(self, text: str) -> Any:
         bos = self.tokenizer.bos_token
         add = not (bos and text.startswith(bos))
-        return self._fast.encode(text, add_special_tokens=add).ids
+        return self._fast.encode(text, add_special_tokens=add)
 
     def _tally(self, ids: Sequence[int]) -> Counter[int]:
         return Counter(i for i in ids if i in self.protected)

@@ -426,6 +426,41 @@ def train(
     return partial(run, config, format, set_ or [], **more, quiet=quiet, verbose=verbose)
 
 
+@app.command("train-judge", cls=_usage("CONFIG.toml"))
+def train_judge(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.toml", hidden=True)],
+    set_: Annotated[
+        list[str] | None,
+        _option("--set", metavar="KEY=VALUE", help="Of the file: judge.marks=2. Repeatable."),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        _option("--minutes", metavar="N", help="Stop then, to go on with the same command."),
+    ] = None,
+    pairs_only: Annotated[
+        bool, _option("--pairs-only", help="Stop when the pairs are sampled.")
+    ] = False,
+    measure: Annotated[
+        bool, _option("--measure/--no-measure", help="Measure before and after. [measure]")
+    ] = True,
+    restart: Annotated[
+        bool, _option("--restart", help="Throw old pairs and checkpoints away.")
+    ] = False,
+    json: Annotated[bool, _option("--json", help="Print the outcome as JSON.")] = False,
+    quiet: _Quiet = False,
+    verbose: _Verbose = False,
+) -> Action:
+    """Train a model to judge pairs of its own candidates.
+
+    Samples candidates, labels them by the truth, learns the verdict in both orders, and measures
+    it on held-out problems before and after. The same command goes on where it stopped.
+    """
+    from cot_engine.cli.train_judge import run
+
+    more = {"minutes": minutes, "restart": restart, "pairs_only": pairs_only, "measure": measure}
+    return partial(run, config, set_ or [], **more, json=json, quiet=quiet, verbose=verbose)
+
+
 @app.command("list", cls=_usage("strategies|judges|tournaments|models|stages"))
 def list_(
     what: Annotated[str, typer.Argument(metavar="WHAT", hidden=True)],

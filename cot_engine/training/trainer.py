@@ -354,6 +354,7 @@ class Watch(TrainerCallback):
                 self.diverged = state.global_step
                 control.should_training_stop = True
                 control.should_save = False
+        row |= {k: round(v, 6) for k, v in logs.items() if k.startswith("judge_")}
         self.last_time, self.last_step = now, state.global_step  # measuring is no part of the rate
         if self.log is not None:
             with suppress(OSError), self.log.open("a") as file:  # a full disk fails at a checkpoint

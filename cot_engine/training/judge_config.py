@@ -1,0 +1,214 @@
+"""What `cot-engine train-judge` does, from one TOML file, checked before anything is loaded.
+
+    output = "runs/my-judge"
+
+    [model]
+    path = "runs/my-model/model"
+
+    [pairs]
+    data = "questions.jsonl"       # what `ablate` reads; or "scenes/train"
+    temperature = 1.0
+
+    [judge]
+    prompt = "brief"
+    keep = 0.25
+
+    [data]                         # what `keep` is taken from, as of `cot-engine train`
+    rows = "train.jsonl"
+    images = "pictures"
+
+    [train]
+    steps = 2000
+    batch = 32
+
+The tables [model], [data], [train], [lora] and [quantize] are those of `sft_config`; [pairs] and
+[judge] are below. Paths are relative to the file's folder, but `output`, which is relative to where
+the command runs.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cot_engine.ablation.worth import WHOLE
+from cot_engine.config import MAX_N
+from cot_engine.errors import ConfigError, CotEngineError
+from cot_engine.training import sft_config
+from cot_engine.training.sft_config import SFTConfig
+
+TRAIN_SCENES = "scenes/train"
+_CORRUPTED = ("CAPTION", "REASONING", WHOLE)
+SCENE_PROBLEMS = 2000
+"""How many scenes are sampled where nothing else is said; 200 more are held out."""
+SCENES_HELD_OUT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class PairsTable:
+    """[pairs]: `data` is a .jsonl or .tsv file of questions with answers, or scenes/train; its
+    first `problems` [all; of scenes 2,000] are sampled from. `held_out` is what judges are measured
+    on: another file or scenes/val, or how many problems (less than 1: a share) of the file, or of
+    scenes/val, are kept for it. `calibration` is the share of these that the weight of likelihood
+    is fitted on instead. `rule`: how a file's answers are graded, as in a grid.
+
+    `stages` are tags, "whole" or "sentence". `n` candidates of each selection are sampled at
+    `temperature`, `top_p` and `top_k`; at most `per_problem` pairs of a problem are kept. With
+    `graded`, two wrong captions of a scene of which one has more right make a pair to train on.
+    `plan` is a file of stages, `seed` that of the samples, `in_flight` how many problems are
+    sampled at once."""
+
+    data: str = sft_config._text(TRAIN_SCENES)
+    problems: int | None = sft_config._whole(None, 1, 10**8)
+    held_out: str | float | None = sft_config._field(None, {"kind": "held_out"})
+    calibration: float = sft_config._number(0.3, 0, 0.9)
+    rule: str | None = sft_config._text(None)
+    stages: tuple[str, ...] = sft_config._texts(("CAPTION", "REASONING", WHOLE))
+    n: int = sft_config._whole(4, 2, MAX_N)
+    temperature: float = sft_config._number(1.0, 0.01, 100)
+    top_p: float = sft_config._number(1.0, 0.01, 1)
+    top_k: int = sft_config._whole(0, 0, 10**6)
+    per_problem: int = sft_config._whole(6, 1, 1000)
+    graded: bool = sft_config._switch(True)
+    plan: str | None = sft_config._text(None)
+    seed: int = sft_config._whole(0, 0, 2**31 - 1)
+    in_flight: int = sft_config._whole(64, 1, 4096)
+
+    def __post_init__(self) -> None:
+        if self.data in ("scenes", "scenes/test"):
+            raise ConfigError(
+                f"pairs.data is {self.data!r}, the frozen test set.",
+                f'It is there for measuring: train on "{TRAIN_SCENES}".',
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeTable:
+    """[judge]: `prompt` is how the model is asked, now and in use: "brief" or "full".
+
+    Every pair is learnt in both orders: the cross-entropy of the verdict's token, plus
+    `consistency` times the square of the sum of both orders' margins (nats), which is what a bias
+    to one place leaves. Plus `marks` times the cross-entropy of a linear head, thrown away later,
+    that tells from the states after layer `marks_layer` [two thirds up] at the candidates' tokens
+    whether what was said is true: of each claim where the data set knows that (of a false one its
+    last two tokens, which count `false_weight` times), else the candidate's outcome at all of its
+    tokens (Cobbe et al., arXiv 2110.14168). `keep` is the share of a batch that is answers as
+    `train` learns them, from [data], and `keep_weight` counts their loss. `corruptions`, of scenes,
+    is the share of the pairs that are not sampled but true texts against corrupted ones.
+
+    `train.batch` counts pairs and kept answers alike; a pair is two sequences."""
+
+    prompt: str = sft_config._text("brief", "brief", "full")
+    consistency: float = sft_config._number(0.02, 0, 1000)
+    marks: float = sft_config._number(1.0, 0, 1000)
+    marks_layer: int | None = sft_config._whole(None, 1, 10_000)
+    false_weight: float = sft_config._number(3.0, 0, 1000)
+    keep: float = sft_config._number(0.25, 0, 0.9)
+    keep_weight: float = sft_config._number(1.0, 0, 1000)
+    corruptions: float = sft_config._number(0.0, 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeConfig:
+    """A whole training of a judge. `sft` holds what it has in common with `train`. Raises
+    ConfigError for values that do not fit together."""
+
+    sft: SFTConfig
+    pairs: PairsTable
+    judge: JudgeTable
+
+    def __post_init__(self) -> None:
+        pairs, judge, batch = self.pairs, self.judge, self.sft.train.batch
+        scenes = pairs.data == TRAIN_SCENES
+        if self.sft.format != "staged":
+            raise ConfigError(f"format is {self.sft.format!r}.", "A judge needs stages: leave it.")
+        if judge.corruptions and not scenes:
+            raise ConfigError(
+                f"judge.corruptions is {judge.corruptions:g}, but pairs.data is {pairs.data!r}.",
+                f'Only of scenes is it known what to corrupt: "{TRAIN_SCENES}".',
+            )
+        strange = [name for name in pairs.stages if name not in _CORRUPTED]
+        if judge.corruptions and strange:
+            raise ConfigError(
+                f"judge.corruptions is {judge.corruptions:g}, and pairs.stages has {strange[0]!r}.",
+                f"Only these can be corrupted: {', '.join(_CORRUPTED)}.",
+            )
+        if self.sft.lora is not None and not self.sft.lora.merge:
+            raise ConfigError("lora.merge is false.", "A judge is measured merged: leave it out.")
+        if scenes and isinstance(pairs.held_out, float) and pairs.held_out < 1:
+            raise ConfigError(
+                f"pairs.held_out is {pairs.held_out:g}.", "Of scenes, give how many, such as 200."
+            )
+        if not 1 <= self.kept < batch and judge.keep:
+            raise ConfigError(
+                f"judge.keep is {judge.keep:g} of a batch of {batch}: {self.kept} answers.",
+                "There must be one at least, and one pair: change train.batch.",
+            )
+
+    @property
+    def kept(self) -> int:
+        """How many of a batch are answers."""
+        return round(self.judge.keep * self.sft.train.batch)
+
+    @property
+    def output(self) -> Path:
+        return Path(self.sft.output)
+
+    @property
+    def folder(self) -> Path:
+        return self.sft.folder
+
+    def plain(self) -> dict[str, Any]:
+        """The configuration as JSON has it, without what may differ from run to run."""
+        pairs = asdict(self.pairs)
+        del pairs["in_flight"]
+        pairs["stages"] = list(pairs["stages"])
+        return self.sft.plain() | {"pairs": pairs, "judge": asdict(self.judge)}
+
+
+_OWN = {"pairs": PairsTable, "judge": JudgeTable}
+
+
+def load_judge_config(path: str | Path, settings: Iterable[str] = ()) -> JudgeConfig:
+    """Read a configuration. `settings` are "judge.marks=2", ... Raises ConfigError naming the file,
+    the key and what is allowed."""
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"The configuration {str(path)!r} cannot be read: {error.strerror}."
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"The configuration {str(path)!r} is not valid TOML: {error}.") from None
+    for setting in settings:
+        sft_config._set(table, setting)
+    try:
+        return parse_judge_config(table, path.parent)
+    except CotEngineError as error:
+        message = f"{error.message.removesuffix('.')}, in {str(path)!r}."
+        raise ConfigError(message, error.hint) from None
+
+
+def parse_judge_config(table: dict[str, Any], folder: Path = Path()) -> JudgeConfig:
+    """The training that a parsed TOML file describes. Raises ConfigError or UnknownNameError."""
+    sft_config._known("key called", table, (*sft_config._TOP, *_OWN))
+    own = {name: sft_config._table(name, kind, table.get(name, {})) for name, kind in _OWN.items()}
+    rest = {key: value for key, value in table.items() if key not in _OWN}
+    pairs, judge = own["pairs"], own["judge"]
+    train = rest.get("train", {})
+    if isinstance(train, dict) and "epochs" in train:
+        raise ConfigError(
+            "[train] has epochs.", "A judge's batches mix pairs and answers: give steps."
+        )
+    if "data" not in rest:
+        if judge.keep and pairs.data != TRAIN_SCENES:
+            raise ConfigError(
+                f"judge.keep is {judge.keep:g}, but there is no [data] to take answers from.",
+                'Give one, such as rows = "train.jsonl", or set judge.keep to 0.',
+            )
+        rest["data"] = {"scenes": "train"}
+    return JudgeConfig(sft_config.parse_config(rest, folder), **own)

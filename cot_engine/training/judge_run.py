@@ -1,0 +1,472 @@
+"""A judge's training from its configuration to a model folder: pairs, steps, what it came to."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cot_engine.ablation.worth import WHOLE
+from cot_engine.config import RunConfig
+from cot_engine.errors import ConfigError, CotEngineError, InputError
+from cot_engine.training import sft
+from cot_engine.training.judge_config import JudgeConfig
+from cot_engine.training.judge_data import (
+    Judged,
+    JudgeEncoder,
+    JudgeSteps,
+    Problems,
+    load_problems,
+    plan_of,
+)
+from cot_engine.training.judge_measure import (
+    LIKELIHOOD,
+    JudgeReport,
+    answers,
+    compare,
+    judge_pairs,
+)
+from cot_engine.training.pairs import Done, PairsFile, Sampler, check_enough, sample_pairs
+
+PAIRS, HELD_OUT, REPORT = "pairs.jsonl", "held-out.jsonl", "judge-report.json"
+_OURS = {PAIRS, HELD_OUT, REPORT, "checkpoints", "log.jsonl"}
+_WATCHED = 480  # held-out pairs that are looked at while training
+_EVERY = 10.0  # seconds between lines about sampling
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeOutcome:
+    """What a run came to. `stopped` is "pairs", "time" or "interrupted" where it did not get to the
+    end, `training` None before the first step, `report` None before the last."""
+
+    output: Path
+    pairs: int
+    training: sft.Outcome | None = None
+    report: JudgeReport | None = None
+    stopped: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "output": str(self.output),
+            "pairs": self.pairs,
+            "training": self.training and self.training.plain(),
+            "report": self.report and self.report.plain(),
+            "stopped": self.stopped,
+        }
+
+
+def train_judge(
+    config: JudgeConfig,
+    *,
+    minutes: float | None = None,
+    restart: bool = False,
+    pairs_only: bool = False,
+    measure: bool = True,
+    tell: Callable[[str], None] = lambda _: None,
+    show: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> JudgeOutcome:
+    """Sample pairs, train on them, measure before and after; go on where an earlier run stopped.
+
+    `minutes` bounds sampling and training together; `restart` throws away what there is;
+    `pairs_only` stops when all are sampled; without `measure` nothing is measured at the end.
+    `tell` gets sentences, `show` each row of log.jsonl. Raises CotEngineError for everything that
+    the user can mend.
+    """
+    sft._needs()
+    began = time.monotonic()
+    output = config.output
+    _check_output(output, restart)
+    problems = load_problems(config)
+    _check_stages(config)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+    def left() -> float | None:
+        return None if minutes is None else minutes - (time.monotonic() - began) / 60
+
+    train, held = _pairs(config, problems, world, tell, left)
+    made = sum(len(done.pairs) for done in train.values())
+    if len(train) + len(held) < _wanted(config, problems):
+        return JudgeOutcome(output, made, stopped="time")
+    _check_pairs(config, problems, train, held, tell)
+    if pairs_only:
+        return JudgeOutcome(output, made, stopped="pairs")
+    last = _last_checkpoint(config)
+    import torch
+
+    torch.manual_seed(config.sft.train.seed)
+    measured = [held[index] for index in problems.measuring if index in held]
+    rest = left()
+    # At least one step, however long sampling took: or no run would ever get anywhere.
+    run = JudgeRun(
+        config, problems, train.values(), measured, last, rest and max(rest, 0.01), tell, show
+    )
+    trained = run.run()
+    if trained.model is None or not measure or rank:
+        return JudgeOutcome(output, made, trained, None, trained.stopped)
+    report = _measured(config, problems, held, trained.model, tell)
+    (output / REPORT).write_text(json.dumps(report.plain(), indent=1) + "\n", "utf-8")
+    return JudgeOutcome(output, made, trained, report)
+
+
+# --- pairs ---------------------------------------------------------------------------------------
+
+
+def _wanted(config: JudgeConfig, problems: Problems) -> int:
+    sampled = len(problems.training) if config.judge.corruptions < 1 else 0
+    return sampled + len(problems.measuring) + len(problems.calibrating)
+
+
+def _pairs(
+    config: JudgeConfig,
+    problems: Problems,
+    world: int,
+    tell: Callable[[str], None],
+    left: Callable[[], float | None],
+) -> tuple[dict[int, Done], dict[int, Done]]:
+    """What is sampled of the problems to train on and of those held out, by place."""
+    from cot_engine.backends import loading
+    from cot_engine.engine import Engine, model_path
+
+    source = loading.find_folder(sft._relative(config.sft, model_path(config.sft.model.path)))
+    digest = loading.digest_of(sorted(source.glob("*.safetensors")))
+    table = config.pairs
+    run = RunConfig(
+        plan=plan_of(config),
+        temperature=table.temperature,
+        top_p=table.top_p,
+        top_k=table.top_k,
+        seed=table.seed,
+    )
+    sampler = Sampler(run, table.stages, table.n, table.per_problem, table.graded)
+    # The same number from all stages, and right against wrong alone: what is reported.
+    measuring = replace(sampler, graded=False, per_problem=2 * len(table.stages))
+    held = sorted([*problems.measuring, *problems.calibrating])
+    training = problems.training if config.judge.corruptions < 1 else []
+    work = [
+        (HELD_OUT, problems.held_out, held, measuring, problems.names[1]),
+        (PAIRS, problems.train, training, sampler, problems.names[0]),
+    ]
+    found: dict[str, dict[int, Done]] = {}
+    engine: Engine | None = None
+    try:
+        for name, items, places, how, data in work:
+            recipe = {"model": digest, "data": data, **how.recipe()}
+            with PairsFile(config.output / name, recipe) as file:
+                missing = [index for index in places if index not in file.done]
+                if missing and world > 1:
+                    raise InputError(
+                        f"{len(missing):,} problems are not sampled, and there are {world} "
+                        "processes.",
+                        "Sample with one: cot-engine train-judge CONFIG.toml --pairs-only.",
+                    )
+                if missing and engine is None:
+                    tell(f"Loading {config.sft.model.path} to sample")
+                    engine = Engine.from_pretrained(
+                        source, device=config.sft.model.device, in_flight=table.in_flight
+                    )
+                if missing:
+                    _sample(engine, items, missing, how, file, name, tell, left)  # type: ignore[arg-type]
+                found[name] = {i: file.done[i] for i in places if i in file.done}
+    finally:
+        if engine is not None:
+            engine.close()
+    return found[PAIRS], found[HELD_OUT]
+
+
+def _sample(
+    engine: Any,
+    items: Any,
+    missing: list[int],
+    sampler: Sampler,
+    file: PairsFile,
+    name: str,
+    tell: Callable[[str], None],
+    left: Callable[[], float | None],
+) -> None:
+    began, said = time.monotonic(), 0.0
+    total, before = len(missing) + len(file.done), len(file.done)
+
+    def stop() -> bool:
+        rest = left()
+        return rest is not None and rest <= 0
+
+    def on_done(_: Done) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said < _EVERY and len(file.done) < total:
+            return
+        said = now
+        pairs = sum(len(done.pairs) for done in file.done.values())
+        rate = (len(file.done) - before) / (now - began)
+        tell(
+            f"{name}: {len(file.done):,} of {total:,} problems, {pairs:,} pairs, "
+            f"{rate:.1f} problems/s"
+        )
+
+    sample_pairs(engine, items, missing, sampler, file, on_done, stop)
+
+
+def _check_pairs(
+    config: JudgeConfig,
+    problems: Problems,
+    train: dict[int, Done],
+    held: dict[int, Done],
+    tell: Callable[[str], None],
+) -> None:
+    """Raises InputError if there is nothing to train on; what there is too little of is told."""
+    for name, done in (("training", train), ("held-out", held)):
+        failed = [each for each in done.values() if each.error]
+        if failed:
+            tell(f"Note: {len(failed):,} {name} problems failed, the first: {failed[0].error}")
+    stages = config.pairs.stages
+    notes = check_enough(train.values(), stages, "training") if train else []
+    try:
+        notes += check_enough((held[i] for i in problems.measuring), stages, "held-out")
+    except InputError as error:
+        notes.append(f"Nothing can be measured. {error.message}")
+    for note in notes:
+        tell(f"Note: {note}")
+
+
+def _check_stages(config: JudgeConfig) -> None:
+    from cot_engine.ablation.worth import SENTENCE
+    from cot_engine.errors import UnknownNameError
+
+    known = [*(stage.tag for stage in plan_of(config)), WHOLE, SENTENCE]
+    for name in config.pairs.stages:
+        if name not in known:
+            raise UnknownNameError("stage of pairs.stages called", name, known)
+
+
+def _check_output(output: Path, restart: bool) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        there = {path.name for path in output.iterdir() if not path.name.startswith(".")}
+    except OSError as error:
+        raise InputError(
+            f"The output {str(output)!r} cannot be used: {error.strerror}.", "Name another folder."
+        ) from None
+    if there and not there & _OURS:
+        raise InputError(
+            f"The output {str(output)!r} holds other files: {', '.join(sorted(there)[:3])}.",
+            "Name an empty folder, or one that train-judge made.",
+        )
+    if restart:
+        for name in _OURS & there:
+            path = output / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _last_checkpoint(config: JudgeConfig) -> Path | None:
+    from cot_engine.training.trainer import checkpoints
+
+    found = checkpoints(config.output)
+    if not found:
+        return None
+    facts = json.loads((found[-1] / "training.json").read_text("utf-8"))
+    sft._same_training(facts, config, found[-1])  # type: ignore[arg-type]
+    return found[-1]
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+class JudgeRun(sft._Run):
+    """`train`'s run, with a judge's data, loss and trainer."""
+
+    def __init__(
+        self,
+        config: JudgeConfig,
+        problems: Problems,
+        done: Iterable[Done],
+        measured: Sequence[Done],
+        last: Path | None,
+        minutes: float | None,
+        tell: Callable[[str], None],
+        show: Callable[[dict[str, Any]], None],
+    ) -> None:
+        super().__init__(config.sft, config.output, last, minutes, tell, show)
+        self.judge, self.problems = config, problems
+        self.done, self.measured = list(done), measured
+
+    def run(self) -> sft.Outcome:
+        from cot_engine.backends import loading
+        from cot_engine.engine import model_path
+        from cot_engine.training.examples import Encoder
+        from cot_engine.training.judge_train import JudgeTrainer, learn_judging
+        from cot_engine.training.network import prepare
+
+        config, table = self.config, self.judge.judge
+        micro = self._micro()
+        self.source = loading.find_folder(sft._relative(config, model_path(config.model.path)))
+        self.tell(f"Loading {config.model.path} to train")
+        whole = self.last is not None and config.lora is None
+        loaded = loading.load(
+            self.last if whole else self.source,
+            self._device(),
+            config.model.dtype,
+            {4: "4bit", 8: "8bit"}[config.quantize.bits] if config.quantize else None,
+        )
+        encoder = JudgeEncoder(Encoder(loaded), table.prompt, table.false_weight)
+        limit = min(config.data.max_tokens or 10**9, loaded.adapter.text.max_position_embeddings)
+        steps = JudgeSteps(
+            *(self.judge, encoder, plan_of(self.judge), self.problems.train, self.done),
+            micro=micro, limit=limit, rank=self.rank, world=self.world,
+        )  # fmt: skip
+        total = config.train.steps
+        assert total is not None  # judge_config says so
+        network = prepare(loaded, config)
+        learn_judging(loaded.adapter, table, encoder.choices)
+        held = self._watched(steps)
+        trainer = JudgeTrainer(
+            network,
+            self._arguments(total, micro, bool(held), loaded.adapter.device.type),
+            config,
+            steps,
+            first=self.first,
+            held=held,
+            base=loaded.adapter.model,
+            processor_files=self.source,
+            facts=self._facts(loaded, network) | {"config": self.judge.plain()},
+            callbacks=[self.watch],
+        )
+        if self.first < total:
+            if self.last is not None:
+                self.tell(f"Going on from step {self.first:,} of {total:,}.")
+            with self._interruptible():
+                trainer.train(resume_from_checkpoint=self.last and str(self.last))
+        return self._ended(trainer, loaded, total)
+
+    def _watched(self, steps: JudgeSteps) -> list[Judged]:
+        """Held-out pairs that are looked at while training: as many of each stage, if there are."""
+        by_stage: dict[str, list[Judged]] = {}
+        for each in self.measured:
+            for pair in each.pairs:
+                judged = steps.judged(each.index, pair, self.problems.held_out)
+                by_stage.setdefault(pair.stage, []).append(judged)
+        return [j for some in by_stage.values() for j in some[: _WATCHED // len(by_stage)]]
+
+    def _ended(self, trainer: Any, loaded: Any, total: int) -> sft.Outcome:
+        from cot_engine.errors import ModelError
+        from cot_engine.profile import Profile
+        from cot_engine.training import record
+        from cot_engine.training.judge_train import without_head
+        from cot_engine.training.network import save_model
+
+        step = trainer.state.global_step if self.first < total else self.first
+        if self.watch.diverged is not None:
+            raise ModelError(
+                f"Step {step:,}: the loss is not a number any more.",
+                "Lower train.learning_rate or train.clip, and give the same command again: it goes "
+                "on from the checkpoint before, or with --restart from the beginning.",
+            )
+        model = self.output / "model" if step >= total else None
+        if self.rank == 0:
+            record.draw_curves(self.rows, self.output / "curves.svg")
+            if model is not None and (self.first < total or not model.is_dir()):
+                with without_head(trainer.base):
+                    card = self._card(trainer, record.machine(loaded.adapter, self.world))
+                    save_model(trainer, loaded, self.config, self.source, self.output, card)
+            if model is not None:
+                profile = Profile.of(model)
+                Profile("self", self.judge.judge.prompt, profile.likelihood_weight).write(model)
+        trainer.accelerator.wait_for_everyone()
+        losses = [row["loss"] for row in self.rows if "loss" in row]
+        held = [row["held_out_loss"] for row in self.rows if "held_out_loss" in row]
+        return sft.Outcome(
+            self.output,
+            step,
+            total,
+            model,
+            losses[-1] if losses else None,
+            held[-1] if held else None,
+            round(self.watch.seconds, 2),
+            "" if step >= total else "interrupted" if self.watch.stop else "time",
+        )
+
+    def _card(self, trainer: Any, machine: dict[str, Any]) -> str:
+        """The model card, in Markdown: all of it was read or measured."""
+        from cot_engine.escape import visible
+
+        pairs = {at: len(found) for at, found in trainer.steps.by_stage.items()}
+        rows = {
+            "trained from": visible(self.config.model.path),
+            "pairs": ", ".join(f"{at} {n:,}" for at, n in pairs.items()) or "corrupted ones alone",
+            "data": visible(self.judge.pairs.data),
+            "steps": f"{trainer.state.global_step:,} of {self.config.train.batch:,}, of which "
+            f"{trainer.steps.corrupted:,} corrupted pairs and {trainer.steps.kept:,} answers",
+            "trained weights": f"{trainer.facts['trained']:,} of {trainer.facts['parameters']:,}",
+            "hours": f"{self.watch.seconds / 3600:.2f}",
+            **machine,
+        }
+        lines = [f"| {key} | {visible(str(value))} |" for key, value in rows.items()]
+        table = json.dumps(self.judge.plain(), indent=1)
+        name = visible(self.output.name)
+        return (
+            f"# {name}\n\nTrained by cot-engine to judge pairs of its own candidates, asked with "
+            f"the {self.judge.judge.prompt} prompt.\n\n| | |\n|---|---|\n"
+            + "\n".join(lines)
+            + f"\n\nThe configuration:\n\n```json\n{table}\n```\n"
+        )
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+def _measured(
+    config: JudgeConfig,
+    problems: Problems,
+    held: dict[int, Done],
+    model: Path,
+    tell: Callable[[str], None],
+) -> JudgeReport:
+    """Ask the model before and the one after about the same pairs, and both for answers."""
+    from cot_engine.backends import loading
+    from cot_engine.engine import Engine, model_path
+    from cot_engine.judges import SelfJudge
+    from cot_engine.profile import Profile
+    from cot_engine.report.weighing import fit_weight, margins
+
+    plan, items = plan_of(config), problems.held_out
+    judge = SelfJudge(prompt=config.judge.prompt)  # type: ignore[arg-type]
+    measured = [held[index] for index in problems.measuring if index in held]
+    fitted = [held[index] for index in problems.calibrating if index in held]
+    source = loading.find_folder(sft._relative(config.sft, model_path(config.sft.model.path)))
+    seen, scores, weight = [], [], None
+    notes: list[str] = []
+    for name, folder in (("before", source), ("after", model)):
+        tell(f"Measuring {name} training")
+        with Engine.from_pretrained(
+            folder, device=config.sft.model.device, in_flight=config.pairs.in_flight
+        ) as engine:
+            seen.append(judge_pairs(engine, judge, items, measured, plan))
+            scores.append(answers(engine, items, problems.measuring, RunConfig(plan=plan)))
+            if name == "before":
+                likely = judge_pairs(engine, LIKELIHOOD, items, measured, plan)
+                continue
+            try:
+                own = judge_pairs(engine, judge, items, fitted, plan)
+                by_likelihood = judge_pairs(engine, LIKELIHOOD, items, fitted, plan)
+                fit = fit_weight(margins(own.contests, by_likelihood.contests))
+                weight = fit.weight.estimate
+                Profile("self", config.judge.prompt, weight).write(model)  # type: ignore[arg-type]
+            except CotEngineError as error:
+                notes.append(f"No weight of self+likelihood: {error.message}")
+    failed = [part for part in seen if part.failed]
+    if failed:
+        notes.append(f"{failed[0].failed:,} problems could not be judged: {failed[0].error}")
+    if config.sft.model.path and not seen[1].contests:
+        notes.append("There were no held-out pairs to measure on.")
+    return compare(seen[0], seen[1], likely, (scores[0], scores[1]), weight, notes)
+
+
+def check(config: JudgeConfig) -> None:
+    """What can be checked before anything is loaded. Raises CotEngineError."""
+    _check_stages(config)
+    if not config.pairs.stages:
+        raise ConfigError("pairs.stages is empty.", "Name at least one stage.")
