@@ -356,6 +356,22 @@ def test_ctrl_c_keeps_what_is_paid_for(tmp_path):
         assert set(server.paid().values()) == {1} and len(kept(tmp_path)) == 40
 
 
+def test_a_second_ctrl_c_drops_what_is_in_flight(tmp_path):
+    """Nobody is answered here for longer than the test would wait."""
+    data = write_questions(tmp_path, 4)
+    with serving(tmp_path, first={str(k): ["hang:100"] for k in range(1, 5)}) as server:
+        run = command(data, "--base-url", server.url, "--model", "teacher")
+        process = subprocess.Popen(run, env=environment(), stderr=subprocess.PIPE, text=True)
+        server.until(lambda state: state["open"] == 4)
+        process.send_signal(signal.SIGINT)
+        while "4 calls are in flight" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "The journal keeps" in err
+    assert not Path("questions.staged.jsonl").exists()
+
+
 def test_a_full_disk_keeps_what_is_done(tmp_path):
     """Here the largest file that a process may write; the first replies fit into it."""
     data = write_questions(tmp_path, 60)
