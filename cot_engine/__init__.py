@@ -43,7 +43,9 @@ _HOMES = {
         "Scorer",
         "ScorerJudge",
         "SelfJudge",
+        "SelfLikelihoodJudge",
     ),
+    "profile": ("Profile",),
     "stages": ("DEFAULT_PLAN", "Plan", "Stage", "conclusion", "read"),
     "strategy": ("Expand", "Score", "Search", "Select", "Strategy", "Task"),
     "types": (

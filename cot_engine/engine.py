@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-import json
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
@@ -26,6 +25,7 @@ from cot_engine.errors import ConfigError, CotEngineError, InputError, UnknownNa
 from cot_engine.events import Event, Trace
 from cot_engine.images import Image, load_image
 from cot_engine.judges import Judge
+from cot_engine.profile import Profile
 from cot_engine.rejudge import Rejudged, rejudge
 from cot_engine.search import Named, search
 from cot_engine.session import Settings
@@ -35,8 +35,6 @@ from cot_engine.tournament import TOURNAMENTS
 from cot_engine.types import GREEDY, Answer, Generate, Problem, Prompt, Sampling
 
 BUNDLED = "bundled"
-PROFILE = "cot_engine.json"
-"""A file that a model's folder may hold: {"judge": the default one}."""
 
 _MODES = {
     "trained": "The model opens {} by itself, as one trained on the tags does.",
@@ -54,14 +52,14 @@ def model_path(model: str | Path) -> str | Path:
 class Engine:
     """A loaded model and the searches that run on it. Close it, or use it as a context manager.
 
-    Its methods may be called from several threads.
+    `profile` says how to judge with the model. Its methods may be called from several threads.
     """
 
-    def __init__(self, backend: Backend, *, default_judge: str = "self", in_flight: int = 32):
+    def __init__(self, backend: Backend, *, profile: Profile | None = None, in_flight: int = 32):
         if in_flight < 1:
             raise ConfigError(f"in_flight is {in_flight}.", "It must be at least 1.")
         self.backend = backend
-        self.default_judge = default_judge
+        self.profile = profile or Profile()
         self.in_flight = in_flight
         self._scopes = itertools.count()
         self._modes: dict[str, Literal["trained", "prompted"]] = {}
@@ -82,11 +80,13 @@ class Engine:
         """Load a checkpoint folder (or hub id), or the bundled model.
 
         `in_flight` bounds the searches that run at once. `on_notice` hears what the user should
-        know, such as a batch that was halved for lack of memory. Raises ModelError.
+        know, such as a batch that was halved for lack of memory. Raises ModelError, and
+        ConfigError or UnknownNameError for a profile in the folder that will not do.
         """
         from cot_engine.backends.local import LocalBackend
 
         path = model_path(model)
+        profile = Profile.of(path)  # before what takes long
         backend = LocalBackend.load(
             path,
             device=device,
@@ -95,7 +95,7 @@ class Engine:
             on_notice=on_notice,
             name=str(model),  # "bundled" means the same model on every machine, its path does not
         )
-        return cls(backend, default_judge=_profile(path).get("judge", "self"), in_flight=in_flight)
+        return cls(backend, profile=profile, in_flight=in_flight)
 
     # --- one problem ---
 
@@ -379,7 +379,7 @@ class _Run:
         config = replace(config, **own, **named)
         self.config = replace(config, parameters={**config.parameters, **rest})
         self.strategy = self._strategy(parts.get("strategy"))
-        self.judge = self._judge(parts.get("judge"), engine.default_judge)
+        self.judge = self._judge(parts.get("judge"), engine.profile)
         c = self.config
         if c.tournament not in TOURNAMENTS:
             raise UnknownNameError("tournament", c.tournament, TOURNAMENTS)
@@ -409,10 +409,10 @@ class _Run:
             raise ConfigError(f"{part!r} is not a strategy.", "It needs a method search(task).")
         return Named(type(part).__name__, part)
 
-    def _judge(self, part: Any, default: str) -> Named:
+    def _judge(self, part: Any, profile: Profile) -> Named:
         if part is None or isinstance(part, str):
-            name = default if self.config.judge == "auto" else self.config.judge
-            return Named(name, plugins.make("judge", name, {}))
+            name = self.config.judge
+            return Named(profile.name_of(name), profile.make_judge(name))
         if not isinstance(part, Judge):
             raise ConfigError(
                 f"{part!r} is not a judge.", "It needs `symmetric` and async compare()."
@@ -456,15 +456,6 @@ def _other(image: Image, index: int) -> Image:
 
     seed = int(image.digest[:8], 16)
     return load_image(scenes.sample(seed, index, "val").image.resize(image.size))
-
-
-def _profile(path: str | Path) -> dict[str, Any]:
-    try:
-        return json.loads((Path(path) / PROFILE).read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{Path(path) / PROFILE} cannot be read: {error}.") from None
 
 
 async def _cancel(tasks: Iterable[asyncio.Task]) -> None:

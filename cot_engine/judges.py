@@ -10,7 +10,7 @@ import math
 import random
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from cot_engine import prompts
@@ -182,6 +182,31 @@ class ScorerJudge:
 
 
 @dataclass(frozen=True, slots=True)
+class SelfLikelihoodJudge(SelfJudge):
+    """The model itself, by the logits of its verdict and by how likely it found what it wrote.
+
+    The margin is that of SelfJudge + `weight` x (mean log-probability per token of the first - of
+    the second, as LikelihoodScorer has them). Asked in both orders; an unreadable verdict stays
+    unreadable. The weight is a model's own: `report.weighing.fit_weight` finds it.
+    """
+
+    weight: float = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        SelfJudge.__post_init__(self)
+        if not math.isfinite(self.weight):
+            raise ConfigError(f"weight is {self.weight}.", "It must be a finite number.")
+
+    async def compare(self, pairs: Sequence[Pair], case: Case, ask: Ask) -> list[Verdict]:
+        own = await SelfJudge.compare(self, pairs, case, ask)
+        likely = await ScorerJudge().compare(pairs, case, ask)
+        return [
+            _by_sign(a.margin + self.weight * b.margin, a.readable, a.text)
+            for a, b in zip(own, likely, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class RandomJudge:
     """The control: a coin for each pair, the same whichever order it is asked in."""
 
@@ -227,6 +252,7 @@ JUDGES: dict[str, Callable[[], Judge]] = {
     "self": SelfJudge,
     "rationale": RationaleJudge,
     "likelihood": ScorerJudge,
+    "self+likelihood": SelfLikelihoodJudge,
     "random": RandomJudge,
 }
 """The judges with a name. An oracle needs the answer: pass `OracleJudge(answer)` from Python."""

@@ -42,6 +42,7 @@ from cot_engine.types import (
 )
 
 _PIECE = re.compile(r"\s*\S+|\s+")
+_COMPARED = re.compile(r"(?:Attempt 1:\n|1: )(.*?)\n(?:Attempt 2:\n|2: )(.*)", re.DOTALL)
 _FLOPS_PER_TOKEN = 1000
 
 
@@ -120,10 +121,10 @@ class ScriptedBackend:
         for tail in request.tails:
             context = self._words_of(request.prompt.text + tail, request.prompt)
             usage += self._read(request.scope, context, request.prompt)
-            first, _, second = tail.partition("Attempt 2:\n")
-            margin = self.prefer(first.partition("Attempt 1:\n")[2].strip()) - self.prefer(
-                second.strip()
-            )
+            compared = _COMPARED.search(tail)
+            texts = compared.groups() if compared else ("", "")
+            first, second = (self.prefer(text.strip()) for text in texts)
+            margin = first - second
             rows.append((-0.7 + margin / 2, -0.7 - margin / 2))
         return Chosen(tuple(rows), usage)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cot_engine.cli import main
 from cot_engine.engine import Engine
+from cot_engine.profile import Profile
 from cot_engine.testing import ScriptedBackend, staged_reply
 
 HOSTILE = "\x1b[31m\x1b]0;owned\x07\r\u202e[bold]x[/bold]\x9b2J"
@@ -45,7 +46,8 @@ def load(model="bundled", *, on_notice=None, in_flight=32, **_options):
     if on_notice:
         on_notice("The batch was halved.")
     backend = Model(script=_hostile if script == "hostile" else staged_reply)
-    return Engine(backend, default_judge="likelihood", in_flight=in_flight)
+    profile = Profile.of(model) if Path(model).is_dir() else Profile("likelihood")
+    return Engine(backend, profile=profile, in_flight=in_flight)
 
 
 if __name__ == "__main__":

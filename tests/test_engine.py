@@ -19,6 +19,7 @@ from cot_engine.errors import (
 )
 from cot_engine.events import Failed, Finished, Grown, Selected, Started
 from cot_engine.images import load_image
+from cot_engine.profile import Profile
 from cot_engine.testing import ScriptedBackend, check_backend
 
 # Hot, because the bundled model is so sure that its candidates would not differ at 1.
@@ -38,7 +39,7 @@ def problems():
 
 
 def scripted(**script) -> Engine:
-    return Engine(ScriptedBackend(**script), default_judge="likelihood")
+    return Engine(ScriptedBackend(**script), profile=Profile("likelihood"))
 
 
 def same(a, b, tolerance=1e-3):
@@ -187,7 +188,7 @@ def test_solve_many_is_lazy_ordered_and_bounded():
             taken.append(i)
             yield (None, f"How many of {i}?")
 
-    engine = Engine(ScriptedBackend(), default_judge="likelihood", in_flight=4)
+    engine = Engine(ScriptedBackend(), profile=Profile("likelihood"), in_flight=4)
     answers = engine.solve_many(endless())
     first = [next(answers) for _ in range(6)]
     assert [a.problem.question for a in first] == [f"How many of {i}?" for i in range(6)]
@@ -230,7 +231,7 @@ def test_a_cancelled_search_leaves_a_partial_trace(tmp_path):
                 await asyncio.Event().wait()  # for ever
             return await super().generate(request)
 
-    engine = Engine(Stuck(), default_judge="likelihood")
+    engine = Engine(Stuck(), profile=Profile("likelihood"))
 
     async def go(file):
         task = asyncio.create_task(engine.asolve(None, "How?", on_event=file, mode="trained"))

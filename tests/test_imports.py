@@ -27,7 +27,7 @@ LAYERS = [
     {"stages", "answers", "prompts", "budget", "events"},
     {"strategy", "tournament", "judges"},
     {"session", "growth", "filling", "arena", "search", "rejudge"},
-    {"plugins", "config", "testing", "scenes"},
+    {"plugins", "config", "profile", "testing", "scenes"},
     {"engine"},
     {"ablation", "views"},
     {"report"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from cot_engine.ablation.data import load_data
 from cot_engine.cli.judge_report import plain
 from cot_engine.events import Selected
 from cot_engine.judges import JUDGES, OracleJudge, SelfJudge
+from cot_engine.profile import Profile
 from cot_engine.report.judge_report import Examination, examine, report
 from cot_engine.stages import conclusion, read
 from cot_engine.testing import ScriptedBackend
@@ -220,6 +222,10 @@ def test_json_and_out_are_the_same(cli, tmp_path):  # noqa: F811
         (["-n", "0"], ["n is 0", "from 1"]),
         (["--rollouts", "-1"], ["rollouts is -1", "from 0"]),
         (["-t", "-3"], ["temperature", "-3"]),
+        (["--write-profile"], ["--write-profile", "--fit"]),
+        (["--fit", "--judge", "self"], ["self and likelihood", "--judge likelihood"]),
+        (["--fit", "--write-profile", "-m", "some/hub-name"], ["some/hub-name", "no folder"]),
+        (["--fit", "--judge", "self+likelihood"], ["likelihood_weight", "--fit"]),
         (["--out", "/dev/null/x.json"], ["/dev/null/x.json", "--out"]),
     ],
     ids=lambda value: " ".join(map(str, value))[:40],
@@ -279,6 +285,75 @@ def test_controls_on_request(cli):  # noqa: F811
 
     assert shown() == shown("--controls") == {"seen", "blank", "swap"}
     assert shown("--no-controls") == {"seen"}
+
+
+@dataclass(frozen=True)
+class Inkling:
+    """Knows the right answer and mumbles: the truth, noise, and a liking for the first place."""
+
+    answers: ClassVar[dict] = {}
+    prompt: str = "full"
+    symmetric: ClassVar[bool] = False
+
+    async def compare(self, pairs, case, ask):
+        def worth(chain):
+            right = conclusion(chain.text, case.plan) == self.answers[case.problem.id]
+            return 1.5 * right + random.Random(chain.text).gauss(0, 1.5)
+
+        margins = [worth(a) - worth(b) + 0.1 for a, b in pairs]
+        return [Verdict("first" if m > 0 else "second", m) for m in margins]
+
+
+def reply(request, seed):
+    """A response whose answer is right by a coin, that says little else."""
+    answer = random.Random(f"{request.prompt.text}|{seed}").choice("12")
+    return f"<SUMMARY>s{seed % 97}</SUMMARY><CAPTION>c</CAPTION><REASONING>r</REASONING>" + (
+        f"<CONCLUSION>{answer}</CONCLUSION>"
+    )
+
+
+def test_a_weight_is_fitted_shown_and_written_only_when_asked(cli, tmp_path, monkeypatch):  # noqa: F811
+    rows = [{"id": f"q{k}", "question": f"Is it {k}?", "answer": "1"} for k in range(60)]
+    path, model = tmp_path / "data.jsonl", tmp_path / "model"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    model.mkdir()
+    Profile("self", "brief").write(model)
+    monkeypatch.setattr(Inkling, "answers", {f"q{k}": "1" for k in range(60)})
+    monkeypatch.setitem(JUDGES, "self", Inkling)
+    monkeypatch.setattr(scripted_cli, "staged_reply", reply)
+    asking = ("judge-report", "--data", path, "--problems", "60", "-s", "best-of-n", "-n", "4")
+    run = (*asking, "-m", model, "--fit")
+
+    done = cli(*run)
+    assert done.returncode == 0, done.stderr
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("self+likelihood: ")]
+    assert Profile.of(model) == Profile("self", "brief"), "not asked to be written"
+
+    done = cli(*run, "--write-profile", "--json")
+    weight = json.loads(done.stdout)["weight"]
+    shown = weight["weight"]
+    assert f"weight {shown['estimate']:.3f} ({shown['low']:.3f} to {shown['high']:.3f})" in line
+    assert f"{weight['pairs']:,} pairs of {weight['problems']} problems" in line
+    assert weight["pairs"] >= 40 and shown["low"] < shown["estimate"] < shown["high"]
+    assert "cot_engine.json" in done.stderr
+    written = Profile.of(model)
+    assert written == Profile("self", "brief", pytest.approx(shown["estimate"], rel=1e-3))
+
+    monkeypatch.setitem(JUDGES, "self", SelfJudge)
+    done = cli(*asking, "-m", model, "--judge", "self+likelihood", "--judge", "self", "--json")
+    got = json.loads(done.stdout)
+    assert {card["judge"] for card in got["cards"]} == {"self+likelihood", "self"}
+    assert got["about"]["profile"]["likelihood_weight"] == written.likelihood_weight
+
+
+def test_a_weight_that_cannot_be_fitted_loses_no_report(cli, tmp_path):  # noqa: F811
+    out = tmp_path / "r.json"
+    model = tmp_path / "model"
+    model.mkdir()
+    done = cli(*ASK, "--judge", "self", "--fit", "--write-profile", "-m", model, "--out", out)
+    assert done.returncode == 2 and "No weight was fitted" in done.stderr
+    assert "Judges on 6 problems" in done.stdout and "at least 40 on 20" in done.stdout
+    assert json.loads(out.read_text())["weight"] is None and list(model.iterdir()) == []
 
 
 def test_without_candidates_that_differ_it_says_so(monkeypatch):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 import torch
 from golden import check_golden
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_models import enliven, picture
 
-from cot_engine import prompts
+from cot_engine import plugins, prompts
+from cot_engine.arena import combine
 from cot_engine.backends.local import LocalBackend
 from cot_engine.boundaries import Until
 from cot_engine.errors import ConfigError
-from cot_engine.judges import Case, SelfJudge
+from cot_engine.judges import Case, SelfJudge, SelfLikelihoodJudge
 from cot_engine.stages import DEFAULT_PLAN
 from cot_engine.testing import check_judge
 from cot_engine.types import Chain, Choose, Generate, Problem, Prompt, Segment, Step
@@ -91,6 +95,77 @@ def test_a_form_that_does_not_exist():
 @pytest.mark.parametrize("form", prompts.FORMS)
 def test_the_self_judge_keeps_its_contract(form):
     check_judge(SelfJudge(prompt=form))
+
+
+# --- verdict and likelihood together --------------------------------------------------------------
+
+
+class Asked:
+    """An Ask whose answers are given: the log-odds of "1" for each tail, in order, by `margins`."""
+
+    def __init__(self, margins, mass=1.0):
+        self.margins, self.mass = list(margins), mass
+
+    async def choose(self, prompt, tails, choices, prefix=""):
+        rows = []
+        for _ in tails:
+            odds = math.exp(self.margins.pop(0))
+            rows.append((math.log(self.mass * odds / (1 + odds)), math.log(self.mass / (1 + odds))))
+        return rows
+
+
+def combined(judge, margins, likelihoods, mass=1.0):
+    """The verdicts on (a, b) and on (b, a), and each order's part that likelihood has in it."""
+    case, _ = asked("step")
+    pair = [
+        chain(SUMMARY, CAPTIONS[k], likelihood=each, index=k) for k, each in enumerate(likelihoods)
+    ]
+    pairs = [tuple(pair), tuple(pair[::-1])]
+    verdicts = asyncio.run(judge.compare(pairs, case, Asked(margins, mass)))
+    own = asyncio.run(SelfJudge().compare(pairs, case, Asked(margins, mass)))
+    return verdicts, [v.margin - o.margin for v, o in zip(verdicts, own, strict=True)]
+
+
+NUMBERS = st.floats(-5, 5)
+
+
+@given(st.tuples(NUMBERS, NUMBERS), st.tuples(NUMBERS, NUMBERS), NUMBERS)
+def test_the_margin_is_the_verdict_and_the_weighed_likelihood(margins, likelihoods, weight):
+    verdicts, parts = combined(SelfLikelihoodJudge(weight=weight), margins, likelihoods)
+    expected = weight * (likelihoods[0] - likelihoods[1])
+    assert parts == pytest.approx([expected, -expected], abs=1e-9)  # turned with the order
+    for verdict, margin, part in zip(verdicts, margins, parts, strict=True):
+        assert verdict.readable and verdict.margin == pytest.approx(margin + part, abs=1e-6)
+    outcome = combine(verdicts)
+    signs = [(v.margin > 0) - (v.margin < 0) for v in verdicts]
+    assert outcome == {(1, -1): "first", (-1, 1): "second"}.get(tuple(signs), "tie")
+
+
+def test_orders_that_disagree_are_a_tie_until_likelihood_outweighs_the_place():
+    biased = (2.0, 1.0)  # names the first, whichever stands there
+    weak, _ = combined(SelfLikelihoodJudge(weight=0.5), biased, (-1.0, -2.0))
+    strong, _ = combined(SelfLikelihoodJudge(weight=3.0), biased, (-1.0, -2.0))
+    assert combine(weak) == "tie" and combine(strong) == "first"
+
+
+def test_what_cannot_be_read_is_not_made_readable_by_likelihood():
+    verdicts, _ = combined(SelfLikelihoodJudge(weight=3.0), (1, -1), (-1.0, -2.0), mass=1e-5)
+    assert [v.outcome for v in verdicts] == ["tie", "tie"] and not any(v.readable for v in verdicts)
+
+
+def test_weight_zero_is_the_self_judge_and_a_weight_is_needed():
+    verdicts, parts = combined(SelfLikelihoodJudge(weight=0.0), (1.5, -0.5), (-1.0, -3.0))
+    assert parts == [0, 0] and combine(verdicts) == "first"
+    with pytest.raises(ConfigError, match="weight is nan"):
+        SelfLikelihoodJudge(weight=math.nan)
+    with pytest.raises(ConfigError, match=r"needs weight"):
+        plugins.make("judge", "self+likelihood", {})
+
+
+@pytest.mark.parametrize("form", prompts.FORMS)
+@pytest.mark.parametrize("weight", [-1.0, 0.0, 2.5])
+def test_the_combined_judge_keeps_its_contract(form, weight):
+    check_judge(SelfLikelihoodJudge(prompt=form, weight=weight))
 
 
 # --- what it costs -------------------------------------------------------------------------------

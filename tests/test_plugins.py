@@ -11,6 +11,7 @@ import pytest
 from cot_engine import plugins
 from cot_engine.errors import ConfigError, StrategyError, UnknownNameError
 from cot_engine.plugins import convert
+from cot_engine.profile import Profile
 
 OURS = ["best-of-n", "greedy", "majority", "sentence-beam", "stage-beam"]
 GOOD = """
@@ -32,8 +33,9 @@ def test_ours_are_there():
 
 @pytest.mark.parametrize("kind", plugins.GROUPS)
 def test_all_that_is_listed_can_be_made(kind):
+    profile = Profile(likelihood_weight=1.0)
     for name in plugins.names(kind):
-        assert plugins.make(kind, name, {})
+        assert plugins.make(kind, name, profile.parameters(name) if kind == "judge" else {})
 
 
 def test_a_package_adds_one(install):
@@ -131,7 +133,7 @@ def test_of_two_strangers_the_first_by_name_counts_and_that_is_said(install, cap
 def test_nothing_is_said_without_a_reason(caplog):
     for kind in plugins.GROUPS:
         for name in plugins.names(kind):
-            plugins.make(kind, name, {})
+            plugins.load(kind, name)
     assert caplog.text == ""
 
 

@@ -15,6 +15,7 @@ from cot_engine.errors import CotEngineError
 
 if TYPE_CHECKING:
     from cot_engine.ablation.grid import Ablation
+    from cot_engine.profile import Profile
 
 # What only shows results cannot change what a search does.
 _SHOWS = ("cli", "views", "report", "__main__.py", "testing.py", "statistics.py")
@@ -26,11 +27,12 @@ _OF_ABLATION = (
 )  # the rest of it only stores and reports
 
 
-def code_version(ablation: Ablation) -> str:
+def code_version(ablation: Ablation, profile: Profile) -> str:
     """Such as "cot-engine 0.1.0 (3fa9c1d2) torch 2.13.0 transformers 5.23.0".
 
     The digest in brackets is over this package's sources and those of the strategies and judges
-    that the grid names, wherever they come from: with one changed, no old row is counted.
+    that the grid names, wherever they come from, and over what the model's profile has to say to
+    these judges: with one changed, no old row is counted.
     """
     digest = hashlib.sha256(_package().encode())
     for kind, name in sorted(
@@ -38,6 +40,8 @@ def code_version(ablation: Ablation) -> str:
         | {("judge", cell.config.judge) for cell in ablation.cells if cell.config.judge != "auto"}
     ):
         digest.update(f"{kind} {name}".encode() + _source(kind, name))
+        if kind == "judge" and (given := profile.parameters(name)):
+            digest.update(repr(given).encode())
     parts = [f"cot-engine {_version('cot-engine')} ({digest.hexdigest()[:8]})"]
     parts += [f"{name} {_version(name)}" for name in ("torch", "transformers")]
     return " ".join(parts)

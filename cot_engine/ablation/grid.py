@@ -251,7 +251,7 @@ def _cell_config(base: RunConfig, values: dict[str, Any], folder: Path) -> RunCo
     config = _config(settings | {"parameters": parameters}, folder, base)
     plugins.make("strategy", config.strategy, config.parameters)  # says what is wrong with them
     if config.judge != "auto":
-        plugins.make("judge", config.judge, {})
+        plugins.load("judge", config.judge)  # what it needs of the model, `plan_run` checks
     if config.tournament not in TOURNAMENTS:
         raise UnknownNameError("tournament", config.tournament, TOURNAMENTS)
     return config

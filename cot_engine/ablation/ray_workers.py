@@ -25,6 +25,8 @@ from cot_engine.ablation.grid import Ablation, Cell
 from cot_engine.ablation.records import Row, without_pixels
 from cot_engine.ablation.runner import Task, Work, run_local
 from cot_engine.errors import CotEngineError
+from cot_engine.profile import FILE as PROFILE
+from cot_engine.profile import Profile
 
 if TYPE_CHECKING:
     from cot_engine.engine import Engine
@@ -206,10 +208,14 @@ def search_chunk(needs: _Needs, tasks: list[Task]) -> list[Row] | Refusal:
 
 
 def _check(needs: _Needs, tasks: list[Task]) -> None:
-    code = code_version(Ablation("", needs.cells))
+    from cot_engine.engine import model_path
+
+    model = needs.cells[0].config.model
+    code = code_version(Ablation("", needs.cells), Profile.of(model_path(model)))
     if code != needs.code:
         raise CotEngineError(
-            f"Its code is {code}, the run's is {needs.code}.", "Install the same on every node."
+            f"Its code is {code}, the run's is {needs.code}.",
+            f"Install the same on every node, and give the model the same {PROFILE}.",
         )
     files = {getattr(p, "path", None) for task in tasks for p in task.item.pictures} - {None}
     for path in files:

@@ -98,12 +98,16 @@ class Work:
 
 
 def plan_run(ablation: Ablation, data: DataSet, engine: Engine, command: str) -> Work:
-    """The run that a grid, a data set and a loaded model make. Equal ones have equal ids."""
+    """The run that a grid, a data set and a loaded model make. Equal ones have equal ids.
+
+    Raises InputError or StrategyError for a judge that cannot be made for this model."""
     info = engine.backend.info
-    ablation = ablation.on(engine.default_judge, info.device, info.dtype, info.model)
+    ablation = ablation.on(engine.profile.judge, info.device, info.dtype, info.model)
+    for cell in ablation.cells:
+        engine.profile.make_judge(cell.config.judge)  # else every search of it would fail
     cells = {cell.hash: cell for cell in ablation.cells}
     items = {item.digest: item for item in data.items}
-    code = code_version(ablation)
+    code = code_version(ablation, engine.profile)
     records = tuple(
         ItemRecord(item.digest, item.id, item.type, item.question, item.answer)
         for item in data.items

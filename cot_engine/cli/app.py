@@ -354,6 +354,13 @@ def judge_report(
             help="Judge with a grey and with another picture too. [judges that ask the model]",
         ),
     ] = None,
+    fit: Annotated[
+        bool, _option("--fit", help="Fit the weight of the judge self+likelihood on the pairs.")
+    ] = False,
+    write_profile: Annotated[
+        bool,
+        _option("--write-profile", help="Write it into cot_engine.json in the model's folder."),
+    ] = False,
     model: Annotated[
         str | None,
         _option("--model", "-m", metavar="NAME", help=f"A folder or a hub name. [{_D.model}]"),
@@ -390,7 +397,7 @@ def judge_report(
     given = {key: value for key, value in locals().items() if key in KEYS and value is not None}
     flags = {k: typed(k, v) if isinstance(v, str) else v for k, v in given.items()}
     who = (judges or [], strategies or [])
-    what = (data, problems, n, rollouts, controls, out, config)
+    what = (data, problems, n, rollouts, controls, fit, write_profile, out, config)
     return partial(run, *who, *what, flags, json=json, quiet=quiet, verbose=verbose)
 
 
@@ -444,7 +451,7 @@ def train_judge(
         bool, _option("--measure/--no-measure", help="Measure before and after. [measure]")
     ] = True,
     restart: Annotated[
-        bool, _option("--restart", help="Throw old pairs and checkpoints away.")
+        bool, _option("--restart", help="Throw old checkpoints away; the pairs stay.")
     ] = False,
     json: Annotated[bool, _option("--json", help="Print the outcome as JSON.")] = False,
     quiet: _Quiet = False,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json as _json
 import os
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,8 @@ def run(
     n: int | None,
     rollouts: int,
     controls: bool | None,
+    fit: bool,
+    write_profile: bool,
     out: str | None,
     config_file: str | None,
     flags: dict[str, Any],
@@ -36,6 +40,8 @@ def run(
 ) -> None:
     from cot_engine.ablation.data import load_data
     from cot_engine.cli.solve import silence_libraries
+    from cot_engine.engine import model_path
+    from cot_engine.profile import Profile
     from cot_engine.report.judge_report import JUDGES, STRATEGIES, Examination
 
     for name, value, least, most in (("n", n, 1, MAX_N), ("rollouts", rollouts, 0, MAX_ROLLOUTS)):
@@ -49,8 +55,14 @@ def run(
         n,
         rollouts,
         controls,
+        fit,
     )
-    todo.check()
+    if write_profile and not fit:
+        raise ConfigError("There is no weight for --write-profile to write.", "Add --fit.")
+    folder = model_path(config.model)
+    todo.check(Profile.of(folder))
+    if write_profile:
+        _check_folder(Path(folder))
     data = load_data(source, n=problems, seed=config.seed, allow_url=config.allow_url)
     if out is not None:
         _check_writable(Path(out))
@@ -70,6 +82,13 @@ def run(
     if stopped:
         done = f"{found.done:,} of {found.asked:,}"
         raise KeyboardInterrupt("Interrupted.", f"The report is on {done} problems.")
+    if fit and found.weight is None:
+        raise InputError("No weight was fitted: the last note of the report says why.")
+    if write_profile:
+        weight = float(f"{found.weight.weight.estimate:.4g}")
+        path = replace(Profile.of(folder), likelihood_weight=weight).write(folder)
+        if not quiet:
+            print(f"likelihood_weight {weight:g} is in {path}.", file=sys.stderr)
 
 
 def _examine(
@@ -120,6 +139,23 @@ def plain(found: JudgeReport) -> dict[str, Any]:
         return None if value != value else value  # NaN is not JSON
 
     return tidy(asdict(found))
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises ConfigError if no profile can be written there."""
+    if not folder.is_dir():
+        raise ConfigError(
+            f"The model {str(folder)!r} is no folder on this machine.",
+            "--write-profile needs one: download the model and give its folder.",
+        )
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"The model's folder {str(folder)!r} cannot be written to: {error.strerror}.",
+            "Leave --write-profile out and write likelihood_weight by hand, or use a copy.",
+        ) from None
 
 
 def _check_writable(path: Path) -> None:

@@ -48,6 +48,13 @@ def show(found: JudgeReport) -> None:
                 _table(_MERITS, [_merits(card) for card in cards])
             _controls([c for c in found.controls if (c.stage, c.measure) == (stage, measure)])
     _say("")
+    if found.weight is not None:
+        fit = found.weight
+        _say(
+            f"self+likelihood: weight {_interval(fit.weight)}, fitted on {fit.pairs:,} pairs of"
+            f" {fit.problems:,} problems. Examine it on others."
+        )
+        _say("")
     if found.cards:
         _say(_LEGEND)
     for note in found.notes:

@@ -97,11 +97,12 @@ def check_names(config: RunConfig) -> None:
     """Raises for a strategy, judge, tournament or budget that will not do, before a model loads."""
     from cot_engine import plugins
     from cot_engine.budget import parse_budget
+    from cot_engine.engine import model_path
+    from cot_engine.profile import Profile
     from cot_engine.tournament import TOURNAMENTS
 
     plugins.make("strategy", config.strategy, config.parameters)
-    if config.judge != "auto":
-        plugins.make("judge", config.judge, {})
+    Profile.of(model_path(config.model)).make_judge(config.judge)
     if config.tournament not in TOURNAMENTS:
         raise UnknownNameError("tournament", config.tournament, TOURNAMENTS)
     if config.budget is not None:

@@ -87,18 +87,19 @@ def _rejudge(
     device: str | None,
     quiet: bool,
 ) -> Rejudged:
-    from cot_engine import plugins
     from cot_engine.cli.display import make_display
     from cot_engine.cli.solve import silence_libraries
     from cot_engine.config import RunConfig, load_config
+    from cot_engine.engine import Engine, model_path
     from cot_engine.errors import UnknownNameError
+    from cot_engine.profile import Profile
     from cot_engine.rejudge import rejudge
     from cot_engine.search import Named
     from cot_engine.tournament import TOURNAMENTS
 
     started = trace.started
     judge, tournament = judge or started.judge, tournament or started.tournament
-    part = Named(judge, plugins.make("judge", judge, {}))
+    part = Named(judge, Profile.of(model_path(model or _model_of(trace))).make_judge(judge))
     if tournament not in TOURNAMENTS:
         raise UnknownNameError("tournament", tournament, TOURNAMENTS)
     if model is None:
@@ -109,8 +110,6 @@ def _rejudge(
     flags = {"model": model or _model_of(trace), "device": device or RunConfig().device}
     config = load_config(flags=flags)
     silence_libraries()
-    from cot_engine.engine import Engine
-
     with make_display(quiet) as display:
         display.loading(config.model)
         with Engine.from_pretrained(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,9 +19,10 @@ from cot_engine import plugins
 from cot_engine.ablation.data import DataSet, Item
 from cot_engine.ablation.worth import selections
 from cot_engine.config import RunConfig
-from cot_engine.errors import CotEngineError, ModelError
+from cot_engine.errors import ConfigError, CotEngineError, InputError, ModelError
 from cot_engine.events import Event
 from cot_engine.judges import RandomJudge
+from cot_engine.profile import Profile
 from cot_engine.report.judging import (
     MEASURES,
     Card,
@@ -32,6 +33,7 @@ from cot_engine.report.judging import (
     contests,
     leanings,
 )
+from cot_engine.report.weighing import Fit, Margins, fit_weight, margins
 from cot_engine.statistics import Paired, paired
 from cot_engine.types import Usage
 
@@ -51,7 +53,8 @@ _SILENT = 0.9  # the share of ties above which a judge says nothing of its own
 class Examination:
     """What is to be done. `n` is that of the strategies (None: their own default); `rollouts` as
     in `worth.selections`; `controls`: None for the judges that ask a model, else all or none.
-    Of `config` the model's sampling, seed, plan, mode, detail and orders count."""
+    `fit`: find the weight of self+likelihood on the pairs, which takes both of these judges. Of
+    `config` the model's sampling, seed, plan, mode, detail and orders count."""
 
     config: RunConfig
     judges: tuple[str, ...] = JUDGES
@@ -59,13 +62,21 @@ class Examination:
     n: int | None = None
     rollouts: int = 1
     controls: bool | None = None
+    fit: bool = False
 
-    def check(self) -> None:
-        """Raises InputError for names that do not exist and parameters that do not fit."""
+    def check(self, profile: Profile) -> None:
+        """Raises InputError for names that do not exist, parameters that do not fit, and a judge
+        that cannot be made for a model of this profile."""
         for name in self.strategies:
             plugins.make("strategy", name, self.parameters)
         for name in self.judges:
-            plugins.make("judge", name, {})
+            profile.make_judge(name)
+        if self.fit and not {"self", "likelihood"} <= set(self.judges):
+            raise ConfigError(
+                f"A weight is fitted on what self and likelihood say; {', '.join(self.judges)} are"
+                " to be examined.",
+                "Add --judge self --judge likelihood, or name no judge.",
+            )
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -97,7 +108,8 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class JudgeReport:
-    """What was found. `asked` problems were to be done, `done` were, `failed` of these in vain."""
+    """What was found. `asked` problems were to be done, `done` were, `failed` of these in vain;
+    `weight` is that of self+likelihood, if it was to be fitted and could be."""
 
     about: dict[str, Any]
     asked: int
@@ -106,6 +118,7 @@ class JudgeReport:
     cards: tuple[Card, ...]
     controls: tuple[Control, ...]
     notes: tuple[str, ...]
+    weight: Fit | None = None
 
 
 # --- doing it ------------------------------------------------------------------------------------
@@ -122,7 +135,7 @@ def examine(
 
     A problem that fails is one with an error; a failing model, which would fail all, raises.
     """
-    todo.check()
+    todo.check(engine.profile)
 
     async def all_of_them() -> None:
         waiting: set[asyncio.Task] = set()
@@ -232,6 +245,13 @@ def report(
             if image != "seen":
                 controls += _controls(*key, groups[stage, judge, "seen"], groups[key])
     failed = [each for each in done if each.error]
+    notes = _notes(data, todo, done, failed, cards)
+    weight = None
+    if todo.fit:
+        try:
+            weight = fit_weight(_margins(groups, stages))
+        except InputError as error:  # what else was found stands
+            notes.append(f"No weight was fitted. {error}")
     return JudgeReport(
         about=_about(data, engine, todo),
         asked=len(data.items),
@@ -239,8 +259,18 @@ def report(
         failed=len(failed),
         cards=tuple(sorted(cards, key=lambda c: (stages.index(c.stage), c.measure == "facts"))),
         controls=tuple(controls),
-        notes=tuple(_notes(data, todo, done, failed, cards)),
+        notes=tuple(notes),
+        weight=weight,
     )
+
+
+def _margins(groups: dict[tuple[str, str, Shown], list[Contest]], stages: list[str]) -> Margins:
+    """Of all stages: the weight is one for the model."""
+    own, likelihood = (
+        [c for stage in stages for c in groups.get((stage, name, "seen"), ())]
+        for name in ("self", "likelihood")
+    )
+    return margins(own, likelihood)
 
 
 def _controls(
@@ -261,6 +291,7 @@ def _about(data: DataSet, engine: Engine, todo: Examination) -> dict[str, Any]:
         "data": {"name": data.name, "digest": data.digest, "rule": data.rule},
         "model": {"name": info.model, "digest": info.digest, "dtype": info.dtype},
         "device": info.device,
+        "profile": asdict(engine.profile),
         "strategies": list(todo.strategies),
         "n": todo.n,
         "rollouts": todo.rollouts,

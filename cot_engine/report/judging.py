@@ -223,7 +223,7 @@ def card(judge: str, stage: str, measure: Measure, image: Shown, held: Sequence[
         for _, match in matches
         if len(match.verdicts) == 2
     ]
-    pairs = [pair for contest in every for pair in _pairs(contest, measure)]
+    pairs = [pair for contest in every for pair in pairs_of(contest, measure)]
     bins, error = calibration([(match.margin, good) for _, match, good, _ in pairs])
     longer = [
         (apart > 0, (match.outcome == "first") == (apart > 0), good == (apart > 0))
@@ -270,7 +270,7 @@ def _without_unjudged(contest: Contest) -> Contest:
     return replace(contest, matches=asked)
 
 
-def _pairs(contest: Contest, measure: Measure) -> list[tuple[str, Match, bool, int]]:
+def pairs_of(contest: Contest, measure: Measure) -> list[tuple[str, Match, bool, int]]:
     """(problem, match, whether the first is the better one, how much longer it is)."""
     known = contest.outcomes.get(measure, {})
     return [
@@ -299,7 +299,7 @@ def _leans(margin: float, first_is_better: bool) -> float:
 
 def leanings(held: Iterable[Contest], measure: Measure) -> dict[str, float]:
     """By problem: how often the margin leans to the better candidate of a pair."""
-    pairs = (pair for contest in held for pair in _pairs(_without_unjudged(contest), measure))
+    pairs = (pair for contest in held for pair in pairs_of(_without_unjudged(contest), measure))
     return _by_problem((p, _leans(match.margin, good)) for p, match, good, _ in pairs)
 
 
