@@ -3,7 +3,6 @@ batch of unlike examples gives the loss of its examples one by one."""
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from tiny_models import BUILDERS, build, picture
@@ -137,7 +136,7 @@ def test_a_template_that_changes_the_prompt_is_refused(models):
     loaded, _ = models("llava")
     template = "{% for m in messages %}" + CONTENT + "{% endfor %}"
     template = "{{ messages | length }}" + template
-    with pytest.raises(ModelError, match="another way when an answer follows: '1.*'2"):
+    with pytest.raises(ModelError, match=r"another way when an answer follows: .1.* becomes .2"):
         with_template(loaded, template)
 
 

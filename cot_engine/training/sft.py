@@ -15,9 +15,6 @@ from typing import Any
 from cot_engine.errors import ConfigError, InputError, ModelError
 from cot_engine.training.sft_config import SFTConfig, differences
 
-VISION = ("vision_tower", "visual", "vision_model")
-"""What the architectures call their vision towers."""
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -109,6 +106,7 @@ class _Run:
         from cot_engine.backends import loading
         from cot_engine.engine import model_path
         from cot_engine.training.examples import Encoder
+        from cot_engine.training.network import prepare
         from cot_engine.training.stream import Steps, held_out_batches, load_corpus
         from cot_engine.training.trainer import AnswerTrainer, learn_answers
 
@@ -154,12 +152,7 @@ class _Run:
             first=self.first,
             held_out=held,
             processor_files=self.source,
-            facts=self.facts
-            or {
-                "config": config.plain(),
-                "architecture": loaded.architecture,
-                "digest": loaded.digest,
-            },
+            facts=self._facts(loaded, network),
             callbacks=[self.watch],
         )
         if self.last is not None and self.first < total:
@@ -167,9 +160,32 @@ class _Run:
         if self.first < total:
             with self._interruptible():
                 trainer.train(resume_from_checkpoint=self.last and str(self.last))
-        return self._finished(trainer, loaded, total)
+        return self._finished(trainer, loaded, corpus, total)
 
-    def _finished(self, trainer: Any, loaded: Any, total: int) -> Outcome:
+    def _facts(self, loaded: Any, network: Any) -> dict[str, Any]:
+        """What a checkpoint says of itself. Raises ModelError if the newest one grew from other
+        weights than those at model.path now."""
+        from cot_engine.backends.loading import digest_of
+
+        digest = digest_of(sorted(self.source.glob("*.safetensors")))
+        if self.facts is not None and self.facts["digest"] != digest:
+            raise ModelError(
+                f"The checkpoint {str(self.last)!r} grew from other weights than those that "
+                f"{self.config.model.path!r} holds now.",
+                "Put the old ones back, name another output, or use --restart.",
+            )
+        parameters = list(network.parameters())
+        return {
+            "config": self.config.plain(),
+            "architecture": loaded.architecture,
+            "digest": digest,
+            "parameters": sum(p.numel() for p in parameters),
+            "trained": sum(p.numel() for p in parameters if p.requires_grad),
+        }
+
+    def _finished(self, trainer: Any, loaded: Any, corpus: Any, total: int) -> Outcome:
+        from cot_engine.training import record
+        from cot_engine.training.network import save_model
         from cot_engine.training.trainer import checkpoints
 
         step = trainer.state.global_step if self.first < total else self.first
@@ -179,12 +195,26 @@ class _Run:
                 "Lower train.learning_rate or train.clip, and start again with --restart or from "
                 f"the checkpoint before ({len(checkpoints(self.output))} are kept).",
             )
-        model = None
+        if self.rank == 0:
+            record.draw_curves(self.rows, self.output / "curves.svg")
+        names = ["model"] if self.config.lora is None else ["adapter", "model"]
+        names = names[:1] if self.config.lora and not self.config.lora.merge else names
+        made = [self.output / name for name in names]
         if step >= total:
-            model = self.output / "model"
-            if self.rank == 0 and (self.first < total or not model.is_dir()):
-                save_model(trainer, loaded, self.config, self.source, self.output)
+            if self.rank == 0 and (self.first < total or not all(p.is_dir() for p in made)):
+                text = record.card(
+                    self.config,
+                    trainer.facts,
+                    self.rows,
+                    record.machine(loaded.adapter, self.world),
+                    steps=step,
+                    seconds=self.watch.seconds,
+                    examples=len(corpus.train) if self.config.data.rows else None,
+                    held=corpus.held,
+                )
+                save_model(trainer, loaded, self.config, self.source, self.output, text)
             trainer.accelerator.wait_for_everyone()
+        model = self.output / "model" if step >= total and "model" in names else None
         losses = [row["loss"] for row in self.rows if "loss" in row]
         held = [row["held_out_loss"] for row in self.rows if "held_out_loss" in row]
         return Outcome(
@@ -282,73 +312,6 @@ class _Run:
                     signal.signal(number, handler)
 
         return held()
-
-
-# --- the model -----------------------------------------------------------------------------------
-
-
-def prepare(loaded: Any, config: SFTConfig) -> Any:
-    """The network as it is trained: what is frozen, adapters added, attention and compilation set.
-
-    Raises ModelError or InputError for names that match nothing.
-    """
-    network, settings = loaded.adapter.model, config.model
-    network.set_attn_implementation(settings.attention)
-    network.requires_grad_(config.quantize is None)
-    for wanted in settings.freeze:
-        names = VISION if wanted == "vision" else (wanted,)
-        hit = False
-        for name, parameter in network.named_parameters():
-            path = f".{name.removeprefix('model.')}", f".{name}"
-            if any(p.startswith(f".{n}.") or p == f".{n}" for p in path for n in names):
-                hit = True
-                parameter.requires_grad_(False)
-        if not hit:
-            some = sorted(
-                {n.removeprefix("model.").split(".")[0] for n, _ in network.named_parameters()}
-            )
-            raise InputError(
-                f"model.freeze names {wanted!r}, which no module's name begins with.",
-                f'The modules are {", ".join(some)}; "vision" is the vision tower.',
-            )
-    if config.train.gradient_checkpointing:
-        network.activation_checkpointing_enable({"use_reentrant": False})
-    if config.lora is not None:
-        from cot_engine.training.adapters import add_lora
-
-        network = add_lora(loaded, config)
-    if settings.compile:
-        loaded.adapter.lm.compile(dynamic=True)
-    return network
-
-
-def save_model(trainer: Any, loaded: Any, config: SFTConfig, source: Path, output: Path) -> None:
-    """output/model (and, of a LoRA, output/adapter), each there when it is whole."""
-    from cot_engine.training.trainer import copy_processor, sync
-
-    def placed(name: str, write: Callable[[Path], None]) -> None:
-        beside = output / f".{name}"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        write(beside)
-        copy_processor(source, beside)
-        sync(beside)
-        target = output / name
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(beside, target)
-
-    if config.lora is None:
-        placed("model", trainer.model.save_pretrained)
-    else:
-        from cot_engine.training.adapters import merged
-
-        placed("adapter", trainer.model.save_pretrained)
-        if config.lora.merge:
-            placed(
-                "model",
-                lambda to: merged(trainer.model, loaded, config, source).save_pretrained(to),
-            )
 
 
 # --- checks --------------------------------------------------------------------------------------

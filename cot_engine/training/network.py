@@ -1,0 +1,92 @@
+"""The network as it is trained, and the folders that it is saved in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cot_engine.errors import InputError, StoreError
+from cot_engine.training.sft_config import SFTConfig
+
+VISION = ("vision_tower", "visual", "vision_model")
+"""What the architectures call their vision towers."""
+
+
+def prepare(loaded: Any, config: SFTConfig) -> Any:
+    """The network as it is trained: what is frozen, adapters added, attention and compilation set.
+
+    Raises ModelError or InputError for names that match nothing.
+    """
+    network, settings = loaded.adapter.model, config.model
+    network.set_attn_implementation(settings.attention)
+    network.requires_grad_(config.quantize is None)
+    for wanted in settings.freeze:
+        names = VISION if wanted == "vision" else (wanted,)
+        hit = False
+        for name, parameter in network.named_parameters():
+            path = f".{name.removeprefix('model.')}", f".{name}"
+            if any(p.startswith(f".{n}.") or p == f".{n}" for p in path for n in names):
+                hit = True
+                parameter.requires_grad_(False)
+        if not hit:
+            some = sorted(
+                {n.removeprefix("model.").split(".")[0] for n, _ in network.named_parameters()}
+            )
+            raise InputError(
+                f"model.freeze names {wanted!r}, which no module's name begins with.",
+                f'The modules are {", ".join(some)}; "vision" is the vision tower.',
+            )
+    if config.train.gradient_checkpointing:
+        network.activation_checkpointing_enable({"use_reentrant": False})
+    if config.lora is not None:
+        from cot_engine.training.adapters import add_lora
+
+        network = add_lora(loaded, config)
+    if settings.compile:
+        loaded.adapter.lm.compile(dynamic=True)
+    return network
+
+
+def save_model(
+    trainer: Any, loaded: Any, config: SFTConfig, source: Path, output: Path, card: str
+) -> None:
+    """output/model (and, of a LoRA, output/adapter), each there when it is whole. Raises
+    StoreError if the disk is full."""
+    from cot_engine.training.trainer import copy_processor, is_full, sync
+
+    def placed(name: str, write: Callable[[Path], None]) -> None:
+        beside = output / f".{name}"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        try:
+            write(beside)
+            copy_processor(source, beside)
+            (beside / "README.md").write_text(card, encoding="utf-8")
+            sync(beside)
+        except Exception as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            if not is_full(error):
+                raise
+            raise StoreError(
+                f"The {name} cannot be written: {str(error).splitlines()[0][:200]}.",
+                "Free some space and give the same command again: all steps are done and kept.",
+            ) from error
+        target = output / name
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(beside, target)
+
+    if config.lora is None:
+        placed("model", trainer.model.save_pretrained)
+    else:
+        from cot_engine.training.adapters import merged
+
+        placed("adapter", trainer.model.save_pretrained)
+        if config.lora.merge:
+            placed(
+                "model",
+                lambda to: merged(trainer.model, loaded, config, source).save_pretrained(to),
+            )

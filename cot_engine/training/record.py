@@ -1,0 +1,133 @@
+"""What a training leaves beside its model: the curves, and a card that says how it was made."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cot_engine.errors import CotEngineError
+from cot_engine.escape import visible
+from cot_engine.training.sft_config import SFTConfig
+
+# The page's variables for a drawing that stands alone, by day and by night.
+_CSS = """svg { --ink: #1c1a17; --soft: #6b655c; --rule: #d9d4cb; --paper: #fff; --c1: #0072b2;
+  --c2: #c4500f; --c3: #00805a; background: var(--paper); font-family: sans-serif; }
+text { fill: var(--ink); }
+@media (prefers-color-scheme: dark) { svg { --ink: #eae6df; --soft: #a8a196; --rule: #45413a;
+  --paper: #191714; --c1: #5db4e6; --c2: #f0894a; --c3: #3ec79d; } }"""
+
+
+def draw_curves(rows: list[dict[str, Any]], path: Path) -> bool:
+    """Loss, held-out loss and learning rate over the steps, as an SVG file. False, and no file,
+    where there are not two rows to connect or no matplotlib."""
+    from cot_engine.report import svg
+
+    learnt = [row for row in rows if "loss" in row]
+    held = [row for row in rows if "held_out_loss" in row]
+    if len(learnt) < 2:
+        return False
+    try:
+        with svg.style():
+            drawing = svg.Drawing(svg.WIDE, 420)
+            upper = drawing.axes(56, 30, 20, 150)
+            lower = drawing.axes(56, 300, 20, 42)
+            steps = [row["step"] for row in learnt]
+            upper.plot(steps, [row["loss"] for row in learnt], color=svg.SERIES[0])
+            names = [("loss", svg.SERIES[0])]
+            if held:
+                at, values = [r["step"] for r in held], [r["held_out_loss"] for r in held]
+                upper.plot(at, values, color=svg.SERIES[1], marker="o", ms=4)
+                names.append(("held-out loss", svg.SERIES[1]))
+            x = 0.0
+            for name, color in names:
+                upper.annotate(
+                    name, (x, upper.bbox.height + 10), xycoords="axes pixels", color=color
+                )
+                x += svg.text_width(name) + 18
+            upper.tick_params(labelbottom=False)
+            lower.plot(steps, [row["learning_rate"] for row in learnt], color=svg.SERIES[2])
+            lower.set_ylim(bottom=0)
+            lower.annotate(
+                "learning rate",
+                (0, lower.bbox.height + 8),
+                xycoords="axes pixels",
+                color=svg.SERIES[2],
+            )
+            lower.set_xlabel("steps")
+            lower.sharex(upper)
+            lower.xaxis.get_major_locator().set_params(integer=True)
+            for axes in (upper, lower):
+                axes.grid(axis="y")
+            last = f"loss {learnt[-1]['loss']:.4f} at step {learnt[-1]['step']:,}"
+            drawn = drawing.svg("curves", f"Training curves: {last}")
+    except CotEngineError:  # no matplotlib: the log has the numbers
+        return False
+    drawn = drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    head, _, rest = drawn.partition(">")
+    path.write_text(f"{head}><style>{_CSS}</style>{rest}\n", encoding="utf-8")
+    return True
+
+
+def card(
+    config: SFTConfig,
+    facts: dict[str, Any],
+    rows: list[dict[str, Any]],
+    machine: dict[str, Any],
+    *,
+    steps: int,
+    seconds: float,
+    examples: int | None,
+    held: int,
+) -> str:
+    """The model card, in Markdown. Everything in it was read or measured."""
+    data, train = config.data, config.train
+    source = data.rows or f"generated scenes, split {data.scenes!r}, seed {data.seed}"
+    seen = steps * train.batch
+    lines = [
+        "# " + visible(Path(config.output).name),
+        "",
+        f"{visible(config.model.path)} ({facts['architecture']}), "
+        + ("fine-tuned" if config.lora is None else f"with a LoRA of rank {config.lora.rank}")
+        + f" by cot-engine {version('cot-engine')} on answers in the format {config.format!r}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| data | {visible(source)}" + (f", {examples:,} rows" if examples else "") + " |",
+        f"| held out | {held:,} examples |" if held else "| held out | none |",
+        f"| steps | {steps:,} of {train.batch:,} examples: {seen:,} in all |",
+        f"| trained weights | {facts['trained']:,} of {facts['parameters']:,} |",
+        f"| hours | {seconds / 3600:.2f} |",
+    ]
+    for key, name in (("loss", "last loss"), ("held_out_loss", "held-out loss")):
+        values = [row[key] for row in rows if key in row]
+        if values:
+            lines.append(f"| {name} | {values[-1]:.4f} per token of the answer |")
+    lines += [f"| {key} | {visible(str(value))} |" for key, value in machine.items()]
+    lines += [f"| weights it began with | {facts['digest']} |", f"| made | {_today()} |", ""]
+    lines += ["The configuration:", "", "```json", json.dumps(config.plain(), indent=1), "```", ""]
+    return "\n".join(lines)
+
+
+def machine(adapter: Any, world: int) -> dict[str, Any]:
+    """Hardware and versions, as the card lists them."""
+    import torch
+
+    if adapter.device.type == "cuda":
+        hardware = torch.cuda.get_device_name(adapter.device)
+    else:
+        threads = torch.get_num_threads()
+        hardware = f"{platform.machine()} CPU, {threads} of {os.cpu_count()} threads"
+    if world > 1:
+        hardware = f"{world} processes, each on {hardware}"
+    names = ("torch", "transformers", "accelerate", "peft")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    return {"hardware": hardware, "versions": f"Python {platform.python_version()}, {versions}"}
+
+
+def _today() -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime())
