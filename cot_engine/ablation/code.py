@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from cot_engine.ablation.grid import Ablation
     from cot_engine.profile import Profile
 
-# What only shows results cannot change what a search does.
-_SHOWS = ("cli", "views", "report", "__main__.py", "testing.py", "statistics.py")
+# What only shows results, or makes models, cannot change what a search with a given model does.
+_ASIDE = ("cli", "views", "report", "training", "__main__.py", "testing.py", "statistics.py")
 _OF_ABLATION = (
     "data.py",
     "matching.py",
@@ -53,8 +53,8 @@ def _package() -> str:
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         inside = path.relative_to(root)
-        shows = inside.parts[0] in _SHOWS
-        if not shows and (inside.parts[0] != "ablation" or inside.name in _OF_ABLATION):
+        aside = inside.parts[0] in _ASIDE
+        if not aside and (inside.parts[0] != "ablation" or inside.name in _OF_ABLATION):
             digest.update(inside.as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 
