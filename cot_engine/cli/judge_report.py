@@ -83,7 +83,7 @@ def run(
         done = f"{found.done:,} of {found.asked:,}"
         raise KeyboardInterrupt("Interrupted.", f"The report is on {done} problems.")
     if fit and found.weight is None:
-        raise InputError("No weight was fitted: the last note of the report says why.")
+        raise InputError("No weight was fitted.", "The last note of the report says why.")
     if write_profile:
         weight = float(f"{found.weight.weight.estimate:.4g}")
         path = replace(Profile.of(folder), likelihood_weight=weight).write(folder)

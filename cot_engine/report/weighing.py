@@ -98,9 +98,10 @@ def fit_weight(pairs: Margins) -> Fit:
 def _check_enough(pairs: int, problems: int) -> None:
     if pairs < MIN_PAIRS or problems < MIN_PROBLEMS:
         raise InputError(
-            f"There are {pairs:,} pairs with different outcomes, on {problems:,} problems; a weight"
-            f" takes at least {MIN_PAIRS} on {MIN_PROBLEMS}.",
-            "Take more problems (--problems), or samples that differ more (--temperature).",
+            f"There are {pairs:,} pairs with different outcomes and readable verdicts, on"
+            f" {problems:,} problems; a weight takes at least {MIN_PAIRS} on {MIN_PROBLEMS}.",
+            "Take more problems (--problems) or samples that differ more (--temperature), or train"
+            " the judge.",
         )
 
 
