@@ -31,7 +31,8 @@ from cot_engine.training.judge_config import (
     JudgeConfig,
     PairsTable,
 )
-from cot_engine.training.pairs import Candidate, Done, Pair, scene_marks
+from cot_engine.training.pairs import Candidate, Done, Pair
+from cot_engine.training.sampling import scene_marks
 from cot_engine.training.stream import POOL, Steps, load_corpus
 from cot_engine.types import Problem
 
@@ -208,6 +209,7 @@ class JudgeEncoder:
             shift = next((s for b, e, s in shifts if b <= begin < e), None)
             if shift is None:
                 continue
+            end = len(candidate.text[:end].rstrip())
             tokens = _within(places, begin + shift, end + shift)
             # What is wrong with a claim is known once it is all there.
             for token in tokens if true else tokens[-2:]:
@@ -382,7 +384,8 @@ class JudgeSteps(torch.utils.data.Dataset):
             Candidate(text, value, marks=tuple(scene_marks(text, scene.objects, scene.answer)))
             for text, value in zip((made.better, made.worse), made.values, strict=True)
         )
-        pair = Pair(stage, "" if stage == WHOLE else made.shared, better, worse)
+        asked = "" if stage == WHOLE else stage
+        pair = Pair(stage, made.shared, better, worse, asked)
         item = scene_item(scene)
         return Judged(
             item, pair if rng.random() < 0.5 else pair.swapped(), self.plan.fit(len(item.pictures))

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,6 @@ from cot_engine.errors import ConfigError, CotEngineError, InputError
 from cot_engine.training import sft
 from cot_engine.training.judge_config import JudgeConfig
 from cot_engine.training.judge_data import (
-    Judged,
-    JudgeEncoder,
-    JudgeSteps,
     Problems,
     load_problems,
     plan_of,
@@ -31,11 +28,12 @@ from cot_engine.training.judge_measure import (
     compare,
     judge_pairs,
 )
-from cot_engine.training.pairs import Done, PairsFile, Sampler, check_enough, sample_pairs
+from cot_engine.training.pairs import Done, PairsFile
+from cot_engine.training.sampling import Sampler, check_enough, sample_pairs
 
 PAIRS, HELD_OUT, REPORT = "pairs.jsonl", "held-out.jsonl", "judge-report.json"
 _OURS = {PAIRS, HELD_OUT, REPORT, "checkpoints", "log.jsonl"}
-_WATCHED = 480  # held-out pairs that are looked at while training
+_AGAIN = {REPORT, "checkpoints", "log.jsonl"}  # what --restart throws away
 _EVERY = 10.0  # seconds between lines about sampling
 
 
@@ -72,7 +70,7 @@ def train_judge(
 ) -> JudgeOutcome:
     """Sample pairs, train on them, measure before and after; go on where an earlier run stopped.
 
-    `minutes` bounds sampling and training together; `restart` throws away what there is;
+    `minutes` bounds sampling and training together; `restart` throws checkpoints away, not pairs;
     `pairs_only` stops when all are sampled; without `measure` nothing is measured at the end.
     `tell` gets sentences, `show` each row of log.jsonl. Raises CotEngineError for everything that
     the user can mend.
@@ -97,6 +95,8 @@ def train_judge(
         return JudgeOutcome(output, made, stopped="pairs")
     last = _last_checkpoint(config)
     import torch
+
+    from cot_engine.training.judge_train import JudgeRun
 
     torch.manual_seed(config.sft.train.seed)
     measured = [held[index] for index in problems.measuring if index in held]
@@ -208,7 +208,13 @@ def _sample(
             f"{rate:.1f} problems/s"
         )
 
-    sample_pairs(engine, items, missing, sampler, file, on_done, stop)
+    try:
+        sample_pairs(engine, items, missing, sampler, file, on_done, stop)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"Stopped: {len(file.done):,} of {total:,} problems of {name} are kept, and the same "
+            "command goes on from there."
+        ) from None
 
 
 def _check_pairs(
@@ -257,7 +263,7 @@ def _check_output(output: Path, restart: bool) -> None:
             "Name an empty folder, or one that train-judge made.",
         )
     if restart:
-        for name in _OURS & there:
+        for name in _AGAIN & there:
             path = output / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -271,148 +277,6 @@ def _last_checkpoint(config: JudgeConfig) -> Path | None:
     facts = json.loads((found[-1] / "training.json").read_text("utf-8"))
     sft._same_training(facts, config, found[-1])  # type: ignore[arg-type]
     return found[-1]
-
-
-# --- training ------------------------------------------------------------------------------------
-
-
-class JudgeRun(sft._Run):
-    """`train`'s run, with a judge's data, loss and trainer."""
-
-    def __init__(
-        self,
-        config: JudgeConfig,
-        problems: Problems,
-        done: Iterable[Done],
-        measured: Sequence[Done],
-        last: Path | None,
-        minutes: float | None,
-        tell: Callable[[str], None],
-        show: Callable[[dict[str, Any]], None],
-    ) -> None:
-        super().__init__(config.sft, config.output, last, minutes, tell, show)
-        self.judge, self.problems = config, problems
-        self.done, self.measured = list(done), measured
-
-    def run(self) -> sft.Outcome:
-        from cot_engine.backends import loading
-        from cot_engine.engine import model_path
-        from cot_engine.training.examples import Encoder
-        from cot_engine.training.judge_train import JudgeTrainer, learn_judging
-        from cot_engine.training.network import prepare
-
-        config, table = self.config, self.judge.judge
-        micro = self._micro()
-        self.source = loading.find_folder(sft._relative(config, model_path(config.model.path)))
-        self.tell(f"Loading {config.model.path} to train")
-        whole = self.last is not None and config.lora is None
-        loaded = loading.load(
-            self.last if whole else self.source,
-            self._device(),
-            config.model.dtype,
-            {4: "4bit", 8: "8bit"}[config.quantize.bits] if config.quantize else None,
-        )
-        encoder = JudgeEncoder(Encoder(loaded), table.prompt, table.false_weight)
-        limit = min(config.data.max_tokens or 10**9, loaded.adapter.text.max_position_embeddings)
-        steps = JudgeSteps(
-            *(self.judge, encoder, plan_of(self.judge), self.problems.train, self.done),
-            micro=micro, limit=limit, rank=self.rank, world=self.world,
-        )  # fmt: skip
-        total = config.train.steps
-        assert total is not None  # judge_config says so
-        network = prepare(loaded, config)
-        learn_judging(loaded.adapter, table, encoder.choices)
-        held = self._watched(steps)
-        trainer = JudgeTrainer(
-            network,
-            self._arguments(total, micro, bool(held), loaded.adapter.device.type),
-            config,
-            steps,
-            first=self.first,
-            held=held,
-            base=loaded.adapter.model,
-            processor_files=self.source,
-            facts=self._facts(loaded, network) | {"config": self.judge.plain()},
-            callbacks=[self.watch],
-        )
-        if self.first < total:
-            if self.last is not None:
-                self.tell(f"Going on from step {self.first:,} of {total:,}.")
-            with self._interruptible():
-                trainer.train(resume_from_checkpoint=self.last and str(self.last))
-        return self._ended(trainer, loaded, total)
-
-    def _watched(self, steps: JudgeSteps) -> list[Judged]:
-        """Held-out pairs that are looked at while training: as many of each stage, if there are."""
-        by_stage: dict[str, list[Judged]] = {}
-        for each in self.measured:
-            for pair in each.pairs:
-                judged = steps.judged(each.index, pair, self.problems.held_out)
-                by_stage.setdefault(pair.stage, []).append(judged)
-        return [j for some in by_stage.values() for j in some[: _WATCHED // len(by_stage)]]
-
-    def _ended(self, trainer: Any, loaded: Any, total: int) -> sft.Outcome:
-        from cot_engine.errors import ModelError
-        from cot_engine.profile import Profile
-        from cot_engine.training import record
-        from cot_engine.training.judge_train import without_head
-        from cot_engine.training.network import save_model
-
-        step = trainer.state.global_step if self.first < total else self.first
-        if self.watch.diverged is not None:
-            raise ModelError(
-                f"Step {step:,}: the loss is not a number any more.",
-                "Lower train.learning_rate or train.clip, and give the same command again: it goes "
-                "on from the checkpoint before, or with --restart from the beginning.",
-            )
-        model = self.output / "model" if step >= total else None
-        if self.rank == 0:
-            record.draw_curves(self.rows, self.output / "curves.svg")
-            if model is not None and (self.first < total or not model.is_dir()):
-                with without_head(trainer.base):
-                    card = self._card(trainer, record.machine(loaded.adapter, self.world))
-                    save_model(trainer, loaded, self.config, self.source, self.output, card)
-            if model is not None:
-                profile = Profile.of(model)
-                Profile("self", self.judge.judge.prompt, profile.likelihood_weight).write(model)
-        trainer.accelerator.wait_for_everyone()
-        losses = [row["loss"] for row in self.rows if "loss" in row]
-        held = [row["held_out_loss"] for row in self.rows if "held_out_loss" in row]
-        return sft.Outcome(
-            self.output,
-            step,
-            total,
-            model,
-            losses[-1] if losses else None,
-            held[-1] if held else None,
-            round(self.watch.seconds, 2),
-            "" if step >= total else "interrupted" if self.watch.stop else "time",
-        )
-
-    def _card(self, trainer: Any, machine: dict[str, Any]) -> str:
-        """The model card, in Markdown: all of it was read or measured."""
-        from cot_engine.escape import visible
-
-        pairs = {at: len(found) for at, found in trainer.steps.by_stage.items()}
-        rows = {
-            "trained from": visible(self.config.model.path),
-            "pairs": ", ".join(f"{at} {n:,}" for at, n in pairs.items()) or "corrupted ones alone",
-            "data": visible(self.judge.pairs.data),
-            "steps": f"{trainer.state.global_step:,} of {self.config.train.batch:,}, of which "
-            f"{trainer.steps.corrupted:,} corrupted pairs and {trainer.steps.kept:,} answers",
-            "trained weights": f"{trainer.facts['trained']:,} of {trainer.facts['parameters']:,}",
-            "hours": f"{self.watch.seconds / 3600:.2f}",
-            **machine,
-        }
-        lines = [f"| {key} | {visible(str(value))} |" for key, value in rows.items()]
-        table = json.dumps(self.judge.plain(), indent=1)
-        name = visible(self.output.name)
-        return (
-            f"# {name}\n\nTrained by cot-engine to judge pairs of its own candidates, asked with "
-            f"the {self.judge.judge.prompt} prompt.\n\n| | |\n|---|---|\n"
-            + "\n".join(lines)
-            + f"\n\nThe configuration:\n\n```json\n{table}\n```\n"
-        )
 
 
 # --- measuring -----------------------------------------------------------------------------------

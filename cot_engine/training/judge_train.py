@@ -3,8 +3,9 @@ Face's Trainer over it."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
@@ -13,14 +14,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from cot_engine.errors import ConfigError
-from cot_engine.training.examples import IGNORE
-from cot_engine.training.judge_config import JudgeTable
-from cot_engine.training.judge_data import Judged, JudgeSteps
+from cot_engine.backends import loading
+from cot_engine.engine import model_path
+from cot_engine.errors import ConfigError, ModelError
+from cot_engine.escape import visible
+from cot_engine.profile import Profile
+from cot_engine.training import record, sft
+from cot_engine.training.examples import IGNORE, Encoder
+from cot_engine.training.judge_config import JudgeConfig, JudgeTable
+from cot_engine.training.judge_data import Judged, JudgeEncoder, JudgeSteps, Problems, plan_of
+from cot_engine.training.network import prepare, save_model
+from cot_engine.training.pairs import Done
 from cot_engine.training.trainer import AnswerTrainer
 
 PARTS = ("verdict", "consistency", "marks", "kept")
 HEAD = "judge_marks"
+_WATCHED = 480  # held-out pairs that are looked at while training
 _HEAD_FILE = "judge_marks.safetensors"
 
 
@@ -205,3 +214,134 @@ def without_head(network: Any) -> Any:
     finally:
         if head is not None:
             network.add_module(HEAD, head)
+
+
+# --- one training ---
+
+
+class JudgeRun(sft._Run):
+    """`train`'s run, with a judge's data, loss and trainer."""
+
+    def __init__(
+        self,
+        config: JudgeConfig,
+        problems: Problems,
+        done: Iterable[Done],
+        measured: Sequence[Done],
+        last: Path | None,
+        minutes: float | None,
+        tell: Callable[[str], None],
+        show: Callable[[dict[str, Any]], None],
+    ) -> None:
+        super().__init__(config.sft, config.output, last, minutes, tell, show)
+        self.judge, self.problems = config, problems
+        self.done, self.measured = list(done), measured
+
+    def run(self) -> sft.Outcome:
+
+        config, table = self.config, self.judge.judge
+        micro = self._micro()
+        self.source = loading.find_folder(sft._relative(config, model_path(config.model.path)))
+        self.tell(f"Loading {config.model.path} to train")
+        whole = self.last is not None and config.lora is None
+        loaded = loading.load(
+            self.last if whole else self.source,
+            self._device(),
+            config.model.dtype,
+            {4: "4bit", 8: "8bit"}[config.quantize.bits] if config.quantize else None,
+        )
+        encoder = JudgeEncoder(Encoder(loaded), table.prompt, table.false_weight)
+        limit = min(config.data.max_tokens or 10**9, loaded.adapter.text.max_position_embeddings)
+        steps = JudgeSteps(
+            *(self.judge, encoder, plan_of(self.judge), self.problems.train, self.done),
+            micro=micro, limit=limit, rank=self.rank, world=self.world,
+        )  # fmt: skip
+        total = config.train.steps
+        assert total is not None  # judge_config says so
+        network = prepare(loaded, config)
+        learn_judging(loaded.adapter, table, encoder.choices)
+        held = self._watched(steps)
+        trainer = JudgeTrainer(
+            network,
+            self._arguments(total, micro, bool(held), loaded.adapter.device.type),
+            config,
+            steps,
+            first=self.first,
+            held=held,
+            base=loaded.adapter.model,
+            processor_files=self.source,
+            facts=self._facts(loaded, network) | {"config": self.judge.plain()},
+            callbacks=[self.watch],
+        )
+        if self.first < total:
+            if self.last is not None:
+                self.tell(f"Going on from step {self.first:,} of {total:,}.")
+            with self._interruptible():
+                trainer.train(resume_from_checkpoint=self.last and str(self.last))
+        return self._ended(trainer, loaded, total)
+
+    def _watched(self, steps: JudgeSteps) -> list[Judged]:
+        """Held-out pairs that are looked at while training: as many of each stage, if there are."""
+        by_stage: dict[str, list[Judged]] = {}
+        for each in self.measured:
+            for pair in each.pairs:
+                judged = steps.judged(each.index, pair, self.problems.held_out)
+                by_stage.setdefault(pair.stage, []).append(judged)
+        return [j for some in by_stage.values() for j in some[: _WATCHED // len(by_stage)]]
+
+    def _ended(self, trainer: Any, loaded: Any, total: int) -> sft.Outcome:
+
+        step = trainer.state.global_step if self.first < total else self.first
+        if self.watch.diverged is not None:
+            raise ModelError(
+                f"Step {step:,}: the loss is not a number any more.",
+                "Lower train.learning_rate or train.clip, and give the same command again: it goes "
+                "on from the checkpoint before, or with --restart from the beginning.",
+            )
+        model = self.output / "model" if step >= total else None
+        if self.rank == 0:
+            record.draw_curves(self.rows, self.output / "curves.svg")
+            if model is not None and (self.first < total or not model.is_dir()):
+                with without_head(trainer.base):
+                    card = self._card(trainer, record.machine(loaded.adapter, self.world))
+                    save_model(trainer, loaded, self.config, self.source, self.output, card)
+            if model is not None:
+                profile = Profile.of(model)
+                Profile("self", self.judge.judge.prompt, profile.likelihood_weight).write(model)
+        trainer.accelerator.wait_for_everyone()
+        losses = [row["loss"] for row in self.rows if "loss" in row]
+        held = [row["held_out_loss"] for row in self.rows if "held_out_loss" in row]
+        return sft.Outcome(
+            self.output,
+            step,
+            total,
+            model,
+            losses[-1] if losses else None,
+            held[-1] if held else None,
+            round(self.watch.seconds, 2),
+            "" if step >= total else "interrupted" if self.watch.stop else "time",
+        )
+
+    def _card(self, trainer: Any, machine: dict[str, Any]) -> str:
+        """The model card, in Markdown: all of it was read or measured."""
+
+        pairs = {at: len(found) for at, found in trainer.steps.by_stage.items()}
+        rows = {
+            "trained from": visible(self.config.model.path),
+            "pairs": ", ".join(f"{at} {n:,}" for at, n in pairs.items()) or "corrupted ones alone",
+            "data": visible(self.judge.pairs.data),
+            "steps": f"{trainer.state.global_step:,} of {self.config.train.batch:,}, of which "
+            f"{trainer.steps.corrupted:,} corrupted pairs and {trainer.steps.kept:,} answers",
+            "trained weights": f"{trainer.facts['trained']:,} of {trainer.facts['parameters']:,}",
+            "hours": f"{self.watch.seconds / 3600:.2f}",
+            **machine,
+        }
+        lines = [f"| {key} | {visible(str(value))} |" for key, value in rows.items()]
+        table = json.dumps(self.judge.plain(), indent=1)
+        name = visible(self.output.name)
+        return (
+            f"# {name}\n\nTrained by cot-engine to judge pairs of its own candidates, asked with "
+            f"the {self.judge.judge.prompt} prompt.\n\n| | |\n|---|---|\n"
+            + "\n".join(lines)
+            + f"\n\nThe configuration:\n\n```json\n{table}\n```\n"
+        )
