@@ -1,14 +1,16 @@
-"""cot-engine train-judge: a separable task is learnt and measured, and nothing is lost on the way."""
+"""cot-engine train-judge: a separable task is learnt and measured, and nothing is lost."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import made_pairs
 import pytest
 import torch
+from golden import check_golden
 from made_pairs import pairs_of
 from safetensors.torch import load_file
 from tiny_models import build
@@ -219,3 +221,19 @@ def test_the_command_samples_trains_and_measures_the_bundled_model(tmp_path, cap
     assert main(["train-judge", str(file), "--set", "judge.marx=1"]) == 2
     assert "marks" in capsys.readouterr().err
     assert Path(found["training"]["model"]).is_dir()
+
+
+def test_the_help_is_the_recorded_one(capsys):
+    assert main(["train-judge", "--help"]) == 0
+    shown = capsys.readouterr().out
+    check_golden("help/train-judge.txt", shown)
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_example_and_the_guide_are_good():
+    root = Path(__file__).parent.parent
+    config = load_judge_config(root / "examples" / "judge.toml")
+    guide = (root / "docs" / "training-judge.md").read_text()
+    for table in (config.pairs, config.judge):
+        for field in fields(table):
+            assert f"`{field.name}`" in guide, field.name
