@@ -116,7 +116,7 @@ def test_1000_scenes_where_nothing_is_said():
 
 def test_scenes_by_seed():
     first, second = (load_data("scenes/val", n=3, seed=seed) for seed in (0, 5))
-    assert first.items[0].id == "scenes-1/val/0/0" and second.items[2].id == "scenes-1/val/5/2"
+    assert first.items[0].id == "scenes-2/val/0/0" and second.items[2].id == "scenes-2/val/5/2"
     assert first.digest != second.digest and first.name != second.name
     assert load_data("scenes", split="val", n=3, seed=5) == second
 
@@ -127,7 +127,7 @@ def test_scenes_by_seed():
         ("scene", {}, ["'scene'", "Did you mean scenes", ".jsonl or .tsv"]),
         ("scenes/train", {}, ["scenes/train", "scenes/val"]),
         ("scenes/val", {"split": "test"}, ["split is 'test'", "scenes/val"]),
-        ("scenes", {"split": "dev"}, ["split is 'dev'", "test or val"]),
+        ("scenes", {"split": "dev"}, ["split is 'dev'", "test, val or ood"]),
         ("scenes", {"rule": "exact"}, ["rule is 'exact'", "leave it out"]),
         ("scenes", {"rule": "exakt"}, ["'exakt'", "Did you mean exact"]),
         ("scenes", {"n": 0}, ["n is 0", "1 or more"]),

@@ -195,7 +195,7 @@ def test_tables_go_to_stdout_and_progress_to_stderr(cli):  # noqa: F811
     assert done.returncode == 0, done.stderr
     assert "6 of 6 problems" in done.stderr and "Loading bundled" in done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("Judges on 6 problems of scenes-1/val/0, model scripted")
+    assert lines[0].startswith("Judges on 6 problems of scenes-2/val/0, model scripted")
     assert any(line.startswith("CAPTION, by whether the text itself is right") for line in lines)
     assert any(line.startswith("whole: ") for line in lines)
     assert sum(line.startswith("random") for line in lines) >= 5

@@ -1,28 +1,35 @@
-"""The scenes world: answers recomputed by other code, determinism, the frozen set."""
+"""The scenes world: answers recomputed by other code, determinism, the frozen sets."""
 
 from __future__ import annotations
 
 import random
 import re
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
 
 from cot_engine.scenes import (
+    OOD_HASH,
     TEST_HASH,
     TYPES,
+    Bar,
+    Thing,
     content_hash,
     grade,
     grade_caption,
+    ood_set,
     parse,
+    plain_caption,
     sample,
     test_set,
 )
-from cot_engine.scenes.world import CELL, COLOURS, FAMILIES, caption, split_of
+from cot_engine.scenes.checking import mark_caption, mark_reasoning
+from cot_engine.scenes.world import CELL, COLOURS, FAMILIES, UNSEEN, split_of
 
-N = 1200
-NOUNS = "object|thing|shape"
+N = 1800
+NUMBER = r"(\d+)"
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +37,13 @@ def problems():
     return [sample(5, i) for i in range(N)]
 
 
+@pytest.fixture(scope="module")
+def strange():
+    return ood_set(900)
+
+
 def looks(words: str):
-    """A test for things out of an English description: "small red stars", "object at B2"."""
-    words = words.strip()
-    cell = re.search(r"\b[A-D][1-4]\b", words)
-    if cell:
-        return lambda t: t.cell == cell[0]
+    """A test for things out of an English description: "small red stars"."""
     named = {
         w.removesuffix("s") if w.removesuffix("s") in FAMILIES["shape"] else w
         for w in words.split()
@@ -45,79 +53,157 @@ def looks(words: str):
     return lambda t: wanted <= {t.size, t.colour, t.shape}
 
 
-def brute_force(question: str, things) -> str:
+SHAPE_RULES = {  # a pattern of the question -> its answer out of the things and the groups
+    r"How many objects are left if all the (.*) are removed"
+    r"|How many objects remain if you take away the (.*)"
+    r"|If all the (.*) are removed, how many objects are left"
+    r"|Take away all the (.*)\. How many objects are left"
+    r"|How many are not (.*)": lambda ts, x: len(ts) - sum(map(looks(x), ts)),
+    r"How many (.*) are there|How many (.*) are in the picture|How many (.*) do you see"
+    r"|Count the (.*)|What is the number of (.*)"
+    r"|Give the number of (.*) in the picture": lambda ts, x: sum(map(looks(x), ts)),
+    r"(?:Are there|Do you see) more (.*) than (.*?)(?: in the picture)?"
+    r"|Is the number of (.*) greater than the number of (.*)": lambda ts, x, y: (
+        sum(map(looks(x), ts)) > sum(map(looks(y), ts))
+    ),
+    r"(?:Are there|Do you see) fewer (.*) than (.*?)(?: in the picture)?"
+    r"|Is the number of (.*) smaller than the number of (.*)": lambda ts, x, y: (
+        sum(map(looks(x), ts)) < sum(map(looks(y), ts))
+    ),
+    r"(?:What|Which) (\w+) is the object (?:right|just) (left of|right of|above|below) the (.*)"
+    r"": lambda ts, f, where, x: getattr(beside(ts, one(ts, x), where), f),
+    r"Which (\w+) does the object next to the (.*), (left of|right of|above|below) it, have"
+    r"": lambda ts, f, x, where: getattr(beside(ts, one(ts, x), where), f),
+    r"Look just (left of|right of|above|below) the (.*): what (\w+) is the object there"
+    r"": lambda ts, where, x, f: getattr(beside(ts, one(ts, x), where), f),
+    r"(?:Is|Do you see|In the picture, is|Would you say that) the (.*?)(?: is)? "
+    r"(left of|right of|above|below) the (.*)"
+    r"|The (.*): is it (left of|right of|above|below) the (.*)": lambda ts, x, where, y: {
+        "left of": lambda p, q: p.column < q.column,
+        "right of": lambda p, q: p.column > q.column,
+        "above": lambda p, q: p.row < q.row,
+        "below": lambda p, q: p.row > q.row,
+    }[where](one(ts, x), one(ts, y)),
+    r"(?:Is there|Do you see|Does the picture show) an? (.*?)(?: in the picture)?"
+    r"|(?:Are there|Can you find) any (.*)": lambda ts, x: any(map(looks(x), ts)),
+    r"(?:Which|Find the) (?:two )?objects (?:have|with) the same (.*)"
+    r"|Two of the objects have the same (.*)\. Where are they": lambda ts, same: alike(ts, same),
+    rf"(?:Which|What) (\w+) do exactly {NUMBER} (?:of the )?objects have"
+    rf"|There is one (\w+) that exactly {NUMBER} objects have. Which"
+    rf"|Name the (\w+) of exactly {NUMBER} objects": lambda ts, f, n: having(ts, f, int(n)),
+    r"(?:What|Which) (\w+) (?:is|does) the (.*?)(?: have)?"
+    r"|What is the (\w+) of the (.*)|Name the (\w+) of the (.*)": lambda ts, f, x: getattr(
+        one(ts, x), f
+    ),
+    r"The (.*): what (\w+) is it": lambda ts, x, f: getattr(one(ts, x), f),
+}
+
+BAR_RULES = {
+    r"How high is the (\w+) bar|What is the height of the (\w+) bar"
+    r"|What value does the (\w+) bar have|Read the (\w+) bar"
+    r"|How tall is the bar in (\w+)": lambda h, x: h[x],
+    r"How much are the (\w+) bar and the (\w+) bar together"
+    r"|What do the (\w+) bar and the (\w+) bar add up to"
+    r"|What is the sum of the (\w+) bar and the (\w+) bar"
+    r"|Add the (\w+) bar to the (\w+) bar": lambda h, x, y: h[x] + h[y],
+    r"How much higher is the (\w+) bar than the (\w+) bar"
+    r"|What is the difference between the (\w+) bar and the (\w+) bar"
+    r"|By how much is the (\w+) bar higher than the (\w+) bar": lambda h, x, y: h[x] - h[y],
+    r"Subtract the (\w+) bar from the (\w+) bar": lambda h, x, y: h[y] - h[x],
+    r"(?:Which bar is|What colour is|Which is|Name the colour of) the (second )?(highest|lowest)"
+    r"(?: bar)?": lambda h, second, end: sorted(h, key=h.get, reverse=end == "highest")[
+        bool(second)
+    ],
+    rf"How many bars are (?:higher than|above) {NUMBER}|Count the bars higher than {NUMBER}"
+    rf"|What is the number of bars above {NUMBER}": lambda h, n: sum(
+        v > int(n) for v in h.values()
+    ),
+    r"Is (?:the )?(\w+)(?: bar)? (?:higher|more) than (\w+) and (\w+) together"
+    r"": lambda h, x, p, q: h[x] > h[p] + h[q],
+    r"Do (\w+) and (\w+) together stay below the (\w+) bar": lambda h, p, q, x: h[x] > h[p] + h[q],
+    rf"Which two bars (?:add up to|are) {NUMBER}(?: together)?|Find two bars with the sum {NUMBER}"
+    rf"|Two of the bars make {NUMBER} together\. Which two": lambda h, n: chosen(
+        h, 2, n, lambda x, y: x + y
+    ),
+    rf"Which two bars (?:differ by|have a difference of) {NUMBER}"
+    rf"|Find two bars with the difference {NUMBER}"
+    rf"|Two of the bars are {NUMBER} apart\. Which two": lambda h, n: chosen(
+        h, 2, n, lambda x, y: abs(x - y)
+    ),
+    rf"Which three bars (?:add up to|are) {NUMBER}(?: together)?"
+    rf"|Find three bars with the sum {NUMBER}"
+    rf"|Three of the bars make {NUMBER} together\. Which three": lambda h, n: chosen(
+        h, 3, n, lambda x, y, z: x + y + z
+    ),
+}
+
+
+def one(things, words: str):
+    (thing,) = filter(looks(words), things)
+    return thing
+
+
+def beside(things, base, where: str):
+    dx, dy = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}[where]
+    (there,) = [t for t in things if (t.column, t.row) == (base.column + dx, base.row + dy)]
+    return there
+
+
+def alike(things, same: str) -> str:
+    families = [f for f in FAMILIES if f in same]
+    pairs = [
+        f"{p.cell} and {q.cell}"
+        for p, q in combinations(things, 2)
+        if all(getattr(p, f) == getattr(q, f) for f in families)
+    ]
+    (pair,) = pairs
+    return pair
+
+
+def having(things, family: str, n: int) -> str:
+    (value,) = [v for v, k in Counter(getattr(t, family) for t in things).items() if k == n]
+    return value
+
+
+def chosen(heights, size: int, wanted: str, value) -> str:
+    (found,) = [
+        group
+        for group in combinations(heights, size)
+        if value(*(heights[c] for c in group)) == int(wanted)
+    ]
+    return " and ".join(found)
+
+
+def brute_force(question: str, objects) -> str:
     """The answer out of the question's wording alone, sharing no code with the generator."""
-    q = re.sub(" in the picture|in the picture, ", "", question.rstrip("?."), flags=re.I)
-    q = q[0].upper() + q[1:]
-
-    def number(words: str) -> int:
-        return sum(map(looks(words), things))
-
-    def one(words: str):
-        (thing,) = filter(looks(words), things)
-        return thing
-
-    for pattern in (
-        rf"How many (?:{NOUNS})s are left if all the (.*) are removed",
-        rf"How many (?:{NOUNS})s remain if you take away the (.*)",
-        rf"If all the (.*) are removed, how many (?:{NOUNS})s are left",
-        rf"Take away all the (.*)\. How many (?:{NOUNS})s are left",
-        rf"How many (?:{NOUNS})s are not (.*)",
-    ):
-        if found := re.fullmatch(pattern, q):
-            return str(len(things) - number(found[1]))
-    for pattern in (
-        "How many (.*) are there",
-        "How many (.*) are",
-        "How many (.*) do you see",
-        "Count the (.*)",
-        "What is the number of (.*)",
-    ):
-        if found := re.fullmatch(pattern, q):
-            return str(number(found[1]))
-    for pattern in (
-        "(?:Are there|Do you see) (more|fewer) (.*) than (.*)",
-        "Is the number of ()(.*) than the number of (.*)",
-    ):
-        if found := re.fullmatch(pattern, q):
-            word, x, y = found.groups()
-            if not word:
-                x, word = x.rsplit(" ", 1)
-            a, b = number(x), number(y)
-            return "yes" if (a > b if word in ("more", "greater") else a < b) else "no"
-    if found := re.fullmatch(
-        r"(?:Is the|Do you see the|Would you say that the) (.*?)(?: is)? (?:to the )?"
-        r"(left of|right of|above|below|higher than|lower than) the (.*)",
-        q,
-    ):
-        a, b = one(found[1]), one(found[3])
-        holds = {
-            "left of": a.column < b.column,
-            "right of": a.column > b.column,
-            "above": a.row < b.row,
-            "higher than": a.row < b.row,
-            "below": a.row > b.row,
-            "lower than": a.row > b.row,
-        }[found[2]]
-        return "yes" if holds else "no"
-    if found := re.fullmatch("Is the (.*) small or large", q):
-        return one(found[1]).size
-    for pattern in (
-        "(?:What|Which) (.*?) (?:is|does) the (.*?)(?: have)?",
-        "What is the (.*?) of the (.*)",
-        "Name the (.*?) of the (.*)",
-    ):
-        if found := re.fullmatch(pattern, q):
-            return getattr(one(found[2]), found[1].replace("color", "colour"))
-    for pattern in ("(?:Is there|Do you see|Does the picture show) an? (.*)", "Are there any (.*)"):
-        if found := re.fullmatch(pattern, q):
-            return "yes" if number(found[1]) else "no"
+    asked, _, options = question.partition("\n")
+    asked = asked.rstrip("?.")
+    asked = asked[0].upper() + asked[1:]
+    bars = isinstance(objects[0], Bar)
+    for pattern, rule in (BAR_RULES if bars else SHAPE_RULES).items():
+        if found := re.fullmatch(pattern, asked):
+            parts = found.groups()
+            if len(parts) > (size := rule.__code__.co_argcount - 1):  # alternatives
+                groups = [parts[i : i + size] for i in range(0, len(parts), size)]
+                parts = next(g for g in groups if any(g))
+            answer = rule({b.colour: b.height for b in objects} if bars else objects, *parts)
+            answer = ("no", "yes")[answer] if isinstance(answer, bool) else str(answer)
+            if not options:
+                return answer
+            listed = re.findall(r"\(([A-D])\) (.*?)(?= \([A-D]\)|$)", options)
+            (letter,) = [c for c, text in listed if parted(text) == parted(answer)]
+            return letter
     raise AssertionError(f"no rule for {question!r}")
 
 
-def test_answers_recomputed(problems):
-    for p in problems:
-        assert brute_force(p.question, p.objects) == p.answer, p
+def parted(answer: str) -> frozenset[str]:
+    return frozenset(answer.split(" and "))
+
+
+def test_answers_recomputed(problems, strange):
+    for p in (*problems, *strange):
+        found = brute_force(p.question, p.objects)
+        assert parted(found) == parted(p.answer), p
 
 
 def test_same_arguments_same_problem_down_to_the_pixels():
@@ -130,14 +216,37 @@ def test_same_arguments_same_problem_down_to_the_pixels():
 
 def test_frozen_set():
     assert content_hash(test_set(1000)) == TEST_HASH
+    assert content_hash(ood_set(1000)) == OOD_HASH
+    assert len(test_set()) == 2000
 
 
-def test_splits_share_no_scene(problems):
-    test = {caption(p.objects) for p in test_set(200)}
-    assert not test & {caption(p.objects) for p in problems}
-    assert {split_of(p.objects) for p in problems} == {"train"}
-    assert {split_of(p.objects) for p in test_set(50)} == {"test"}
-    assert {split_of(sample(0, i, "val").objects) for i in range(50)} == {"val"}
+def test_splits_share_no_picture(problems):
+    test = {plain_caption(p.objects) for p in test_set(400)}
+    assert not test & {plain_caption(p.objects) for p in problems}
+    for split in ("train", "val", "test"):
+        some = [sample(0, i, split) for i in range(90)]
+        assert {split_of(plain_caption(p.objects)) for p in some} == {split}
+
+
+def test_out_of_distribution_is_what_training_never_shows(problems, strange):
+    def combinations_of(some):
+        things = [t for p in some for t in p.objects if isinstance(t, Thing)]
+        return {(t.colour, t.shape) for t in things}
+
+    def begins(p):
+        return " ".join(p.question.lower().split()[:3])
+
+    def most(some, kind):
+        return {len(p.objects) for p in some if isinstance(p.objects[0], kind)}
+
+    assert not combinations_of(problems) & UNSEEN
+    assert len(combinations_of(problems)) == 40 - len(UNSEEN)
+    assert combinations_of(strange) >= UNSEEN
+    assert max(most(problems, Thing)) < min(most(strange, Thing))
+    assert max(most(problems, Bar)) < min(most(strange, Bar))
+    for kind in TYPES:
+        usual = {begins(p) for p in problems if p.type == kind}
+        assert {begins(p) for p in strange if p.type == kind} - usual
 
 
 @pytest.mark.parametrize("detail", ["brief", "normal", "full"])
@@ -151,35 +260,56 @@ def test_staged_answers_agree_with_the_objects(detail, text_only):
         assert grade(p.response, p.answer) and grade(staged["CONCLUSION"], p.answer)
         if not text_only:
             assert grade_caption(staged["CAPTION"], p.objects) == (len(p.objects),) * 2
-        for cell, rest in re.findall(r"([A-D][1-4]) ((?:[a-z]+ )*)", staged["REASONING"]):
-            thing = next(t for t in p.objects if t.cell == cell)
-            about = [w for w in rest.split() if any(w in v for v in FAMILIES.values())]
-            assert set(about) <= {thing.size, thing.colour, thing.shape}
+        if not text_only:
+            assert all(m.true for m in mark_caption(staged["CAPTION"], p.objects))
+        assert all(m.true for m in mark_reasoning(staged["REASONING"], p.objects, p.answer)), p
         assert re.search(rf"\b{p.answer}\.$", staged["REASONING"])
         for t in p.objects if text_only else ():
-            assert t.cell in p.prompt and t.colour in p.prompt
+            assert str(t) in p.prompt
 
 
 def test_reasoning_walks_every_object_where_it_counts(problems):
     for p in problems:
-        if p.type in ("count", "subtract", "compare", "exist"):
+        if p.type in ("count", "subtract", "compare") or (p.type, p.answer) == ("exist", "no"):
             walked = set(re.findall("[A-D][1-4]", p.staged["REASONING"]))
             assert walked == {t.cell for t in p.objects}
 
 
 def test_balance():
     """No answer of a type is far more frequent than the rest, and yes and no are even."""
-    problems = [sample(7, i) for i in range(6000)]
-    limits = {"count": 0.3, "subtract": 0.3, "attribute": 0.15}
+    problems = [sample(7, i) for i in range(9000)]
     for kind in TYPES:
-        answers = Counter(p.answer for p in problems if p.type == kind)
-        assert answers.most_common(1)[0][1] / answers.total() < limits.get(kind, 0.55), answers
+        answers = Counter(p.answer for p in problems if p.type == kind and "\n" not in p.question)
+        even = set(answers) == {"yes", "no"}
+        assert answers.most_common(1)[0][1] / answers.total() < (0.57 if even else 0.3), answers
+    letters = Counter(p.answer for p in problems if "\n" in p.question)
+    assert set(letters) == set("ABCD") and max(letters.values()) / letters.total() < 0.28
+    assert 0.1 < letters.total() / len(problems) < 0.25
+
+
+def test_marks_find_what_is_false(problems):
+    for p in problems[:360]:
+        caption, reasoning = p.staged["CAPTION"], p.staged["REASONING"]
+        first = p.objects[0]
+        other = next(c for c in COLOURS if c not in caption)
+        wrong = caption.replace(first.colour, other, 1)
+        assert not mark_caption(wrong, p.objects)[0].true
+        assert [m.true for m in mark_caption(wrong, p.objects)].count(False) == 1
+        assert not mark_caption(caption.partition(". ")[0] + ".", p.objects)[-1].true
+        assert not mark_reasoning(reasoning.rpartition("So ")[0] + "So 99.", p.objects, p.answer)[
+            -1
+        ].true
+    ends = [(m.start, m.end) for m in mark_caption(caption, p.objects)]
+    assert ends[0][0] == 0 and ends[-1][1] == len(caption)
+    assert all(end == start for (_, end), (start, _) in zip(ends, ends[1:], strict=False))
 
 
 def test_rendering():
     """At the middle of a cell is the colour of its object, or the background."""
-    for i in range(60):
+    for i in range(180):
         p = sample(8, i)
+        if isinstance(p.objects[0], Bar):
+            continue
         pixels = np.asarray(p.image, dtype=float)
         assert pixels.shape == (64, 64, 3)
         at = {(t.column, t.row): t for t in p.objects}
@@ -193,6 +323,15 @@ def test_rendering():
                     assert nearest == aim
                 elif (column, row) not in at:
                     assert found.min() > 150
+    chart = next(p for p in (sample(8, i) for i in range(18)) if isinstance(p.objects[0], Bar))
+    pixels, slot = np.asarray(chart.picture(256), dtype=float), 240 / len(chart.objects)
+    for i, bar in enumerate(chart.objects):  # under the middle of its top is a bar, above it none
+        x, top = round(8 + (i + 0.5) * slot), round(4 * (61 - 4.7 * bar.height))
+        inside = pixels[top + 6 : top + 12, x - 2 : x + 3].mean((0, 1))
+        nearest = min(COLOURS, key=lambda c: np.abs(inside - COLOURS[c]).sum())
+        assert nearest == bar.colour
+        if top > 20:
+            assert pixels[top - 12 : top - 6, x - 2 : x + 3].mean() > 150
     assert sample(8, 0).picture(256).size == (256, 256)
     assert sample(8, 0, text_only=True).image is None
 
@@ -217,20 +356,35 @@ def test_rendering():
         ("<SUMMARY>2</SUMMARY><CONCLUSION>3</CONCLUSION>", "3", True),
         ("<CONCLUSION>3", "3", True),
         ("<CONCLUSION></CONCLUSION>", "3", False),
+        ("blue and red", "red and blue", True),
+        ("red, blue", "red and blue", True),
+        ("red and blue and green", "red and blue", False),
+        ("red", "red and blue", False),
+        ("D4 and A1", "A1 and D4", True),
+        ("A1 and D3", "A1 and D4", False),
+        ("(B)", "B", True),
+        ("B1 and A1", "A", False),
+        ("A or B", "A", False),
+        ("a red star", "A", False),
     ],
 )
 def test_grade(said, answer, right):
     assert grade(said, answer) is right
 
 
-def test_grade_caption():
-    p = sample(9, 0)
-    text, n = p.staged["CAPTION"], len(p.objects)
+@pytest.mark.parametrize("index", [0, 9])  # things and bars
+def test_grade_caption(index):
+    p = sample(9, index)
+    text, n = plain_caption(p.objects), len(p.objects)
     assert grade_caption(text, p.objects) == (n, n)
+    for form in range(3):
+        said = " ".join(t.wordings()[form] + "." for t in p.objects)
+        assert grade_caption(said, p.objects) == (n, n)
     assert grade_caption("", p.objects) == (0, n)
-    assert grade_caption(text.rstrip(".") + ", A9 huge pink cat.", p.objects) == (n - 1, n)
+    assert grade_caption(text + " A9 huge pink cat.", p.objects) == (n - 1, n)
     first = str(p.objects[0])
-    assert grade_caption(text.replace(first, first[:2] + " tiny blob"), p.objects) == (n - 1, n)
+    assert grade_caption(text.replace(first, "tiny blob"), p.objects) == (n - 1, n)
+    assert grade_caption(f"{text} {first}.", p.objects) == (n - 1, n)
 
 
 def test_parse_rejects_what_is_not_the_stages():

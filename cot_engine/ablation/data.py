@@ -34,7 +34,7 @@ from cot_engine.types import Problem
 SCENES = 1000
 """How many scenes are taken where nothing else is said."""
 MAX_SCENES = 100_000
-SOURCES = ("scenes", "scenes/test", "scenes/val")
+SOURCES = ("scenes", "scenes/test", "scenes/val", "scenes/ood")
 _FORMAT = "item-1"  # part of every digest: results graded by other rules must not mix with these
 _LONG = 10  # words of an answer that nobody contains word for word
 _SHOWN = 3
@@ -126,11 +126,11 @@ def load_data(
     rule: str | None = None,
     allow_url: bool = False,
 ) -> DataSet:
-    """The data set that `source` names: "scenes", "scenes/val", or a .jsonl or .tsv file relative
-    to `folder`.
+    """The data set that `source` names: "scenes", "scenes/val", "scenes/ood", or a .jsonl or .tsv
+    file relative to `folder`.
 
-    `n` takes the first so many (of scenes 1,000 if None, of a file all). `split` is "test" or
-    "val" of the scenes, or keeps those rows of a file whose split it is. `seed` is of the stream of
+    `n` takes the first so many (of scenes 1,000 if None, of a file all). `split` is "test", "val"
+    or "ood" of the scenes, or keeps those rows of a file whose split it is. `seed` is of the stream of
     "scenes/val"; what is frozen or a file has none. `rule` is one of `grading.RULES`, for files.
     Raises ConfigError for an argument, InputError or ImageError for what is wrong with a file,
     naming the line. Images are not decoded here, but must be there.
@@ -165,7 +165,7 @@ class SceneGrader:
     """Grades by the scenes' own rule, and knows whether a CAPTION is right."""
 
     answer: str
-    objects: tuple[scenes.Thing, ...]
+    objects: tuple[scenes.Thing, ...] | tuple[scenes.Bar, ...]
     kind: str = "scenes"
 
     def grade(self, answer: str) -> float:
@@ -192,8 +192,8 @@ class ScenePicture:
 def _scenes(source: str, n: int | None, split: str | None, seed: int, rule: str | None) -> DataSet:
     named = source.partition("/")[2]
     part = named or split or "test"
-    if part not in ("test", "val") or (split and split != part):
-        raise ConfigError(f"split is {split!r} of {source!r}.", "It must be test or val.")
+    if part not in ("test", "val", "ood") or (split and split != part):
+        raise ConfigError(f"split is {split!r} of {source!r}.", "It must be test, val or ood.")
     if rule not in (None, "auto"):
         raise ConfigError(f"rule is {rule!r}.", "Scenes are graded by their own: leave it out.")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
@@ -201,8 +201,10 @@ def _scenes(source: str, n: int | None, split: str | None, seed: int, rule: str 
     n = SCENES if n is None else n
     if n > MAX_SCENES:
         raise ConfigError(f"n is {n:,}.", f"At most {MAX_SCENES:,} scenes are drawn.")
-    if part == "test":
-        return _data_set(scenes.TEST_SET, map(scene_item, scenes.test_set(n)))
+    frozen = {"test": (scenes.TEST_SET, scenes.test_set), "ood": (scenes.OOD_SET, scenes.ood_set)}
+    if part in frozen:
+        name, made = frozen[part]
+        return _data_set(name, map(scene_item, made(n)))
     drawn = (scene_item(scenes.sample(seed, index, part)) for index in range(n))
     return _data_set(f"{scenes.VERSION}/{part}/{seed}", drawn)
 

@@ -1,6 +1,8 @@
-"""Measure a model on the frozen scenes benchmark: greedy decoding, plain transformers.
+"""Measure a model on the frozen scenes benchmarks: greedy decoding, plain transformers.
 
-    python -m cot_engine.scenes.evaluate MODEL_DIR --n 1000
+    python -m cot_engine.scenes.evaluate MODEL_DIR --n 2000
+    python -m cot_engine.scenes.evaluate MODEL_DIR --n 2000 --blank    # what the text alone tells
+    python -m cot_engine.scenes.evaluate MODEL_DIR --split ood
 
 Intervals are 95 % Wilson intervals. The majority rate of a type is the share of its most frequent
 answer among the questions asked: what always saying that would earn.
@@ -16,17 +18,28 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from cot_engine.statistics import wilson
 
-from . import TEST_SET, TYPES, SceneProblem, grade, grade_caption, parse, sample, test_set
+from . import TYPES, VERSION, SceneProblem, grade, grade_caption, parse, sample
+from .world import SIDE
 
 
 @torch.inference_mode()
 def respond(
-    model, processor, problems: list[SceneProblem], batch: int = 100, max_new_tokens: int = 256
+    model,
+    processor,
+    problems: list[SceneProblem],
+    batch: int = 100,
+    max_new_tokens: int = 256,
+    blank: bool = False,
 ) -> list[str]:
-    """Greedy responses, in the order of the problems; with and without pictures may be mixed."""
+    """Greedy responses, in the order of the problems; with and without pictures may be mixed.
+
+    With `blank` every picture is an empty one.
+    """
+    empty = Image.new("RGB", (SIDE, SIDE), (220, 220, 220))
     replies = [""] * len(problems)
     # Alike prompts together: a batch is either all pictures or none.
     order = sorted(
@@ -50,7 +63,7 @@ def respond(
                 )
                 for i in some
             ]
-            images = None if text_only else [problems[i].image for i in some]
+            images = None if text_only else [empty if blank else problems[i].image for i in some]
             inputs = processor(images=images, text=texts, return_tensors="pt", padding=True)
             inputs = inputs.to(model.device)
             out = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
@@ -123,9 +136,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", help="folder of the model")
     parser.add_argument("--n", type=int, default=1000, help="questions (default 1000)")
-    parser.add_argument("--split", choices=("test", "val"), default="test")
+    parser.add_argument("--split", choices=("test", "val", "ood"), default="test")
     parser.add_argument("--detail", choices=("brief", "normal", "full"), default="normal")
     parser.add_argument("--text-only", action="store_true", help="describe the objects instead")
+    parser.add_argument("--blank", action="store_true", help="show an empty picture instead")
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
@@ -137,15 +151,10 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     processor = AutoProcessor.from_pretrained(args.model)
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32).eval()
-    if args.split == "test" and args.detail == "normal" and not args.text_only:
-        problems = test_set(args.n)
-    else:
-        problems = [
-            sample(0, i, args.split, detail=args.detail, text_only=args.text_only)
-            for i in range(args.n)
-        ]
+    more = {"detail": args.detail, "text_only": args.text_only}
+    problems = [sample(0, i, args.split, **more) for i in range(args.n)]
     start = time.perf_counter()
-    replies = respond(model, processor, problems, args.batch)
+    replies = respond(model, processor, problems, args.batch, blank=args.blank)
     seconds = time.perf_counter() - start
     result = measure(problems, replies)
     if args.wrong:
@@ -166,8 +175,8 @@ def main() -> None:
         print(json.dumps(result, indent=2))
     else:
         print(table(result))
-    name = TEST_SET if args.split == "test" else args.split
-    print(f"{name}, {args.n} questions, {seconds:.0f} s", file=sys.stderr)
+    asked = f"{VERSION}/{args.split}, {args.n} questions" + (", blank" if args.blank else "")
+    print(f"{asked}, {seconds:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

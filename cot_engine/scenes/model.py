@@ -21,12 +21,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from . import sample
 from .world import SIDE
 
-PATCH = 8  # pixels a side: 64 image tokens, four to a cell
+PATCH = 16  # pixels a side: 16 image tokens, one to a cell
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")  # ids 0 to 3
 
-# A tag, a coordinate, a word, a digit, or any other single character; a space goes with the word
-# it precedes. Coordinates and digits are therefore always one token.
-_PIECES = r"</?[A-Z]+>| ?[A-D][1-4](?![0-9A-Za-z])| ?[A-Za-z]+| ?[0-9]|[\s\S]"
+# A tag, a coordinate, a word, a number below 100, or any other single character; a space goes with
+# the word it precedes. Coordinates and such numbers are therefore always one token.
+_PIECES = r"</?[A-Z]+>| ?[A-D][1-4](?![0-9A-Za-z])| ?[A-Za-z]+| ?[0-9]{1,2}(?![0-9])| ?[0-9]|[\s\S]"
 
 # Words of judging prompts and everyday questions: the world has no use for them, but without them
 # such prompts would be spelled out byte by byte.
@@ -34,7 +34,7 @@ _EXTRA = (
     "which candidate response answer question better first second tie image picture is are was of "
     "the to a an and or in on for with two these this that both given below above correct right "
     "wrong true false reply only number stage text describes problem solution final think step by "
-    "compare judge choose please look carefully more accurate following it you your one"
+    "compare judge choose please look carefully more accurate following it you your one Compare"
 ).split()
 
 CHAT_TEMPLATE = (
@@ -60,7 +60,7 @@ def _vocabulary() -> dict[str, int]:
                 words.update(re.findall(_PIECES, p.prompt + "\n"))
                 words.update(re.findall(_PIECES, p.response))
     bare = {w.strip() for w in words if w.strip().isalnum()} | set(_EXTRA)
-    bare |= {w.capitalize() for w in _EXTRA} | set("0123456789")
+    bare |= {w.capitalize() for w in _EXTRA} | {str(n) for n in range(100)}
     words = {w for w in words if w.startswith("<")} | bare | {" " + w for w in bare}
     spelled = sorted(w.replace(" ", "Ġ") for w in words)
     tokens = [*SPECIAL, *alphabet, *(w for w in spelled if w not in alphabet)]
@@ -113,21 +113,21 @@ def build_processor() -> LlavaProcessor:
 
 
 def build_model(vocabulary: int) -> LlavaForConditionalGeneration:
-    """An untrained model of 4.3 million parameters, in fp32."""
+    """An untrained model of 7 million parameters, in fp32."""
     vision = CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=512,
+        hidden_size=192,
+        intermediate_size=768,
         num_hidden_layers=4,
         num_attention_heads=4,
         image_size=SIDE,
         patch_size=PATCH,
-        projection_dim=128,
+        projection_dim=192,
     )
     text = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=256,
         intermediate_size=704,
-        num_hidden_layers=4,
+        num_hidden_layers=6,
         num_attention_heads=4,
         num_key_value_heads=4,
         head_dim=64,

@@ -1,36 +1,32 @@
-"""Questions about a scene, their answers, and the staged responses a model is taught to give.
+"""Questions about coloured shapes, their answers, and the staged responses a model is taught.
 
-Every question is built backwards: its answer is drawn first, then a scene that has it. So the
-wording gives away no more than the most frequent answer of its type does.
+Yes-and-no questions and counts are built backwards: the answer is drawn first, then a scene that
+has it. So the wording gives away no more than the most frequent answer of its type does. Some
+types ("twins", "shared") are answered by naming what has a property: hard to find, easy to check.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from .world import FAMILIES, MAX_THINGS, MIN_THINGS, Thing, place
-
-TYPES = ("count", "subtract", "compare", "exist", "attribute", "relation")
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A question before its picture: what is asked, of what, and how it is reasoned out."""
-
-    things: tuple[Thing, ...]
-    question: str
-    answer: str
-    goal: str  # what SUMMARY says after "I list the objects": ", count the red stars"
-    reasoning: str
-    sentence: str  # the answer as a full sentence
+from .drafts import (
+    Description,
+    Draft,
+    a,
+    fits,
+    matches,
+    near_numbers,
+    say,
+    seen,
+    some_others,
+    words,
+)
+from .world import FAMILIES, Setting, Thing, place, random_look
 
 
-# --- descriptions: a dict of attributes, a subset of size, colour and shape -----------------------
-
-
-def _random_description(rng: random.Random, singles: bool = False) -> dict[str, str]:
+def _description(rng: random.Random, singles: bool = False) -> Description:
     kinds = [("colour",), ("shape",), ("size",)]
     weights = [3, 3, 1]
     if not singles:
@@ -40,300 +36,235 @@ def _random_description(rng: random.Random, singles: bool = False) -> dict[str, 
     return {family: rng.choice(FAMILIES[family]) for family in kind}
 
 
-def _random_look(rng: random.Random) -> dict[str, str]:
-    return {family: rng.choice(values) for family, values in FAMILIES.items()}
+def _like(rng: random.Random, setting: Setting, description: Description) -> Description:
+    return random_look(rng, setting) | description
 
 
-def _fits(look: dict[str, str], description: dict[str, str]) -> bool:
-    return all(look[family] == value for family, value in description.items())
-
-
-def _matches(thing: Thing, description: dict[str, str]) -> bool:
-    return all(getattr(thing, family) == value for family, value in description.items())
-
-
-def _look_like(rng: random.Random, description: dict[str, str]) -> dict[str, str]:
-    return _random_look(rng) | description
-
-
-def _look_unlike(rng: random.Random, *descriptions: dict[str, str]) -> dict[str, str]:
+def _unlike(rng: random.Random, setting: Setting, *descriptions: Description) -> Description:
     """A look that fits none of the descriptions, half the time sharing part of one of them."""
     while True:
-        look = _random_look(rng)
+        look = random_look(rng, setting)
         near = rng.choice(descriptions)
         if len(near) > 1 and rng.random() < 0.5:
             family = rng.choice(list(near))
             look[family] = near[family]
-        if not any(_fits(look, d) for d in descriptions):
+        if not any(fits(look, d) for d in descriptions):
             return look
 
 
-def _words(description: dict[str, str], plural: bool, noun: str = "object") -> str:
-    """ "red star", "small objects": adjectives in the order size, colour, then the shape."""
-    words = [description[f] for f in ("size", "colour") if f in description]
-    return " ".join([*words, description.get("shape", noun)]) + ("s" if plural else "")
+def _total(rng: random.Random, setting: Setting, at_least: int) -> int:
+    low, high = setting.things
+    return rng.randint(max(low, at_least), max(high, at_least))
 
 
-def _a(phrase: str) -> str:
-    return ("an " if phrase[0] in "aeiou" else "a ") + phrase
+def _things(rng: random.Random, setting: Setting) -> tuple[Thing, ...]:
+    return place(rng, [random_look(rng, setting) for _ in range(_total(rng, setting, 0))])
 
 
-def _noun(rng: random.Random) -> str:
-    return rng.choices(("object", "thing", "shape"), (6, 2, 2))[0]
-
-
-# --- reasoning: walk over the objects, restating what is compared ---------------------------------
-
-
-def _seen(thing: Thing, description: dict[str, str]) -> str:
-    """The cell and those attributes the description names: "B1 green triangle"."""
-    return " ".join([thing.cell, *(getattr(thing, f) for f in FAMILIES if f in description)])
-
-
-def _count_walk(things: tuple[Thing, ...], description: dict[str, str]) -> tuple[str, int]:
-    found, parts = 0, []
+def _listed(things: tuple[Thing, ...], d: Description) -> tuple[str, int]:
+    """A walk over all things, those that fit numbered: "B1 red star 1. C2 blue star. ", and how
+    many they are. Restating what is compared is what makes the comparison learnable."""
+    parts, found = [], 0
     for thing in things:
-        if _matches(thing, description):
-            found += 1
-            parts.append(f"{_seen(thing, description)} yes {found}")
-        else:
-            parts.append(f"{_seen(thing, description)} no")
-    return ", ".join(parts) + ".", found
+        found += matches(thing, d)
+        parts.append(seen(thing, tuple(d)) + (f" {found}. " if matches(thing, d) else ". "))
+    return "".join(parts), found
 
 
-def _find_walk(things: tuple[Thing, ...], target: Thing, description: dict[str, str]) -> str:
-    """As the count, but over at the one object that fits; it is the only one."""
-    parts = []
-    for thing in things:
-        parts.append(f"{_seen(thing, description)} {'yes' if thing == target else 'no'}")
-        if thing == target:
-            break
-    return ", ".join(parts) + "."
+def _found(things: tuple[Thing, ...], target: Thing, d: Description) -> str:
+    """The same walk, over at the only thing that fits."""
+    return _listed(things[: things.index(target) + 1], d)[0]
 
 
-# --- the question types ---------------------------------------------------------------------------
-
-
-def _total(rng: random.Random, at_least: int) -> int:
-    return rng.randint(max(MIN_THINGS, at_least), MAX_THINGS)
-
-
-def count(rng: random.Random) -> Draft:
-    d = _random_description(rng)
-    answer = rng.choices(range(5), (4, 5, 5, 4, 2))[0]
-    rest = _total(rng, answer) - answer
-    looks = [_look_like(rng, d) for _ in range(answer)]
-    things = place(rng, looks + [_look_unlike(rng, d) for _ in range(rest)])
-    noun, many = _noun(rng), _words(d, True)
-    asked = _words(d, True, noun)
-    question = rng.choice(
+def count(rng: random.Random, setting: Setting) -> Draft:
+    d = _description(rng)
+    wanted = rng.choices(range(6), (3, 5, 5, 4, 3, 2))[0]
+    rest = _total(rng, setting, wanted) - wanted
+    looks = [_like(rng, setting, d) for _ in range(wanted)]
+    things = place(rng, looks + [_unlike(rng, setting, d) for _ in range(rest)])
+    many = words(d, True)
+    question = say(
+        rng,
+        setting,
         (
-            f"How many {asked} are there?",
-            f"How many {asked} are in the picture?",
-            f"How many {asked} do you see?",
-            f"Count the {asked}.",
-            f"What is the number of {asked}?",
-        )
+            f"How many {many} are there?",
+            f"How many {many} are in the picture?",
+            f"How many {many} do you see?",
+            f"Count the {many}.",
+        ),
+        (f"What is the number of {many}?", f"Give the number of {many} in the picture."),
     )
-    walk, found = _count_walk(things, d)
-    one = "is 1 " + _words(d, False) if found == 1 else f"are {found} {many}"
+    listed, found = _listed(things, d)
+    one = f"is 1 {words(d)}" if found == 1 else f"are {found} {many}"
     return Draft(
         things,
         question,
         str(found),
         f" and count the {many}",
-        f"Count the {many}: {walk} So {found}.",
+        listed,
         f"There {one}.",
+        near_numbers(rng, found),
     )
 
 
-def subtract(rng: random.Random) -> Draft:
-    d = _random_description(rng)
-    left = rng.choices(range(6), (2, 4, 5, 5, 4, 2))[0]
-    gone = rng.randint(max(0, MIN_THINGS - left), min(4, MAX_THINGS - left))
-    looks = [_look_like(rng, d) for _ in range(gone)]
-    things = place(rng, looks + [_look_unlike(rng, d) for _ in range(left)])
-    noun, many = _noun(rng), _words(d, True)
-    asked = _words(d, True, noun)
-    ones = asked if "shape" in d else asked.replace(noun + "s", "ones")
-    question = rng.choice(
+def subtract(rng: random.Random, setting: Setting) -> Draft:
+    d = _description(rng)
+    gone = rng.choices(range(5), (2, 4, 5, 4, 2))[0]
+    left = _total(rng, setting, gone) - gone
+    looks = [_like(rng, setting, d) for _ in range(gone)]
+    things = place(rng, looks + [_unlike(rng, setting, d) for _ in range(left)])
+    many = words(d, True)
+    question = say(
+        rng,
+        setting,
         (
-            f"How many {noun}s are left if all the {ones} are removed?",
-            f"How many {noun}s remain if you take away the {ones}?",
-            f"If all the {asked} are removed, how many {noun}s are left?",
-            f"Take away all the {asked}. How many {noun}s are left?",
-            f"How many {noun}s are not {asked if 'shape' in d else ones}?"
-            if len(d) > 1 or "shape" in d
-            else f"How many {noun}s are not {next(iter(d.values()))}?",
-        )
+            f"How many objects are left if all the {many} are removed?",
+            f"How many objects remain if you take away the {many}?",
+            f"If all the {many} are removed, how many objects are left?",
+        ),
+        (f"Take away all the {many}. How many objects are left?", f"How many are not {many}?"),
     )
-    parts, stays = [], 0
-    for thing in things:
-        if _matches(thing, d):
-            parts.append(f"{_seen(thing, d)} goes")
-        else:
-            stays += 1
-            parts.append(f"{_seen(thing, d)} stays {stays}")
-    verb = "object is" if stays == 1 else "objects are"
+    listed, gone = _listed(things, d)
     return Draft(
         things,
         question,
-        str(stays),
+        str(left),
         f", remove the {many} and count the rest",
-        f"Remove the {many}: {', '.join(parts)}. So {stays}.",
-        f"{stays} {verb} left without the {many}.",
+        f"All {len(things)}. {listed}{len(things)} - {gone} = {left}. ",
+        f"{left} {'object is' if left == 1 else 'objects are'} left without the {many}.",
+        near_numbers(rng, left),
     )
 
 
-def compare(rng: random.Random) -> Draft:
-    family = rng.choices(("colour", "shape", "size"), (4, 4, 1))[0]
+def compare(rng: random.Random, setting: Setting) -> Draft:
+    family = rng.choices(("colour", "shape"), (1, 1))[0]
     first, second = ({family: v} for v in rng.sample(FAMILIES[family], 2))
-    word, holds = rng.choice((("more", lambda a, b: a > b), ("fewer", lambda a, b: a < b)))
+    word, holds = rng.choice((("more", lambda p, q: p > q), ("fewer", lambda p, q: p < q)))
     wanted = rng.random() < 0.5
     while True:
-        a, b = rng.randint(0, 4), rng.randint(0, 4)
-        if MIN_THINGS <= a + b <= MAX_THINGS and holds(a, b) is wanted:
+        p, q = rng.randint(0, 4), rng.randint(0, 4)
+        if 2 <= p + q <= setting.things[1] and holds(p, q) is wanted:
             break
-    rest = 0 if family == "size" else _total(rng, a + b) - a - b  # every object has some size
-    looks = [_look_like(rng, first) for _ in range(a)] + [_look_like(rng, second) for _ in range(b)]
-    things = place(rng, looks + [_look_unlike(rng, first, second) for _ in range(rest)])
-    noun = _noun(rng)
-    x, y = _words(first, True, noun), _words(second, True, noun)
-    greater = "greater" if word == "more" else "smaller"
-    question = rng.choice(
+    rest = _total(rng, setting, p + q) - p - q
+    looks = [_like(rng, setting, first) for _ in range(p)]
+    looks += [_like(rng, setting, second) for _ in range(q)]
+    things = place(rng, looks + [_unlike(rng, setting, first, second) for _ in range(rest)])
+    x, y = words(first, True), words(second, True)
+    question = say(
+        rng,
+        setting,
         (
             f"Are there {word} {x} than {y}?",
             f"Are there {word} {x} than {y} in the picture?",
             f"Do you see {word} {x} than {y}?",
-            f"Is the number of {x} {greater} than the number of {y}?",
-        )
+        ),
+        (
+            f"Is the number of {x} {'greater' if word == 'more' else 'smaller'} "
+            f"than the number of {y}?",
+        ),
     )
-    x, y = _words(first, True), _words(second, True)
-    (walk_x, a), (walk_y, b) = _count_walk(things, first), _count_walk(things, second)
-    relation = "more than" if a > b else "less than" if a < b else "the same as"
-    answer = "yes" if holds(a, b) else "no"
+    (list_x, p), (list_y, q) = _listed(things, first), _listed(things, second)
+    relation = "more than" if p > q else "less than" if p < q else "the same as"
+    answer = "yes" if holds(p, q) else "no"
     says = f"Yes, there are {word}" if answer == "yes" else f"No, there are not {word}"
     return Draft(
         things,
         question,
         answer,
         f", count the {x} and the {y} and compare",
-        f"Count the {x}: {walk_x} So {a}. Count the {y}: {walk_y} So {b}. "
-        f"{a} is {relation} {b}, so {answer}.",
+        f"{list_x}{list_y}{p} is {relation} {q}. ",
         f"{says} {x} than {y}.",
     )
 
 
-def exist(rng: random.Random) -> Draft:
-    d = _random_description(rng)
+def exist(rng: random.Random, setting: Setting) -> Draft:
+    d = _description(rng)
     found = rng.choices((1, 2), (3, 1))[0] if rng.random() < 0.5 else 0
-    rest = _total(rng, found) - found
-    looks = [_look_like(rng, d) for _ in range(found)]
-    things = place(rng, looks + [_look_unlike(rng, d) for _ in range(rest)])
-    noun = _noun(rng)
-    one, many = _words(d, False, noun), _words(d, True, noun)
-    question = rng.choice(
+    rest = _total(rng, setting, found) - found
+    looks = [_like(rng, setting, d) for _ in range(found)]
+    things = place(rng, looks + [_unlike(rng, setting, d) for _ in range(rest)])
+    one, many = words(d), words(d, True)
+    question = say(
+        rng,
+        setting,
         (
-            f"Is there {_a(one)}?",
-            f"Is there {_a(one)} in the picture?",
-            f"Do you see {_a(one)}?",
+            f"Is there {a(one)}?",
+            f"Is there {a(one)} in the picture?",
+            f"Do you see {a(one)}?",
             f"Are there any {many}?",
-            f"Does the picture show {_a(one)}?",
-        )
+        ),
+        (f"Does the picture show {a(one)}?", f"Can you find any {many}?"),
     )
-    walk, found = _count_walk(things, d)
-    one, answer = _a(_words(d, False)), "yes" if found else "no"
-    says = f"Yes, there is {one}." if found else f"No, I do not see {one}."
+    fitting = next((thing for thing in things if matches(thing, d)), None)
+    answer = "yes" if fitting else "no"
     return Draft(
         things,
         question,
         answer,
-        f" and look for {one}",
-        f"Look for {one}: {walk} {found} found, so {answer}.",
-        says,
+        f" and look for {a(one)}",
+        _found(things, fitting, d) if fitting else _listed(things, d)[0],
+        f"Yes, there is {a(one)}." if fitting else f"No, I do not see {a(one)}.",
     )
-
-
-def _random_things(rng: random.Random) -> tuple[Thing, ...]:
-    return place(rng, [_random_look(rng) for _ in range(_total(rng, MIN_THINGS))])
 
 
 def _unique(
     rng: random.Random, things: tuple[Thing, ...], target: Thing, families: tuple[str, ...]
-) -> dict[str, str] | None:
+) -> Description | None:
     """A random description by some of `families` that fits the target and nothing else."""
-    kinds = [
-        k
-        for k in (
-            ("shape",),
-            ("colour",),
-            ("colour", "shape"),
-            ("size", "shape"),
-            ("size", "colour"),
-        )
-        if set(k) <= set(families)
-    ]
+    kinds = [("shape",), ("colour",), ("colour", "shape"), ("size", "shape"), ("size", "colour")]
+    kinds = [kind for kind in kinds if set(kind) <= set(families)]
     rng.shuffle(kinds)
     for kind in kinds:
         d = {family: getattr(target, family) for family in kind}
-        if sum(_matches(thing, d) for thing in things) == 1:
+        if sum(matches(thing, d) for thing in things) == 1:
             return d
     return None
 
 
-def attribute(rng: random.Random) -> Draft:
-    family = rng.choices(("colour", "shape", "size"), (5, 4, 2))[0]
-    by_cell = rng.random() < 0.3
+def attribute(rng: random.Random, setting: Setting) -> Draft:
+    family = rng.choices(("colour", "shape", "size"), (5, 5, 2))[0]
     while True:
-        things = _random_things(rng)
+        things = _things(rng, setting)
         target = rng.choice(things)
         d = _unique(rng, things, target, tuple(f for f in FAMILIES if f != family))
-        if by_cell or d:
+        if d:
             break
-    noun = _noun(rng)
-    if by_cell:
-        d = {}
-        asked, name = f"{noun} {rng.choice(('at', 'in'))} {target.cell}", f"object at {target.cell}"
-    else:
-        asked, name = _words(d, False, noun), _words(d, False)
-    spelled = rng.choice(("colour", "color")) if family == "colour" else family
-    choices = [
-        f"What {spelled} is the {asked}?",
-        f"What is the {spelled} of the {asked}?",
-        f"Which {spelled} does the {asked} have?",
-        f"Name the {spelled} of the {asked}.",
-    ]
-    if family == "size":
-        choices.append(f"Is the {asked} small or large?")
+    name = words(d)
+    question = say(
+        rng,
+        setting,
+        (
+            f"What {family} is the {name}?",
+            f"What is the {family} of the {name}?",
+            f"Which {family} does the {name} have?",
+        ),
+        (f"Name the {family} of the {name}.", f"The {name}: what {family} is it?"),
+    )
     answer = getattr(target, family)
-    look = f"{target.size} {target.colour} {target.shape}"
     return Draft(
         things,
-        rng.choice(choices),
+        question,
         answer,
         f", find the {name} and read its {family}",
-        f"Find the {name}: {_find_walk(things, target, d)} {target.cell} is a {look}. So {answer}.",
-        f"The {name} is {_a(answer) if family == 'shape' else answer}.",
+        f"{_found(things, target, d)}{target.cell} {answer}. ",
+        f"The {name} is {a(answer) if family == 'shape' else answer}.",
+        some_others(rng, answer, FAMILIES[family]),
     )
 
 
 _SIDES = {  # words -> (axis, sign of first minus second for the words to hold)
     "left of": ("column", -1),
-    "to the left of": ("column", -1),
     "right of": ("column", 1),
-    "to the right of": ("column", 1),
     "above": ("row", -1),
-    "higher than": ("row", -1),
     "below": ("row", 1),
-    "lower than": ("row", 1),
 }
 
 
-def relation(rng: random.Random) -> Draft:
-    words, (axis, sign) = rng.choice(list(_SIDES.items()))
+def relation(rng: random.Random, setting: Setting) -> Draft:
+    where, (axis, sign) = rng.choice(list(_SIDES.items()))
     wanted = rng.random() < 0.5
     while True:
-        things = _random_things(rng)
+        things = _things(rng, setting)
         first, second = rng.sample(things, 2)
         gap = getattr(first, axis) - getattr(second, axis)
         d = _unique(rng, things, first, tuple(FAMILIES))
@@ -341,17 +272,17 @@ def relation(rng: random.Random) -> Draft:
         # Half of the ties are thrown away: they would be two fifths of all "no".
         if d and e and (gap * sign > 0) is wanted and (gap or rng.random() < 0.5):
             break
-    noun = _noun(rng)
-    x, y = _words(d, False, noun), _words(e, False, noun)
-    question = rng.choice(
+    x, y = words(d), words(e)
+    question = say(
+        rng,
+        setting,
         (
-            f"Is the {x} {words} the {y}?",
-            f"Do you see the {x} {words} the {y}?",
-            f"In the picture, is the {x} {words} the {y}?",
-            f"Would you say that the {x} is {words} the {y}?",
-        )
+            f"Is the {x} {where} the {y}?",
+            f"In the picture, is the {x} {where} the {y}?",
+            f"Do you see the {x} {where} the {y}?",
+        ),
+        (f"Would you say that the {x} is {where} the {y}?", f"The {x}: is it {where} the {y}?"),
     )
-    x, y = _words(d, False), _words(e, False)
     at = "ABCD" if axis == "column" else "1234"
     p, q = at[getattr(first, axis)], at[getattr(second, axis)]
     lower, higher = ("left of", "right of") if axis == "column" else ("above", "below")
@@ -363,19 +294,147 @@ def relation(rng: random.Random) -> Draft:
         question,
         answer,
         f", find the {x} and the {y} and compare their {axis}s",
-        f"Find the {x}: {_find_walk(things, first, d)} "
-        f"Find the {y}: {_find_walk(things, second, e)} "
-        f"{first.cell} and {second.cell}: {axis} {p} is {actual} {axis} {q}, "
-        f"so {answer}.",
-        f"{says} {words} the {y}.",
+        f"{_found(things, first, d)}{_found(things, second, e)}{p} is {actual} {q}. ",
+        f"{says} {where} the {y}.",
     )
 
 
-MAKERS: dict[str, Callable[[random.Random], Draft]] = {
+_STEPS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+
+
+def neighbour(rng: random.Random, setting: Setting) -> Draft:
+    """Two steps: find one object, step to the cell beside it, read what is there."""
+    where, (dx, dy) = rng.choice(list(_STEPS.items()))
+    family = rng.choice(("colour", "shape"))
+    while True:
+        things = _things(rng, setting)
+        by_cell = {(t.column, t.row): t for t in things}
+        base = rng.choice(things)
+        target = by_cell.get((base.column + dx, base.row + dy))
+        d = _unique(rng, things, base, tuple(FAMILIES)) if target else None
+        if d:
+            break
+    x = words(d)
+    question = say(
+        rng,
+        setting,
+        (
+            f"What {family} is the object right {where} the {x}?"
+            if dx == 0
+            else f"What {family} is the object just {where} the {x}?",
+            f"Which {family} does the object next to the {x}, {where} it, have?",
+        ),
+        (f"Look just {where} the {x}: what {family} is the object there?",),
+    )
+    answer = getattr(target, family)
+    return Draft(
+        things,
+        question,
+        answer,
+        f", find the {x} and read the {family} of the object {where} it",
+        f"{_found(things, base, d)}{target.cell} is {where} {base.cell}. {target.cell} {answer}. ",
+        f"The object {where} the {x} is {a(answer) if family == 'shape' else answer}.",
+        some_others(rng, answer, FAMILIES[family]),
+    )
+
+
+def twins(rng: random.Random, setting: Setting) -> Draft:
+    """The only two objects that agree in colour and shape (or in all three attributes)."""
+    families = rng.choice((("colour", "shape"), ("size", "colour", "shape")))
+    while True:
+        things = _things(rng, setting)
+        looks = Counter(tuple(getattr(t, f) for f in families) for t in things)
+        if sorted(looks.values())[-2:] == [1, 2] or list(looks.values()) == [2]:
+            break
+        if rng.random() < 0.7:  # such scenes are rare: make one
+            twin = rng.choice(things)
+            others = [t for t in things if t is not twin]
+            look = {f: getattr(twin, f) for f in FAMILIES}
+            others[rng.randrange(len(others))] = twin
+            things = place(rng, [{f: getattr(t, f) for f in FAMILIES} for t in others] + [look])
+            looks = Counter(tuple(getattr(t, f) for f in families) for t in things)
+            if sorted(looks.values())[-2:] == [1, 2]:
+                break
+    look = next(key for key, n in looks.items() if n == 2)
+    pair = [t for t in things if tuple(getattr(t, f) for f in families) == look]
+    same = "the same colour and shape" if len(families) == 2 else "the same size, colour and shape"
+    question = say(
+        rng,
+        setting,
+        (
+            f"Which two objects have {same}?",
+            f"Which objects have {same}?",
+            f"Find the two objects with {same}.",
+        ),
+        (f"Two of the objects have {same}. Where are they?",),
+    )
+    cells = [t.cell for t in things]
+    pairs = [f"{p} and {q}" for i, p in enumerate(cells) for q in cells[i + 1 :]]
+    answer = f"{pair[0].cell} and {pair[1].cell}"
+    return Draft(
+        things,
+        question,
+        answer,
+        f" and find the two with {same}",
+        f"{seen(pair[0], families)}. {seen(pair[1], families)}. ",
+        f"The objects at {answer} have {same}.",
+        some_others(rng, answer, pairs),
+    )
+
+
+def shared(rng: random.Random, setting: Setting) -> Draft:
+    """The only colour or shape that a certain number of objects have."""
+    family = rng.choice(("colour", "shape"))
+    while True:
+        things = _things(rng, setting)
+        if rng.random() < 0.8:  # repeat some values, or there is hardly ever an answer
+            pool = rng.sample(FAMILIES[family], rng.randint(2, 4))
+            things = tuple(
+                place(
+                    rng,
+                    [
+                        {f: getattr(t, f) for f in FAMILIES} | {family: rng.choice(pool)}
+                        for t in things
+                    ],
+                )
+            )
+        counts = Counter(getattr(t, family) for t in things)
+        wanted = rng.choice((2, 3, 4))
+        having = [value for value, n in counts.items() if n == wanted]
+        if len(having) == 1 and len(counts) > 1:
+            break
+    answer = having[0]
+    question = say(
+        rng,
+        setting,
+        (
+            f"Which {family} do exactly {wanted} objects have?",
+            f"What {family} do exactly {wanted} of the objects have?",
+            f"There is one {family} that exactly {wanted} objects have. Which?",
+        ),
+        (f"Name the {family} of exactly {wanted} objects.",),
+    )
+    having = [thing for thing in things if getattr(thing, family) == answer]
+    listed = "".join(f"{seen(t, (family,))} {i}. " for i, t in enumerate(having, 1))
+    return Draft(
+        things,
+        question,
+        answer,
+        f" and find the {family} of exactly {wanted}",
+        listed,
+        f"Exactly {wanted} objects are {answer}{'s' if family == 'shape' else ''}.",
+        some_others(rng, answer, FAMILIES[family]),
+    )
+
+
+MAKERS: dict[str, Callable[[random.Random, Setting], Draft]] = {
     "count": count,
     "subtract": subtract,
     "compare": compare,
     "exist": exist,
     "attribute": attribute,
     "relation": relation,
+    "neighbour": neighbour,
+    "twins": twins,
+    "shared": shared,
 }

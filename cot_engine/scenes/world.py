@@ -1,9 +1,10 @@
-"""The world of scenes-1: coloured shapes on a 4x4 grid, and how they are drawn.
+"""The world of scenes-2: coloured shapes on a 4x4 grid, and how they are drawn.
 
-A scene is a tuple of 2 to 6 `Thing`s in reading order (row by row, left to right), at most one per
-cell. Columns are the letters A to D, rows the digits 1 to 4, so the top left cell is A1 and the one
-to its right B1. A scene is drawn as a 64x64 RGB image: cells of 16 pixels, jittered positions,
-sizes and colours, a random light background, and pixel noise.
+A scene is a tuple of `Thing`s in reading order (row by row, left to right), at most one per cell.
+Columns are the letters A to D, rows the digits 1 to 4, so the top left cell is A1 and the one to
+its right B1. A scene is drawn as a 64x64 RGB image: cells of 16 pixels, jittered positions, sizes
+and colours, a light background with specks and hairlines on it, and pixel noise. The other kind of
+picture, the bar chart, is in `charts.py`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-VERSION = "scenes-1"
+VERSION = "scenes-2"
 GRID = 4  # cells a side
 CELL = 16  # pixels a side of a cell
 SIDE = GRID * CELL  # pixels a side of the image
-MIN_THINGS, MAX_THINGS = 2, 6
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star")
 SIZES = ("small", "large")
@@ -36,12 +36,29 @@ COLOURS = {  # sRGB before jitter; the backgrounds are light, so black is in and
 }
 FAMILIES = {"size": SIZES, "colour": tuple(COLOURS), "shape": SHAPES}  # in the order of speech
 
-# Which scenes belong to which split is a property of the scene itself, so no two splits can share
-# one, whatever their seeds: crc32 of the caption, modulo 16.
+# Combinations that no split but "ood" ever shows; each colour and each shape is seen with others.
+UNSEEN = {("red", "diamond"), ("green", "star"), ("blue", "square"), ("black", "triangle")}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a split may show: how many things and bars (least, most), and whether it is the
+    out-of-distribution one, with unseen combinations and unseen wordings."""
+
+    things: tuple[int, int] = (3, 7)
+    bars: tuple[int, int] = (4, 6)
+    unseen: bool = False
+
+
+USUAL = Setting()
+OOD = Setting(things=(8, 10), bars=(7, 7), unseen=True)
+
+# Which pictures belong to which split is a property of the picture itself, so no two splits can
+# share one, whatever their seeds: crc32 of the caption, modulo 16.
 SPLIT_BUCKETS = {"test": (0, 1), "val": (2, 3), "train": tuple(range(4, 16))}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Thing:
     """One object: `column` and `row` count from 0 at the top left."""
 
@@ -59,16 +76,27 @@ class Thing:
     def __str__(self) -> str:
         return f"{self.cell} {self.size} {self.colour} {self.shape}"
 
+    def wordings(self) -> tuple[str, str, str]:
+        """Ways to name it, from the most to the least usual."""
+        return (
+            f"{self.cell} {self.size} {self.colour} {self.shape}",
+            f"{self.cell} {self.colour} {self.shape}, {self.size}",
+            f"{self.cell} {self.shape}, {self.colour}, {self.size}",
+        )
 
-def caption(things: tuple[Thing, ...]) -> str:
-    """The staged CAPTION: "B1 large green triangle, D2 small red diamond."."""
-    return ", ".join(map(str, things)) + "."
 
-
-def split_of(things: tuple[Thing, ...]) -> str:
-    """The one split ("train", "val" or "test") this scene may appear in."""
-    bucket = zlib.crc32(caption(things).encode()) % 16
+def split_of(facts: str) -> str:
+    """The one split ("train", "val" or "test") that a picture with this caption may appear in."""
+    bucket = zlib.crc32(facts.encode()) % 16
     return next(name for name, buckets in SPLIT_BUCKETS.items() if bucket in buckets)
+
+
+def random_look(rng: random.Random, setting: Setting) -> dict[str, str]:
+    """A size, a colour and a shape; one of the unseen combinations half the time where allowed."""
+    look = {family: rng.choice(values) for family, values in FAMILIES.items()}
+    if setting.unseen and rng.random() < 0.5:
+        look["colour"], look["shape"] = rng.choice(sorted(UNSEEN))
+    return look
 
 
 def place(rng: random.Random, looks: list[dict[str, str]]) -> tuple[Thing, ...]:
@@ -95,33 +123,68 @@ def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, floa
     return corners
 
 
-def render(things: tuple[Thing, ...], seed: int, side: int = SIDE) -> Image.Image:
-    """Draw a scene as an RGB image of `side` x `side` pixels, the same for the same seed.
+class Canvas:
+    """A 64x64 picture in the making, drawn four times larger and reduced, which smooths the edges.
 
-    It is drawn four times larger and reduced, which smooths the edges; the filter varies, because
-    the pictures a user brings have been reduced by some other program's.
+    The same seed gives the same picture. Lengths are in pixels of the 64x64 picture.
     """
-    rng = random.Random(seed)
-    unit = 4 * side / SIDE  # drawn pixels per world pixel
-    grey = rng.uniform(195, 250)
-    back = tuple(int(min(255, grey + rng.uniform(-12, 12))) for _ in range(3))
-    image = Image.new("RGB", (4 * side, 4 * side), back)
-    draw = ImageDraw.Draw(image)
+
+    def __init__(self, seed: int, side: int = SIDE) -> None:
+        self.rng = random.Random(seed)
+        self.side, self.unit = side, 4 * side / SIDE
+        grey = self.rng.uniform(190, 250)
+        self.back = tuple(int(min(255, grey + self.rng.uniform(-12, 12))) for _ in range(3))
+        self.image = Image.new("RGB", (4 * side, 4 * side), self.back)
+        self.draw = ImageDraw.Draw(self.image)
+
+    def clutter(self) -> None:
+        """Specks and hairlines that mean nothing."""
+        rng = self.rng
+        for _ in range(rng.randint(0, 10)):
+            x, y, r = rng.uniform(0, SIDE), rng.uniform(0, SIDE), rng.uniform(0.4, 1.1)
+            self.oval(x, y, r, tuple(rng.randint(40, 220) for _ in range(3)))
+        for _ in range(rng.randint(0, 3)):
+            ends = [rng.uniform(0, SIDE) * self.unit for _ in range(4)]
+            shade = tuple(c - rng.randint(15, 70) for c in self.back)
+            self.draw.line(ends, fill=shade, width=max(1, round(0.6 * self.unit)))
+
+    def colour(self, name: str) -> tuple[int, ...]:
+        """The colour as this picture's light shows it."""
+        return tuple(max(0, min(255, c + self.rng.randint(-22, 22))) for c in COLOURS[name])
+
+    def oval(self, x: float, y: float, r: float, fill: tuple[int, ...]) -> None:
+        box = [v * self.unit for v in (x - r, y - r, x + r, y + r)]
+        self.draw.ellipse(box, fill=fill)
+
+    def polygon(self, corners: list[tuple[float, float]], fill: tuple[int, ...]) -> None:
+        self.draw.polygon([(x * self.unit, y * self.unit) for x, y in corners], fill=fill)
+
+    def finish(self) -> Image.Image:
+        """Reduced and noisy; the filter varies, because the pictures a user brings have been
+        reduced by some other program's."""
+        rng = self.rng
+        filters = (Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+        image = self.image.resize((self.side, self.side), rng.choice(filters))
+        pixels = np.asarray(image, dtype=np.float32)
+        noise = np.random.default_rng(rng.getrandbits(64)).standard_normal(pixels.shape, np.float32)
+        pixels = pixels + rng.uniform(0, 18) * noise  # standard deviation in 8-bit steps
+        return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
+
+
+def draw_things(things: tuple[Thing, ...], seed: int, side: int = SIDE) -> Image.Image:
+    """A scene as an RGB image of `side` x `side` pixels."""
+    canvas = Canvas(seed, side)
+    canvas.clutter()
+    rng = canvas.rng
     for thing in things:
         small = thing.size == "small"
-        r = rng.uniform(3.4, 4.2) if small else rng.uniform(6.1, 7.0)
-        jitter = 2.5 if small else 0.9
+        r = rng.uniform(3.0, 4.0) if small else rng.uniform(5.0, 6.6)
+        jitter = 3.0 if small else 1.2
         x = (thing.column + 0.5) * CELL + rng.uniform(-jitter, jitter)
         y = (thing.row + 0.5) * CELL + rng.uniform(-jitter, jitter)
-        fill = tuple(max(0, min(255, c + rng.randint(-12, 12))) for c in COLOURS[thing.colour])
-        x, y, r = x * unit, y * unit, r * unit
+        fill = canvas.colour(thing.colour)
         if thing.shape == "circle":
-            draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+            canvas.oval(x, y, r, fill)
         else:
-            draw.polygon(_outline(thing.shape, x, y, r), fill=fill)
-    filters = (Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
-    image = image.resize((side, side), rng.choice(filters))
-    pixels = np.asarray(image, dtype=np.float32)
-    noise = np.random.default_rng(rng.getrandbits(64)).standard_normal(pixels.shape, np.float32)
-    pixels = pixels + rng.uniform(0, 10) * noise  # standard deviation in 8-bit steps
-    return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
+            canvas.polygon(_outline(thing.shape, x, y, r), fill)
+    return canvas.finish()

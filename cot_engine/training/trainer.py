@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from cot_engine.errors import ModelError, StoreError
-from cot_engine.scenes.muon import Muon
 from cot_engine.training.examples import IGNORE
+from cot_engine.training.muon import Muon
 from cot_engine.training.sft_config import SFTConfig
 from cot_engine.training.stream import Steps, loader
 

@@ -1,0 +1,71 @@
+"""What a question is before its picture is drawn, and the words that all questions share."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .charts import Bar
+from .world import FAMILIES, Setting, Thing
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A question before its picture: what is asked, of what, and how it is reasoned out."""
+
+    objects: tuple[Thing, ...] | tuple[Bar, ...]
+    question: str
+    answer: str
+    goal: str  # what SUMMARY says after "I list the objects": " and count the red stars"
+    reasoning: str  # up to and without "So <answer>."
+    sentence: str  # the answer as a full sentence
+    others: tuple[str, ...] = ()  # wrong answers that could be options; none: never asked so
+
+
+def say(rng: random.Random, setting: Setting, usual: Sequence[str], unseen: Sequence[str]) -> str:
+    """One of the wordings; those of `unseen` are kept for the out-of-distribution set."""
+    return rng.choice(unseen if setting.unseen else usual)
+
+
+Description = dict[str, str]  # attributes by family, a subset of size, colour and shape
+
+
+def fits(look: Description, description: Description) -> bool:
+    return all(look[family] == value for family, value in description.items())
+
+
+def matches(thing: Thing, description: Description) -> bool:
+    return all(getattr(thing, family) == value for family, value in description.items())
+
+
+def words(description: Description, plural: bool = False, noun: str = "object") -> str:
+    """ "red star", "small objects": adjectives in the order size, colour, then the shape."""
+    parts = [description[f] for f in ("size", "colour") if f in description]
+    return " ".join([*parts, description.get("shape", noun)]) + ("s" if plural else "")
+
+
+def a(phrase: str) -> str:
+    return ("an " if phrase[0] in "aeiou" else "a ") + phrase
+
+
+def seen(thing: Thing, families: Sequence[str]) -> str:
+    """The cell and some attributes, in the order of speech: "B1 red star"."""
+    return " ".join([thing.cell, *(getattr(thing, f) for f in FAMILIES if f in families)])
+
+
+def joined(names: Sequence[str]) -> str:
+    """ "red and blue", "red and blue and green"."""
+    return " and ".join(names)
+
+
+def some_others(rng: random.Random, answer: str, pool: Sequence[str]) -> tuple[str, ...]:
+    """Three wrong answers out of a pool, or fewer if it has fewer."""
+    rest = [value for value in dict.fromkeys(pool) if value != answer]
+    return tuple(rng.sample(rest, min(3, len(rest))))
+
+
+def near_numbers(rng: random.Random, answer: int) -> tuple[str, ...]:
+    """Three other numbers, not below 0, near the answer."""
+    pool = [n for n in range(max(0, answer - 3), answer + 4) if n != answer]
+    return tuple(str(n) for n in rng.sample(pool, 3))
