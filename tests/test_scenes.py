@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -301,7 +301,7 @@ def test_marks_find_what_is_false(problems):
         ].true
     ends = [(m.start, m.end) for m in mark_caption(caption, p.objects)]
     assert ends[0][0] == 0 and ends[-1][1] == len(caption)
-    assert all(end == start for (_, end), (start, _) in zip(ends, ends[1:], strict=False))
+    assert all(end == start for (_, end), (start, _) in pairwise(ends))
 
 
 def test_rendering():

@@ -76,7 +76,7 @@ def _worse(
     about: About,
     mistakes: int,
 ) -> tuple[dict[str, str], tuple[float, float]] | None:
-    """The stages with more mistakes in them and what both are worth, or None where it is no less."""
+    """Stages with more mistakes in them, and what both are worth; None where it is no less."""
     worse = dict(better)
     if about == "CAPTION":
         worse["CAPTION"] = caption(rng, corrupt_objects(rng, objects, mistakes))

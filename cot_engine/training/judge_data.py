@@ -22,6 +22,7 @@ from cot_engine.ablation.data import Item, load_data, scene_item
 from cot_engine.ablation.worth import WHOLE
 from cot_engine.errors import CotEngineError, InputError
 from cot_engine.prompts import VERDICTS
+from cot_engine.scenes.corruption import corrupt
 from cot_engine.stages import DEFAULT_PLAN, Plan
 from cot_engine.training.examples import Encoder, Example
 from cot_engine.training.judge_config import (
@@ -375,8 +376,6 @@ class JudgeSteps(torch.utils.data.Dataset):
 
     def _corrupt(self, rng: random.Random) -> Judged:
         """A true text of a scene against a corrupted one; of other scenes than those sampled."""
-        from cot_engine.scenes.corruption import corrupt
-
         scene = scenes.sample(self.config.pairs.seed + 1, rng.randrange(10**9), "train")
         stage = rng.choice(self.config.pairs.stages)
         made = corrupt(rng, scene, stage)

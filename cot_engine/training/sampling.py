@@ -8,7 +8,6 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from cot_engine import scenes
@@ -18,6 +17,7 @@ from cot_engine.config import RunConfig
 from cot_engine.errors import CotEngineError, InputError, ModelError
 from cot_engine.events import Selected, Trace
 from cot_engine.judges import RandomJudge
+from cot_engine.scenes.checking import mark_caption, mark_reasoning
 from cot_engine.stages import Plan, conclusion, read
 from cot_engine.strategy import Expand, Search, Select, Task
 from cot_engine.training.pairs import Candidate, Claim, Done, Pair, PairsFile
@@ -25,8 +25,6 @@ from cot_engine.types import Chain, Problem
 
 if TYPE_CHECKING:
     from cot_engine.engine import Engine
-
-_CLAIMS = find_spec("cot_engine.scenes.checking") is not None  # scenes-1 knew none
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +171,7 @@ def _candidate(item: Item, at: str, chain: Chain, label: float) -> Candidate:
     steps = chain.steps if at == WHOLE else chain.steps[-1:]
     text = "".join(step.text for step in steps)
     marks = None
-    if _CLAIMS and isinstance(item.grader, SceneGrader) and at != SENTENCE:
+    if isinstance(item.grader, SceneGrader) and at != SENTENCE:
         marks = tuple(scene_marks(text, item.grader.objects, item.grader.answer))
     logprob, tokens = sum(s.logprob for s in steps), sum(s.tokens for s in steps)
     return Candidate(text, label, logprob, tokens, marks)
@@ -184,8 +182,6 @@ _MARKED = re.compile(r"<(CAPTION|REASONING)>(.*?)</\1>", re.DOTALL)
 
 def scene_marks(text: str, objects: Any, answer: str) -> Iterator[Claim]:
     """Which claims of the stages in a text are true of a scene."""
-    from cot_engine.scenes.checking import mark_caption, mark_reasoning
-
     for stage in _MARKED.finditer(text):
         tag, content = stage.groups()
         caption = tag == "CAPTION"
