@@ -183,7 +183,6 @@ def test_captions_of_scenes_count_by_their_facts():
 
 def test_marks_are_the_claims_of_the_text():
     from cot_engine.scenes.corruption import corrupt
-
     from cot_engine.training.sampling import scene_marks
 
     rng, seen = random.Random(0), set()

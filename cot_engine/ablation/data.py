@@ -131,9 +131,9 @@ def load_data(
 
     `n` takes the first so many (of scenes 1,000 if None, of a file all). `split` is "test", "val"
     or "ood" of the scenes, or keeps those rows of a file whose split it is. `seed` is of the
-    stream of "scenes/val"; what is frozen or a file has none. `rule` is one of `grading.RULES`, for files.
-    Raises ConfigError for an argument, InputError or ImageError for what is wrong with a file,
-    naming the line. Images are not decoded here, but must be there.
+    stream of "scenes/val"; what is frozen or a file has none. `rule` is one of `grading.RULES`, for
+    files. Raises ConfigError for an argument, InputError or ImageError for what is wrong with a
+    file, naming the line. Images are not decoded here, but must be there.
     """
     if not isinstance(source, str) or not source.strip():
         raise ConfigError(f"The data source is {source!r}.", "Give a file, or scenes.")
