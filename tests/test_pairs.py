@@ -179,6 +179,8 @@ def test_captions_of_scenes_count_by_their_facts():
             assert graded or 1.0 in (pair.first.label, pair.second.label)
         assert done.seen["CAPTION"][0] == 16
     assert len(done.images) == 1
+    captions = dict.fromkeys(range(4), truth)
+    assert one(ScriptedBackend(says), item, how).seen["CAPTION"] == (16, 16.0, 1)
 
 
 def test_marks_are_the_claims_of_the_text():

@@ -143,7 +143,8 @@ async def _collect(
         shared = "" if at == WHOLE else "".join(step.text for step in among[0].steps[:-1])
         made = [_candidate(item, at, chain, labels[chain.id]) for chain in among]  # type: ignore[arg-type]
         n, right, texts = seen.get(at, (0, 0.0, 0))
-        right += sum(c.count * labels[c.id] for c in among)  # type: ignore[operator]
+        # A trace's chain does not know how many were merged into it: its selection does.
+        right += sum((1 + len(event.merged.get(c.id, ()))) * labels[c.id] for c in among)  # type: ignore[operator]
         seen[at] = (n + len(event.candidates), round(right, 6), texts + len(among))
         found.setdefault(at, []).extend(
             Pair(at, shared, a, b, event.stage)
