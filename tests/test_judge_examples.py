@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from pathlib import Path
 
 import made_pairs
 import pytest
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from made_pairs import candidate, pairs_of
 from tiny_models import BUILDERS, build
 
+import cot_engine.bundled
 from cot_engine import Engine
 from cot_engine.ablation.data import load_data
 from cot_engine.ablation.worth import SENTENCE, WHOLE
@@ -28,6 +30,7 @@ from cot_engine.training.network import prepare
 from cot_engine.training.pairs import Candidate, Done, Pair
 
 make, world = made_pairs.make, made_pairs.world
+BUNDLED = Path(cot_engine.bundled.__file__).parent
 
 
 # --- what is trained is what is asked ------------------------------------------------------------
@@ -233,3 +236,27 @@ def test_steps_follow_from_their_number_and_stages_take_turns(make, world):
     assert stages.count("REASONING") == stages.count(WHOLE) == 80
     texts = [j.pair.first.text for j in drawn if j.pair.stage == WHOLE]
     assert len(set(texts)) >= 78  # all 80 pairs once, before any comes again
+
+
+def test_captions_come_first_and_then_the_mixture():
+    table = {
+        "output": "unused",
+        "model": {"path": "bundled"},
+        "pairs": {"data": "scenes/train", "problems": 4, "held_out": 2},
+        "judge": {"corruptions": 0.5, "captions_first": 3, "keep": 0.0},
+        "train": {"steps": 6, "batch": 8},
+    }
+    config = parse_judge_config(table)
+    problems = load_problems(config)
+    done = [Done(f"q{i}", i, pairs=pairs_of(i)) for i in problems.training]
+    encoder = JudgeEncoder(Encoder(loading.load(BUNDLED, "cpu", "float32")), "brief", 3.0)
+    steps = JudgeSteps(config, encoder, DEFAULT_PLAN, problems.train, done, micro=8, limit=2048)
+    own = {pair.first.text for each in done for pair in each.pairs}
+    for step in range(6):
+        drawn = steps._of_step(step)
+        sampled = [j for j in drawn if own & {j.pair.first.text, j.pair.second.text}]
+        assert len(drawn) == 8 and len(sampled) == (0 if step < 3 else 4)
+        if step < 3:
+            assert {j.pair.stage for j in drawn} == {"CAPTION"}
+    stages = {j.pair.stage for step in range(3, 30) for j in steps._of_step(step)}
+    assert stages == {"CAPTION", "REASONING", WHOLE}

@@ -139,6 +139,7 @@ def test_pairs_only_and_what_it_says_of_a_model_that_is_never_right(make, tmp_pa
         ({"judge__keep": 1.0}, "0 to 0.9"),
         ({"judge__keep": 0.01}, "one at least"),
         ({"judge__corruptions": 0.5}, "Only of scenes"),
+        ({"judge__captions_first": 5}, "Only of scenes"),
         ({"pairs__data": "scenes"}, "frozen test set"),
         ({"pairs__n": 1}, "2 to"),
         ({"train__epochs": 2}, "give steps"),

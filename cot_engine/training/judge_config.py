@@ -97,7 +97,8 @@ class JudgeTable:
     last two tokens, which count `false_weight` times), else the candidate's outcome at all of its
     tokens (Cobbe et al., arXiv 2110.14168). `keep` is the share of a batch that is answers as
     `train` learns them, from [data], and `keep_weight` counts their loss. `corruptions`, of scenes,
-    is the share of the pairs that are not sampled but true texts against corrupted ones.
+    is the share of the pairs that are not sampled but true texts against corrupted ones; before
+    step `captions_first` all pairs are that, and captions: short ones to learn looking on.
 
     `train.batch` counts pairs and kept answers alike; a pair is two sequences."""
 
@@ -109,6 +110,7 @@ class JudgeTable:
     keep: float = sft_config._number(0.25, 0, 0.9)
     keep_weight: float = sft_config._number(1.0, 0, 1000)
     corruptions: float = sft_config._number(0.0, 0, 1)
+    captions_first: int = sft_config._whole(0, 0, 10**9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +127,12 @@ class JudgeConfig:
         scenes = pairs.data == TRAIN_SCENES
         if self.sft.format != "staged":
             raise ConfigError(f"format is {self.sft.format!r}.", "A judge needs stages: leave it.")
-        if judge.corruptions and not scenes:
-            raise ConfigError(
-                f"judge.corruptions is {judge.corruptions:g}, but pairs.data is {pairs.data!r}.",
-                f'Only of scenes is it known what to corrupt: "{TRAIN_SCENES}".',
-            )
+        for name in ("corruptions", "captions_first"):
+            if (wanted := getattr(judge, name)) and not scenes:
+                raise ConfigError(
+                    f"judge.{name} is {wanted:g}, but pairs.data is {pairs.data!r}.",
+                    f'Only of scenes is it known what to corrupt: "{TRAIN_SCENES}".',
+                )
         strange = [name for name in pairs.stages if name not in _CORRUPTED]
         if judge.corruptions and strange:
             raise ConfigError(

@@ -360,9 +360,13 @@ class JudgeSteps(torch.utils.data.Dataset):
 
     def _of_step(self, step: int) -> list[Judged]:
         rng = random.Random(f"{self.seed} step {step}")
-        found = [self._corrupt(rng) for _ in range(self.corrupted)]
+        before = step - self.config.judge.captions_first
+        if before < 0:
+            return [self._corrupt(rng, "CAPTION") for _ in range(self.pairs)]
+        stages = self.config.pairs.stages
+        found = [self._corrupt(rng, rng.choice(stages)) for _ in range(self.corrupted)]
         own = self.pairs - self.corrupted
-        for slot in range(step * own, (step + 1) * own):
+        for slot in range(before * own, (before + 1) * own):
             turn, at = divmod(slot, len(self.stages))
             pairs = self.by_stage[self.stages[at]]
             epoch, place = divmod(turn, len(pairs))
@@ -374,10 +378,9 @@ class JudgeSteps(torch.utils.data.Dataset):
         random.Random(f"{self.seed} {stage} {epoch}").shuffle(order)
         return order
 
-    def _corrupt(self, rng: random.Random) -> Judged:
+    def _corrupt(self, rng: random.Random, stage: str) -> Judged:
         """A true text of a scene against a corrupted one; of other scenes than those sampled."""
         scene = scenes.sample(self.config.pairs.seed + 1, rng.randrange(10**9), "train")
-        stage = rng.choice(self.config.pairs.stages)
         made = corrupt(rng, scene, stage)
         better, worse = (
             Candidate(text, value, marks=tuple(scene_marks(text, scene.objects, scene.answer)))

@@ -1,0 +1,51 @@
+"""Put a trained model in the place of the bundled one.
+
+    python -m cot_engine.scenes.bundle runs/bundled-judge/model
+
+The weights are rounded to bfloat16, half the bytes; what the model then does is measured on the
+rounded ones. README.md, the model card, is left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import cot_engine.bundled
+
+FILES = (
+    "chat_template.jinja",
+    "config.json",
+    "cot_engine.json",
+    "generation_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+
+
+def bundle(model: Path, out: Path) -> None:
+    """Copy what a model folder needs. Raises OSError if a file is missing."""
+    weights = load_file(model / "model.safetensors")
+    for name in FILES:
+        shutil.copyfile(model / name, out / name)
+    rounded = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
+    save_file(rounded, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", type=Path, help="folder of the model")
+    here = Path(cot_engine.bundled.__file__).parent
+    parser.add_argument("--out", type=Path, default=here, help="where to (default: the package)")
+    args = parser.parse_args()
+    bundle(args.model, args.out)
+
+
+if __name__ == "__main__":
+    main()
