@@ -26,6 +26,7 @@ from cot_engine.scenes import (
     test_set,
 )
 from cot_engine.scenes.checking import mark_caption, mark_reasoning
+from cot_engine.scenes.guesses import wrong_guess
 from cot_engine.scenes.world import CELL, COLOURS, FAMILIES, UNSEEN, split_of
 
 N = 1800
@@ -406,3 +407,20 @@ def test_generator_leaves_the_global_random_state_alone():
     before = random.getstate()
     _ = sample(0, 0).image
     assert random.getstate() == before
+
+
+def test_wrong_guesses_are_wrong_in_what_they_conclude_alone(problems):
+    rng, made = random.Random(0), Counter()
+    for p in problems:
+        guess = wrong_guess(rng, p)
+        if guess is None:
+            continue
+        reasoning, conclusion = guess
+        made[p.type] += 1
+        assert not grade(conclusion, p.answer)
+        marks = mark_reasoning(reasoning, p.objects, p.answer)
+        assert not marks[-1].true
+        if p.type != "rank":  # the rank itself is claimed there
+            assert all(mark.true for mark in marks[:-1]), (p, reasoning)
+    assert set(made) == {"twins", "shared", "rank", "pair-sum", "pair-gap", "triple-sum"}
+    assert min(made.values()) > 40

@@ -15,11 +15,13 @@ from typing import Literal
 from . import SceneProblem
 from .charts import TALLEST, Bar
 from .grading import grade, grade_caption
+from .guesses import wrong_guess
 from .world import COLOURS, FAMILIES, GRID, SHAPES, SIZES, USUAL, Thing, random_look
 
 Objects = tuple[Thing, ...] | tuple[Bar, ...]
 About = Literal["CAPTION", "REASONING", "whole"]
 WORDINGS = (0.6, 0.25, 0.15)  # how often an object is named in each of its wordings
+GUESSED = 0.75  # of the questions that can be guessed at, how many are
 BEFORE = (0.75, 0.2, 0.05)  # how often the better caption has 0, 1 or 2 mistakes already
 
 _OPPOSITES = {"yes": "no", "more": "less", "left": "right", "above": "below"}
@@ -86,6 +88,9 @@ def _worse(
     # A wrong answer mostly comes of something: of what was seen, or of how it was reasoned.
     if about == "whole" and "CAPTION" in better and rng.random() < 0.5:
         worse["CAPTION"] = caption(rng, corrupt_objects(rng, scene.objects, mistakes))
+    if rng.random() < GUESSED and (guess := wrong_guess(rng, scene)) is not None:
+        worse["REASONING"], worse["CONCLUSION"] = guess
+        return worse, (1.0, 0.0)
     answer = corrupt_text(rng, scene.answer, 1)
     if grade(answer, scene.answer):
         return None
