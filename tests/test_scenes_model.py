@@ -114,7 +114,7 @@ def test_model_on_held_out_questions(model, processor, n, detail, text_only):
         problems = [sample(0, i, "test", detail=detail, text_only=text_only) for i in range(n)]
     result = measure(problems, respond(model, processor, problems))
     # Floors well under what 1,000 questions gave: this is for noticing that something broke.
-    assert result["valid_stages"]["share"] >= 0.96
-    assert result["answers"]["share"] >= 0.9
+    assert result["valid_stages"]["share"] >= 0.98
+    assert result["answers"]["share"] >= 0.5
     if not text_only:
-        assert result["objects"]["share"] >= 0.96
+        assert result["objects"]["share"] >= 0.95
