@@ -12,7 +12,7 @@ from PIL import Image
 from test_scenes import brute_force
 
 import cot_engine.bundled
-from cot_engine.scenes import grade, sample, test_set
+from cot_engine.scenes import grade, sample
 
 BUNDLED = Path(cot_engine.bundled.__file__).parent
 IMAGES = Path(__file__).parent.parent / "examples" / "images"
@@ -98,23 +98,19 @@ def test_model_answers_the_examples(model, processor):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("n", "detail", "text_only"),
+    ("n", "detail"),
     [
-        (100, "normal", False),
-        (30, "brief", False),
-        (30, "full", False),
-        (30, "normal", True),
+        (100, "normal"),
+        (30, "brief"),
+        (30, "full"),
     ],
 )
-def test_model_on_held_out_questions(model, processor, n, detail, text_only):
+def test_model_on_held_out_questions(model, processor, n, detail):
     from cot_engine.scenes.evaluate import measure, respond
 
-    problems = test_set(n)
-    if detail != "normal" or text_only:
-        problems = [sample(0, i, "test", detail=detail, text_only=text_only) for i in range(n)]
+    problems = [sample(0, i, "test", detail=detail) for i in range(n)]
     result = measure(problems, respond(model, processor, problems))
-    # Floors well under what 1,000 questions gave: this is for noticing that something broke.
+    # Floors well under what 2,000 questions gave: this is for noticing that something broke.
     assert result["valid_stages"]["share"] >= 0.98
-    assert result["answers"]["share"] >= 0.5
-    if not text_only:
-        assert result["objects"]["share"] >= 0.95
+    assert result["answers"]["share"] >= 0.45
+    assert result["objects"]["share"] >= 0.95
