@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from dataclasses import replace
 
@@ -11,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cot_engine import scenes, spread
-from cot_engine.ablation.matching import STEPS, levelled, matched, spent
+from cot_engine.ablation.matching import (
+    STEPS,
+    largest,
+    levelled,
+    matched,
+    next_level,
+    spent,
+)
 from cot_engine.config import RunConfig
 from cot_engine.engine import Engine
 from cot_engine.errors import BudgetError
@@ -43,6 +51,43 @@ def test_fractions_are_spread_evenly(n, eighths, length):
     assert set(grown) <= {n, n + 1}
     assert abs(sum(grown) - length * (n + extra)) <= 0.5 + 1e-9
     assert sum(grown[:STEPS]) == STEPS * n + eighths if length >= STEPS else True
+
+
+def tries(cost, allotted, most=12):
+    """What is tried where n, in eighths, costs `cost(n)`."""
+    tried, level = {}, STEPS
+    while level is not None and len(tried) < most:
+        assert level not in tried and level >= STEPS
+        tried[level] = cost(level)
+        level = next_level(tried, allotted)
+    return tried
+
+
+@given(st.integers(STEPS, 40 * STEPS), st.floats(0.1, 10), st.floats(0, 100))
+def test_the_largest_that_fits_is_found_where_cost_only_grows(level, slope, start):
+    allotted = start + slope * level
+    tried = tries(lambda n: start + slope * n, allotted)
+    assert tried[largest(tried, allotted)] >= 0.98 * allotted or largest(tried, allotted) == level
+
+
+def test_a_dear_search_on_the_way_is_not_the_end():
+    """Where judging costs, another n writes other candidates, of which more may differ."""
+    rng, used, stopped = random.Random(0), [], []
+    for _ in range(400):
+        noise = [rng.uniform(0.7, 1.3) for _ in range(2000)]
+        wanted = rng.randint(2 * STEPS, 12 * STEPS)
+
+        def cost(n, noise=noise):
+            return n * noise[n]
+
+        allotted = cost(wanted)
+        tried = tries(cost, allotted)
+        found = largest(tried, allotted)
+        assert tried[found] <= allotted
+        used.append(tried[found] / allotted)
+        first_dear = next(n for n in range(STEPS, 2000) if cost(n) > allotted)
+        stopped.append(cost(first_dear - 1) / allotted if first_dear > STEPS else 0.0)
+    assert sum(used) / len(used) > 0.82 > sum(stopped) / len(stopped) + 0.05
 
 
 def test_which_are_given_a_larger_n():

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from cot_engine.engine import Engine
 
 STEPS = 8  # to a whole n
-_TRIALS = 7
+_TRIALS = 12
 _ENOUGH = 0.98  # of what was allotted: no further trial
+_NEARLY = 0.9  # no further trial beyond an n that was too dear
 
 
 def has(config: RunConfig, name: str) -> bool:
@@ -64,31 +65,49 @@ async def matched(
 async def _largest(
     engine: Engine, problem: Problem, config: RunConfig, allotted: float, unit: Unit
 ) -> tuple[Answer, RunConfig] | None:
-    """The search with the largest n found that fits; None if none does.
-
-    The first guess is the least n; the next ones follow the line through the dearest search that
-    fitted and its neighbour. What a search costs grows with n on the whole, but not strictly.
-    """
-    level = least = STEPS * config.parameters.get("keep", 1)
-    best: tuple[int, float, Answer, RunConfig] | None = None
-    above = STEPS * MAX_N + 1  # the least that did not fit
-    slope = 0.0  # of the cost, per step
-    for _ in range(_TRIALS):
+    """The search with the largest n tried that fits; None if not even the least n does."""
+    tried: dict[int, float] = {}  # n in eighths -> what its search cost
+    best: tuple[Answer, RunConfig] | None = None
+    level: int | None = STEPS * config.parameters.get("keep", 1)
+    while level is not None and len(tried) < _TRIALS:
         n, eighths = divmod(level, STEPS)
         parameters = {**config.parameters, "n": n, "extra": eighths / STEPS}
         trial = replace(config, parameters=parameters, budget=None)
         answer = await engine.asolve(problem, config=trial)
-        cost = spent(answer, unit)
-        if best is not None and level != best[0]:
-            slope = (cost - best[1]) / (level - best[0])
-        if cost <= allotted:
-            best = (level, cost, answer, trial)
-        else:
-            above = level
-        if best is None or best[1] >= _ENOUGH * allotted or above - best[0] <= 1:
-            break
-        step = (allotted - best[1]) / slope if slope > 0 else STEPS
+        tried[level] = spent(answer, unit)
+        if level == largest(tried, allotted):
+            best = answer, trial
+        level = next_level(tried, allotted)
+    return best
+
+
+def largest(tried: dict[int, float], allotted: float) -> int | None:
+    """The largest n, in eighths, of those tried that cost no more than was allotted."""
+    return max((level for level, cost in tried.items() if cost <= allotted), default=None)
+
+
+def next_level(tried: dict[int, float], allotted: float) -> int | None:
+    """The n to try next, in eighths; None: what was found is good enough, or nothing fits.
+
+    It follows the line through the largest n that fitted and its neighbour. What a search costs
+    grows with n on the whole, but where judging costs, not strictly: another n writes other
+    candidates, of which more or fewer differ. So where the next larger n is too dear although much
+    is left, those beyond it are tried, from the one that ought to cost what was allotted down.
+    """
+    best = largest(tried, allotted)
+    if best is None or tried[best] >= _ENOUGH * allotted:
+        return None
+    above = min((level for level in tried if level > best), default=STEPS * MAX_N + 1)
+    if above - best > 1:
+        others = [level for level in tried if level != best]
+        step = float(STEPS)
+        if others:
+            near = min(others, key=lambda level: abs(level - best))
+            slope = (tried[best] - tried[near]) / (best - near)
+            step = (allotted - tried[best]) / slope if slope > 0 else step
         # Not far beyond what is known: a line through two searches is a rough guide.
-        level = min(best[0] + max(1, int(min(step, 4 * best[0]))), above - 1)
-    assert level >= least
-    return None if best is None else best[2:]
+        return min(best + max(1, int(min(step, 4 * best))), above - 1)
+    if tried[best] >= _NEARLY * allotted:
+        return None
+    ought = min(int(best * allotted / tried[best]), STEPS * MAX_N)
+    return next((level for level in range(ought, above, -1) if level not in tried), None)
