@@ -24,7 +24,7 @@ from cot_engine.stages import conclusion, read
 from cot_engine.testing import ScriptedBackend
 from cot_engine.types import Verdict
 
-HOT = RunConfig(temperature=2.0, top_p=1.0, top_k=0, mode="trained")
+HOT = RunConfig(temperature=1.2, top_p=1.0, top_k=0, mode="trained")
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def test_json_and_out_are_the_same(cli, tmp_path):  # noqa: F811
         (["--write-profile"], ["--write-profile", "--fit"]),
         (["--fit", "--judge", "self"], ["self and likelihood", "--judge likelihood"]),
         (["--fit", "--write-profile", "-m", "some/hub-name"], ["some/hub-name", "no folder"]),
-        (["--fit", "--judge", "self+likelihood"], ["likelihood_weight", "--fit"]),
+        (["--fit", "--judge", "self+likelihood"], ["self and likelihood", "--judge self"]),
         (["--out", "/dev/null/x.json"], ["/dev/null/x.json", "--out"]),
     ],
     ids=lambda value: " ".join(map(str, value))[:40],

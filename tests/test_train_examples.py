@@ -167,4 +167,4 @@ def test_the_bundled_format_ends_as_the_bundled_model_was_trained():
     example = encoder.example("How many?", RESPONSE, [picture(1, 64, 64).pixels])
     decode = loaded.text.tokenizer.decode
     assert decode(example.ids[example.prompt :]) == RESPONSE + "</s>"
-    assert decode(example.ids[: example.prompt]) == "<s>" + 64 * "<image>" + "How many?\n"
+    assert decode(example.ids[: example.prompt]) == "<s>" + 16 * "<image>" + "How many?\n"

@@ -1,6 +1,6 @@
 """Make the untrained bundled model, its vision tower warmed up on direct supervision.
 
-    python -m cot_engine.scenes.warm_up --out runs/warm --steps 2200
+    python -m cot_engine.training.warm_up --out runs/warm --steps 2200
 
 Trained together with a language model from scratch, a small tower learns nothing for long; told for
 every patch what is there, it sees within minutes. The folder that this writes is what `cot-engine
@@ -21,12 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cot_engine.scenes import SceneProblem, sample
+from cot_engine.scenes.charts import TALLEST
+from cot_engine.scenes.model import PATCH, build_model, build_processor
+from cot_engine.scenes.world import COLOURS, GRID, SHAPES, SIDE, SIZES, Thing
 from cot_engine.training.muon import Muon
-
-from . import SceneProblem, sample
-from .charts import TALLEST
-from .model import PATCH, build_model, build_processor
-from .world import COLOURS, GRID, SHAPES, SIDE, SIZES, Thing
 
 IGNORE = -100
 CELLS = GRID * GRID

@@ -1,6 +1,6 @@
 """Put a trained model in the place of the bundled one.
 
-    python -m cot_engine.scenes.bundle runs/bundled-judge/model
+    python -m cot_engine.training.bundle runs/bundled-judge/model
 
 The weights are rounded to bfloat16, half the bytes; what the model then does is measured on the
 rounded ones. README.md, the model card, is left as it is.
@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-import cot_engine.bundled
-
+BUNDLED = Path(__file__).parent.parent / "bundled"
 FILES = (
     "chat_template.jinja",
     "config.json",
@@ -41,8 +40,7 @@ def bundle(model: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=Path, help="folder of the model")
-    here = Path(cot_engine.bundled.__file__).parent
-    parser.add_argument("--out", type=Path, default=here, help="where to (default: the package)")
+    parser.add_argument("--out", type=Path, default=BUNDLED, help="where to (default: the package)")
     args = parser.parse_args()
     bundle(args.model, args.out)
 
