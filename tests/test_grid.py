@@ -12,7 +12,7 @@ from cot_engine.ablation.grid import Match, load_ablation, parse_ablation
 from cot_engine.errors import CotEngineError
 
 ROOT = Path(__file__).parent.parent
-HOT = {"temperature": 2.0, "top_p": 1.0, "top_k": 0}
+HOT = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 
 def grid(text: str, folder: Path = Path()):
