@@ -20,6 +20,7 @@ from cot_engine import plugins
 from cot_engine.backends import Backend
 from cot_engine.boundaries import Until
 from cot_engine.budget import parse_budget
+from cot_engine.concurrency import cancel
 from cot_engine.config import RunConfig, check_question
 from cot_engine.errors import ConfigError, CotEngineError, InputError, UnknownNameError
 from cot_engine.events import Event, Trace
@@ -151,7 +152,7 @@ class Engine:
                 yield event
             await task
         finally:
-            await _cancel([task])
+            await cancel([task])
 
     # --- many problems ---
 
@@ -211,7 +212,7 @@ class Engine:
             while waiting:
                 yield await waiting.popleft()
         finally:
-            await _cancel(waiting)
+            await cancel(waiting)
 
     # --- recorded searches ---
 
@@ -456,10 +457,3 @@ def _other(image: Image, index: int) -> Image:
 
     seed = int(image.digest[:8], 16)
     return load_image(scenes.sample(seed, index, "val").image.resize(image.size))
-
-
-async def _cancel(tasks: Iterable[asyncio.Task]) -> None:
-    tasks = list(tasks)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

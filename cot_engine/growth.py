@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from cot_engine import prompts
 from cot_engine.boundaries import Until
+from cot_engine.concurrency import gather
 from cot_engine.events import Cut, Growing, Grown
-from cot_engine.session import FLOOR_TOKENS, Session, gather
+from cot_engine.session import FLOOR_TOKENS, Session
 from cot_engine.stages import Plan, Reading, Stage, new_faults, next_stage, read, tier
 from cot_engine.types import Beam, Chain, Generate, Generation, Segment, Step, Usage
 

@@ -15,6 +15,7 @@ from cot_engine import prompts
 from cot_engine.backends import Backend
 from cot_engine.boundaries import Until
 from cot_engine.budget import Budget, Meter
+from cot_engine.concurrency import gather
 from cot_engine.errors import BudgetError
 from cot_engine.events import Event
 from cot_engine.judges import OutOfBudget
@@ -220,17 +221,3 @@ class MeteredAsk:
     def _charge(self, usage: Usage) -> None:
         self.session.meter.charge(self.role, usage)
         self.usage += usage
-
-
-async def gather(coroutines) -> list:
-    """Await all; if one fails, cancel the others and raise its error."""
-    import asyncio
-
-    tasks = [asyncio.ensure_future(c) for c in coroutines]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

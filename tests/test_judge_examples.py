@@ -260,3 +260,40 @@ def test_captions_come_first_and_then_the_mixture():
             assert {j.pair.stage for j in drawn} == {"CAPTION"}
     stages = {j.pair.stage for step in range(3, 30) for j in steps._of_step(step)}
     assert stages == {"CAPTION", "REASONING", WHOLE}
+
+
+def test_sound_leaves_out_what_was_right_by_luck():
+    """A false claim counts where it is reasoned with, not where it is only seen."""
+    caption, reasoning = "<CAPTION>a. b.</CAPTION>", "<REASONING>c. d.</REASONING>"
+    text = caption + reasoning
+    at = [text.index(word) for word in ("a.", "b.", "c.", "d.")]
+
+    def pair(stage, true):
+        marks = tuple((i, i + 2, t) for i, t in zip(at, true, strict=True))
+        better, worse = (
+            Candidate(text, 1.0, marks=marks),
+            Candidate("e", 0.0, marks=((0, 1, False),)),
+        )
+        return Pair(stage, "", better, worse, "")
+
+    honest = pair(WHOLE, (True, True, True, True))
+    blurred = pair(WHOLE, (False, True, True, True))
+    lucky = pair(WHOLE, (True, True, False, True))
+    captions = pair("CAPTION", (False, True, True, True))
+    unmarked = Pair(WHOLE, "", Candidate("x", 1.0), Candidate("y", 0.0), "")
+    pairs = (honest, blurred, lucky, lucky.swapped(), captions, unmarked)
+    for sound, kept in ((False, pairs), (True, (honest, blurred, captions, unmarked))):
+        table = {
+            "output": "unused",
+            "model": {"path": "bundled"},
+            "pairs": {"data": "scenes/train", "problems": 4, "held_out": 2},
+            "judge": {"keep": 0.0, "sound": sound},
+            "train": {"steps": 6, "batch": 8},
+        }
+        config = parse_judge_config(table)
+        encoder = JudgeEncoder(Encoder(loading.load(BUNDLED, "cpu", "float32")), "brief", 3.0)
+        steps = JudgeSteps(
+            config, encoder, DEFAULT_PLAN, [], [Done("q", 0, pairs=pairs)], micro=8, limit=2048
+        )
+        found = [pair for some in steps.by_stage.values() for _, pair in some]
+        assert sorted(map(repr, found)) == sorted(map(repr, kept))

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -192,10 +191,10 @@ def test_marks_are_the_claims_of_the_text():
         scene = sample(0, index, "train")
         for about in ("CAPTION", "REASONING", "whole"):
             made = corrupt(rng, scene, about)
-            worse = list(scene_marks(made.worse, scene.objects, scene.answer))
+            worse = list(scene_marks(made.worse, scene))
             assert not all(true for _, _, true in worse)
             for text in (made.better, made.worse):
-                marks = list(scene_marks(text, scene.objects, scene.answer))
+                marks = list(scene_marks(text, scene))
                 inside = "".join(text[start:end] for start, end, _ in marks)
                 contents = read(text, DEFAULT_PLAN).contents
                 wanted = "".join(contents.get(tag, "") for tag in ("CAPTION", "REASONING"))
@@ -309,8 +308,8 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         PairsFile(tmp_path / "file" / "pairs.jsonl", RECIPE)
 
 
-SLOW = """
-    import asyncio, sys
+DYING = """
+    import asyncio, os, signal, sys
     from pathlib import Path
     from test_pairs import RECIPE, follows, questions, sampler
     from cot_engine import Engine
@@ -318,17 +317,19 @@ SLOW = """
     from cot_engine.training.pairs import PairsFile
     from cot_engine.training.sampling import sample_pairs
 
-    class Slow(ScriptedBackend):
+    class Dying(ScriptedBackend):
+        left = int(sys.argv[2])
+
         async def generate(self, request):
-            await asyncio.sleep(0.004)
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
             return await super().generate(request)
 
     folder = Path(sys.argv[1])
     items = questions(folder, 30)
     with PairsFile(folder / "pairs.jsonl", RECIPE) as file:
-        engine = Engine(Slow(follows), in_flight=4)
-        print("go", flush=True)
-        sample_pairs(engine, items, range(30), sampler(n=3), file)
+        sample_pairs(Engine(Dying(follows), in_flight=4), items, range(30), sampler(n=3), file)
 """
 
 
@@ -336,26 +337,19 @@ def test_killed_anywhere_it_comes_to_the_same_pairs(tmp_path):
     items = questions(tmp_path, 30)
     with PairsFile(tmp_path / "whole.jsonl", RECIPE) as file:
         sample_pairs(Engine(ScriptedBackend(follows)), items, range(30), sampler(n=3), file)
-    script = tmp_path / "slow.py"
-    script.write_text(textwrap.dedent(SLOW))
+    script = tmp_path / "dying.py"
+    script.write_text(textwrap.dedent(DYING))
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    rng, kills, code = random.Random(5), 0, None
-    while code != 0:
-        process = subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path)], env=env, stdout=subprocess.PIPE
-        )
-        process.stdout.readline()
-        if kills < 3:
-            time.sleep(rng.uniform(0.05, 0.25))
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        code = process.wait(120)
-        process.stdout.close()
-        assert code in (0, -signal.SIGKILL)
+    left = []
+    for calls in (1, 23, 60, 0):  # the last one lives
+        command = [sys.executable, str(script), str(tmp_path), str(calls)]
+        code = subprocess.run(command, env=env, timeout=120).returncode
+        assert code == (-signal.SIGKILL if calls else 0)
+        left.append((tmp_path / "pairs.jsonl").read_bytes().count(b"\n"))
+    assert left == sorted(left) and left[0] < left[2] < left[3] == 31  # each went on
     made, whole = ((tmp_path / name).read_bytes() for name in ("pairs.jsonl", "whole.jsonl"))
     assert made.split(b"\n")[0] == whole.split(b"\n")[0]
     assert sorted(made.split(b"\n")) == sorted(whole.split(b"\n"))
-    assert kills and len(whole.split(b"\n")) == 32
 
 
 def test_it_stops_when_it_is_told_to_and_goes_on(tmp_path):

@@ -164,17 +164,16 @@ def check_n(n: int | None) -> None:
 class SceneGrader:
     """Grades by the scenes' own rule, and knows whether a CAPTION is right."""
 
-    answer: str
-    objects: tuple[scenes.Thing, ...] | tuple[scenes.Bar, ...]
+    scene: scenes.SceneProblem
     kind: str = "scenes"
 
     def grade(self, answer: str) -> float:
-        return float(scenes.grade(answer, self.answer))
+        return float(scenes.grade(answer, self.scene.answer))
 
     def facts(self, stage: str, text: str) -> float | None:
         if stage != "CAPTION":
             return None
-        right, there = scenes.grade_caption(text, self.objects)
+        right, there = scenes.grade_caption(text, self.scene.objects)
         return float(right == there)
 
 
@@ -213,7 +212,7 @@ def scene_item(scene: scenes.SceneProblem) -> Item:
     """A scene as a question with its standard answer."""
     # Not over pixels: drawing 10,000 pictures takes minutes, and the scene decides them.
     picture = ScenePicture(scene, scenes.content_hash([scene]))
-    grader = SceneGrader(scene.answer, scene.objects)
+    grader = SceneGrader(scene)
     parts = [scene.id, scene.prompt, scene.answer, scene.type, grader.kind, picture.digest]
     digest = _digest(parts)
     return Item(scene.id, scene.prompt, scene.answer, digest, grader, (picture,), scene.type)

@@ -23,6 +23,7 @@ from cot_engine.ablation.records import Candidate, ItemRecord, Key, Row, Run
 from cot_engine.ablation.store import Store
 from cot_engine.ablation.worth import selections
 from cot_engine.budget import Budget, Unit
+from cot_engine.concurrency import bounded
 from cot_engine.errors import CotEngineError, ModelError
 from cot_engine.events import Grown, Trace
 from cot_engine.stages import conclusion, tier
@@ -207,28 +208,7 @@ def run_local(
     """Do the tasks, `in_flight` at a time on one batch of the model. `on_row` gets each row as
     soon as it is there, in this thread; an interrupt loses only what is in flight."""
 
-    async def all_of_them() -> None:
-        waiting: set[asyncio.Task] = set()
-        try:
-            for task in tasks:
-                waiting.add(asyncio.ensure_future(search_row(engine, task)))
-                if len(waiting) >= in_flight:
-                    waiting = await _some(waiting, on_row)
-            while waiting:
-                waiting = await _some(waiting, on_row)
-        finally:
-            for job in waiting:
-                job.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-
-    asyncio.run(all_of_them())
-
-
-async def _some(waiting: set[asyncio.Task], on_row: Callable[[Row], None]) -> set[asyncio.Task]:
-    done, rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    for job in done:
-        on_row(job.result())
-    return rest
+    asyncio.run(bounded((search_row(engine, task) for task in tasks), in_flight, on_row))
 
 
 Execute = Callable[[Iterable[Task], Callable[[Row], None]], None]

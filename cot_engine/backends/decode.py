@@ -10,11 +10,11 @@ import torch
 from cot_engine.backends.adapters import Adapter, Features, Rows
 from cot_engine.backends.jobs import Row
 from cot_engine.backends.kv import KVShape, RowCache, Slots
-from cot_engine.backends.sampling import Settings, draw, seed64, uniforms
+from cot_engine.backends.sampling import Settings, draw, keys, seed64
 from cot_engine.flops import Flops
 
 SMALL_BYTES = 1 << 30
-AHEAD = 32  # random numbers are made for so many steps at once
+AHEAD = 32  # keys of random numbers are made for so many steps at once
 
 
 def streams(rows: list[Row]) -> tuple[Settings, np.ndarray]:
@@ -41,7 +41,7 @@ class Batch:
 
     def _changed(self) -> None:
         self._state: tuple | None = None
-        self._uniform: list[np.ndarray] = []
+        self._keys: list[np.ndarray] = []
         self.cache = None
 
     def join(self, rows: list[Row]) -> None:
@@ -137,10 +137,10 @@ class Batch:
             self._state = (*self._state[:-1], extra)
         self.cache.place(positions)
         hidden = self.adapter.forward(rows, self.cache, extra=extra)
-        if not self._uniform:
-            self._uniform = self._ahead(seeds)
+        if not self._keys:
+            self._keys = self._ahead(seeds)
         logits = self.adapter.logits(hidden[:, 0])
-        tokens, logprobs = draw(logits, settings, self._uniform.pop(), self.banned)
+        tokens, logprobs = draw(logits, settings, self._keys.pop(), self.banned)
         lengths += 1
         seconds = (time.perf_counter() - began) / count
         for row in self.rows:
@@ -154,15 +154,15 @@ class Batch:
     def first(self, hidden: torch.Tensor, rows: list[Row]) -> tuple[list[int], list[float]]:
         """The first tokens of new rows, from their prompts' final states [rows, width]."""
         settings, seeds = streams(rows)
-        uniform = uniforms(seeds, np.zeros_like(seeds))
-        return draw(self.adapter.logits(hidden), settings, uniform, self.banned)
+        first = keys(seeds, np.zeros_like(seeds))
+        return draw(self.adapter.logits(hidden), settings, first, self.banned)
 
     def _ahead(self, seeds: np.ndarray) -> list[np.ndarray]:
-        """The rows' next random numbers for some steps, the first last: token i of a row is drawn
-        with number i of its own stream."""
+        """The rows' keys for the next steps, the first step's last: token i of a row is drawn with
+        key i of its own stream."""
         written = np.array([len(row.ids) for row in self.rows], np.uint64)
         steps = np.arange(AHEAD, dtype=np.uint64)[::-1, None]
-        return list(uniforms(seeds, written + steps))
+        return list(keys(seeds, written + steps))
 
     def _prepare(self) -> tuple:
         """What changes only when rows come or go, as tensors [rows]."""

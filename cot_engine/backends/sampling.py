@@ -21,14 +21,20 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def uniforms(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1), float64: the `counters`-th of each seed's stream (both uint64).
+def keys(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
+    """The `counters`-th key of each seed's stream (all uint64).
 
     A counter-based stream needs no state, so a row draws the same numbers whatever rows are
     beside it, on every machine.
     """
     state = _mix(seeds + np.uint64(0x9E3779B97F4A7C15)) + counters * np.uint64(0xD1342543DE82EF95)
-    return (_mix(_mix(state) ^ seeds) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return _mix(state) ^ seeds
+
+
+def uniforms(keys: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Numbers strictly between 0 and 1, float64: the `ids`-th of each key (broadcast together)."""
+    state = keys + ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return ((_mix(state) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def seed64(seed: int) -> int:
@@ -55,24 +61,19 @@ class Settings:
         )
 
 
-def _by_id(ids: np.ndarray, vocabulary: int) -> np.ndarray:
-    """For each row of distinct token ids, the places that put them in order."""
-    if ids.shape[-1] < vocabulary:
-        return ids.argsort(-1)
-    order = np.empty_like(ids)  # all tokens: a permutation, whose inverse needs no sorting
-    np.put_along_axis(order, ids, np.arange(vocabulary)[None], -1)
-    return order
-
-
 def draw(
-    logits: torch.Tensor, settings: Settings, uniform: np.ndarray, banned: int | None = None
+    logits: torch.Tensor, settings: Settings, keys: np.ndarray, banned: int | None = None
 ) -> tuple[list[int], list[float]]:
     """One token per row of `logits` [rows, vocabulary], and its log-probability (nats).
 
-    Temperature, then top-k, then top-p, then the inverse of the cumulative distribution, over
-    token ids in their order, at `uniform` [rows]. The log-probability is the model's own:
-    temperature 1, nothing cut. `banned` is never drawn. The few likeliest go to numpy: on arrays
-    this small its operations take a quarter of torch's time, and a GPU is waited for once.
+    Temperature, then top-k, then top-p, then an exponential race: the token with the least
+    E / share wins, E from an exponential distribution (the Gumbel-max trick, its logarithm taken
+    off). E belongs to the row's key in `keys` [rows, uint64] and the token's id, so rounding, which
+    is another in another batch, changes the winner only where the first two are equal to the last
+    digits; a number held against cumulated shares would feel the rounding at all their edges.
+    The log-probability is the model's own: temperature 1, nothing cut. `banned` is never drawn.
+    The few likeliest go to numpy: on arrays this small its operations take a quarter of torch's
+    time, and a GPU is waited for once.
     """
     logprobs = logits.float().log_softmax(-1)
     if banned is not None:
@@ -91,11 +92,5 @@ def draw(
         kept = (below - share < settings.top_p) & (share > 0)
         last = np.maximum(kept.sum(-1) - 1, 0)
         share[np.arange(widest) > last[:, None]] = 0
-        # Not in the order of likelihood: two tokens about equally likely change places with the
-        # rounding of another batch, and a row would draw another token beside other rows.
-        order = _by_id(ids, logits.shape[-1])
-        below = np.take_along_axis(share, order, -1).cumsum(-1)
-        whole = below[:, -1]
-        target = np.minimum(uniform * whole, np.nextafter(whole, 0))  # a product may round up to it
-        chosen = order[row, (below <= target[:, None]).sum(-1)]
+        chosen = (share / -np.log(uniforms(keys[:, None], ids))).argmax(-1)
     return ids[row, chosen].tolist(), top[row, chosen].tolist()

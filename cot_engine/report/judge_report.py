@@ -18,6 +18,7 @@ import numpy as np
 from cot_engine import plugins
 from cot_engine.ablation.data import DataSet, Item
 from cot_engine.ablation.worth import selections
+from cot_engine.concurrency import bounded
 from cot_engine.config import RunConfig
 from cot_engine.errors import ConfigError, CotEngineError, InputError, ModelError
 from cot_engine.events import Event
@@ -137,30 +138,8 @@ def examine(
     """
     todo.check(engine.profile)
 
-    async def all_of_them() -> None:
-        waiting: set[asyncio.Task] = set()
-        try:
-            for item in items:
-                waiting.add(asyncio.ensure_future(_one(engine, item, todo)))
-                if len(waiting) >= engine.in_flight:
-                    waiting = await _some(waiting, on_done)
-            while waiting:
-                waiting = await _some(waiting, on_done)
-        finally:
-            for job in waiting:
-                job.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-
-    asyncio.run(all_of_them())
-
-
-async def _some(
-    waiting: set[asyncio.Task], on_done: Callable[[Examined], None]
-) -> set[asyncio.Task]:
-    done, rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    for job in done:
-        on_done(job.result())
-    return rest
+    work = (_one(engine, item, todo) for item in items)
+    asyncio.run(bounded(work, engine.in_flight, on_done))
 
 
 async def _one(engine: Engine, item: Item, todo: Examination) -> Examined:

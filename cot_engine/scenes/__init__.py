@@ -95,6 +95,11 @@ def plain_caption(objects: tuple[Thing, ...] | tuple[Bar, ...]) -> str:
     return " ".join(f"{thing}." for thing in objects)
 
 
+def caption(rng: random.Random, objects: tuple[Thing, ...] | tuple[Bar, ...]) -> str:
+    """The objects, each in one of its wordings."""
+    return " ".join(f"{rng.choices(thing.wordings(), WORDINGS)[0]}." for thing in objects)
+
+
 def _describe(rng: random.Random, objects: tuple[Thing, ...] | tuple[Bar, ...]) -> str:
     """The picture in words, for a problem without one."""
     if rng.random() < 0.6:
@@ -148,8 +153,7 @@ def sample(
         summary += " I check what I see at every place."
     staged = {"SUMMARY": summary}
     if not text_only:
-        said = [rng.choices(thing.wordings(), WORDINGS)[0] for thing in draft.objects]
-        staged["CAPTION"] = " ".join(f"{words}." for words in said)
+        staged["CAPTION"] = caption(rng, draft.objects)
     staged["REASONING"] = draft.reasoning + ending
     # A sentence that names more than the answer, another colour say, would not be graded right.
     full = detail == "full" and grade(draft.sentence, answer)

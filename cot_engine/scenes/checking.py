@@ -2,6 +2,7 @@
 
 Every sentence is one claim. A caption's claims name an object with all it has; a reasoning's name
 parts of objects, sums, comparisons, and at the end the answer. A claim that no rule reads is false.
+Where a question leaves one way to go through the objects, a claim that passes one over is false.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from . import SceneProblem
 from .charts import Bar
 from .grading import facts, grade
 from .world import COLOURS, FAMILIES, Thing
+
+FREE = ("twins", "shared", "pair-sum", "pair-gap", "triple-sum")
+"""Types that are answered by naming some objects, in no order that follows from the question."""
 
 _SENTENCE = re.compile(r"[^.\n]*\.?\s*")
 
@@ -20,6 +25,7 @@ _SUM = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)")
 _RELATION = re.compile(
     r"(\w+) is (more than|less than|the same as|left of|right of|above|below) (\w+)"
 )
+_OBJECT = re.compile(rf"([A-D][1-4]|{'|'.join(COLOURS)})( (?!is\b)\w+)+")
 _COLUMNS, _ROWS = "ABCD", "1234"
 
 
@@ -39,38 +45,49 @@ def sentences(text: str) -> Iterator[tuple[int, int, str]]:
             yield found.start(), found.end(), words
 
 
+class _Walk:
+    """Claims held against the true ones, in their order. A claim is true if it is one of those to
+    come and passes none over; the first word of a false one tells which of them it is about."""
+
+    def __init__(self, truth: list[str]) -> None:
+        self.truth, self.names = truth, [words.split(" ")[0] for words in truth]
+        self.at, self.strange = 0, 0  # the next; claims since the last that are about none
+
+    def take(self, said: str) -> bool:
+        if said in self.truth[self.at :]:
+            here = self.truth.index(said, self.at)
+            true = here - self.at <= self.strange
+            self.at, self.strange = here + 1, 0
+            return true
+        name = said.split(" ")[0]
+        if name in self.names[self.at :]:
+            self.at, self.strange = self.names.index(name, self.at) + 1, 0
+        else:
+            self.strange += 1
+        return False
+
+    def complete(self) -> bool:
+        return self.at + self.strange >= len(self.truth)
+
+
 def mark_caption(text: str, objects: tuple[Thing, ...] | tuple[Bar, ...]) -> list[Mark]:
     """A claim is true if it names an object rightly that was not named before, in reading order;
     where objects are passed over, the claim that passes them is false."""
-    truth, names = (
-        [str(thing) for thing in objects],
-        [str(thing).split(" ")[0] for thing in objects],
-    )
-    at, strange = 0, 0  # the next object; claims since the last one that name none of them
-    marks: list[Mark] = []
-    for start, end, words in sentences(text):
-        said = (facts(words) or [""])[0]
-        if said in truth[at:]:
-            here = truth.index(said, at)
-            marks.append(Mark(start, end, here - at <= strange))
-            at, strange = here + 1, 0
-            continue
-        marks.append(Mark(start, end, False))
-        name = said.split(" ")[0]
-        if name in names[at:]:
-            at, strange = names.index(name, at) + 1, 0
-        else:
-            strange += 1
-    if marks and at + strange < len(truth):  # something is missing at the end
+    walk = _Walk([str(thing) for thing in objects])
+    marks = [
+        Mark(start, end, walk.take((facts(words) or [""])[0]))
+        for start, end, words in sentences(text)
+    ]
+    if marks and not walk.complete():  # something is missing at the end
         marks[-1] = Mark(marks[-1].start, marks[-1].end, False)
     return marks
 
 
 def _relation(x: str, words: str, y: str) -> bool:
-    if x.isdigit() and y.isdigit() and words in ("more than", "less than", "the same as"):
+    """ "4 is more than 3", "B is left of C"; False for words that do not go with what they join."""
+    if x.isdigit() and y.isdigit():
         p, q = int(x), int(y)
-        if words in ("more than", "less than", "the same as"):
-            return {"more than": p > q, "less than": p < q, "the same as": p == q}[words]
+        return {"more than": p > q, "less than": p < q, "the same as": p == q}.get(words, False)
     if len(x) == 1 and len(y) == 1 and {x, y} <= set(_COLUMNS):
         gap = _COLUMNS.index(x) - _COLUMNS.index(y)
         return {"left of": gap < 0, "right of": gap > 0, "the same as": gap == 0}.get(words, False)
@@ -128,15 +145,26 @@ def _true(words: str, objects: tuple[Thing, ...] | tuple[Bar, ...], answer: str)
     thing = next((t for t in objects if t.cell == parts[0]), None)
     if thing is None or len(parts) < 2:
         return False
-    if len(parts) > 2 and parts[-1].isdigit():
-        parts = parts[:-1]
-    return set(parts[1:]) <= {getattr(thing, family) for family in FAMILIES}
+    number = parts.pop() if len(parts) > 2 and parts[-1].isdigit() else ""
+
+    def looks(other: Thing) -> bool:
+        return set(parts[1:]) <= {getattr(other, family) for family in FAMILIES}
+
+    before = objects[: objects.index(thing) + 1]  # "C2 star 2" is the second star
+    return looks(thing) and (not number or sum(map(looks, before)) == int(number))
 
 
-def mark_reasoning(
-    text: str, objects: tuple[Thing, ...] | tuple[Bar, ...], answer: str
-) -> list[Mark]:
-    """Each claim on its own; the last one is also false if it does not give the answer."""
-    return [
-        Mark(start, end, _true(words, objects, answer)) for start, end, words in sentences(text)
-    ]
+def mark_reasoning(text: str, scene: SceneProblem) -> list[Mark]:
+    """Each claim on its own, but those about objects in the order of the scene's own reasoning
+    (except FREE types); the last claim is also false if it does not give the answer."""
+    walk = None
+    if scene.type not in FREE:
+        own = [words for *_, words in sentences(scene.staged["REASONING"])]
+        walk = _Walk([words for words in own if _OBJECT.fullmatch(words)])
+
+    def true(words: str) -> bool:
+        if walk is not None and _OBJECT.fullmatch(words):
+            return walk.take(words)
+        return _true(words, scene.objects, scene.answer)
+
+    return [Mark(start, end, true(words)) for start, end, words in sentences(text)]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from . import SceneProblem
+from . import SceneProblem, caption
 from .charts import TALLEST, Bar
 from .grading import grade, grade_caption
 from .guesses import wrong_guess
@@ -20,7 +20,6 @@ from .world import COLOURS, FAMILIES, GRID, SHAPES, SIZES, USUAL, Thing, random_
 
 Objects = tuple[Thing, ...] | tuple[Bar, ...]
 About = Literal["CAPTION", "REASONING", "whole"]
-WORDINGS = (0.6, 0.25, 0.15)  # how often an object is named in each of its wordings
 GUESSED = 0.75  # of the questions that can be guessed at, how many are
 BEFORE = (0.75, 0.2, 0.05)  # how often the better caption has 0, 1 or 2 mistakes already
 
@@ -103,11 +102,6 @@ def _worse(
 
 def _written(staged: dict[str, str], tags: Sequence[str]) -> str:
     return "".join(f"<{tag}>{staged[tag]}</{tag}>" for tag in tags)
-
-
-def caption(rng: random.Random, objects: Objects) -> str:
-    """The objects in reading order, each in one of its wordings."""
-    return " ".join(rng.choices(thing.wordings(), WORDINGS)[0] + "." for thing in objects)
 
 
 def corrupt_objects(rng: random.Random, objects: Objects, mistakes: int) -> Objects:

@@ -28,7 +28,6 @@ the command runs.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from typing import Any
 
 from cot_engine.ablation.worth import WHOLE
 from cot_engine.config import MAX_N
-from cot_engine.errors import ConfigError, CotEngineError
+from cot_engine.errors import ConfigError
 from cot_engine.training import sft_config
 from cot_engine.training.sft_config import SFTConfig
 
@@ -98,7 +97,9 @@ class JudgeTable:
     tokens (Cobbe et al., arXiv 2110.14168). `keep` is the share of a batch that is answers as
     `train` learns them, from [data], and `keep_weight` counts their loss. `corruptions`, of scenes,
     is the share of the pairs that are not sampled but true texts against corrupted ones; before
-    step `captions_first` all pairs are that, and captions: short ones to learn looking on.
+    step `captions_first` all pairs are that, and captions: short ones to learn looking on. `sound`
+    leaves out sampled pairs whose better text comes to a right answer by a false claim, where
+    claims are known: it was lucky, and no judge can tell that it would be.
 
     `train.batch` counts pairs and kept answers alike; a pair is two sequences."""
 
@@ -111,6 +112,7 @@ class JudgeTable:
     keep_weight: float = sft_config._number(1.0, 0, 1000)
     corruptions: float = sft_config._number(0.0, 0, 1)
     captions_first: int = sft_config._whole(0, 0, 10**9)
+    sound: bool = sft_config._switch(False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,22 +180,7 @@ _OWN = {"pairs": PairsTable, "judge": JudgeTable}
 def load_judge_config(path: str | Path, settings: Iterable[str] = ()) -> JudgeConfig:
     """Read a configuration. `settings` are "judge.marks=2", ... Raises ConfigError naming the file,
     the key and what is allowed."""
-    path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"The configuration {str(path)!r} cannot be read: {error.strerror}."
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"The configuration {str(path)!r} is not valid TOML: {error}.") from None
-    for setting in settings:
-        sft_config._set(table, setting)
-    try:
-        return parse_judge_config(table, path.parent)
-    except CotEngineError as error:
-        message = f"{error.message.removesuffix('.')}, in {str(path)!r}."
-        raise ConfigError(message, error.hint) from None
+    return sft_config.read_config(path, parse_judge_config, settings)
 
 
 def parse_judge_config(table: dict[str, Any], folder: Path = Path()) -> JudgeConfig:

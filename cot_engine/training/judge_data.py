@@ -284,6 +284,8 @@ class JudgeSteps(torch.utils.data.Dataset):
         self.by_stage: dict[str, list[tuple[int, Pair]]] = {}
         for each in sorted(done, key=lambda d: d.index):
             for pair in each.pairs:
+                if config.judge.sound and _lucky(pair):
+                    continue
                 self.by_stage.setdefault(pair.stage, []).append((each.index, pair))
         self.stages = sorted(self.by_stage, key=config.pairs.stages.index)
         self.answers: Steps | None = None
@@ -383,7 +385,7 @@ class JudgeSteps(torch.utils.data.Dataset):
         scene = scenes.sample(self.config.pairs.seed + 1, rng.randrange(10**9), "train")
         made = corrupt(rng, scene, stage)
         better, worse = (
-            Candidate(text, value, marks=tuple(scene_marks(text, scene.objects, scene.answer)))
+            Candidate(text, value, marks=tuple(scene_marks(text, scene)))
             for text, value in zip((made.better, made.worse), made.values, strict=True)
         )
         asked = "" if stage == WHOLE else stage
@@ -392,6 +394,15 @@ class JudgeSteps(torch.utils.data.Dataset):
         return Judged(
             item, pair if rng.random() < 0.5 else pair.swapped(), self.plan.fit(len(item.pictures))
         )
+
+
+def _lucky(pair: Pair) -> bool:
+    """Whether the better text reasons by a false claim and comes to a right answer all the same."""
+    if pair.stage == "CAPTION":
+        return False
+    better = (pair.first, pair.second)[pair.better]
+    start = better.text.find("<REASONING>")  # a caption may be wrong in what does not matter
+    return any(begin >= start and not true for begin, _, true in better.marks or ())
 
 
 def plan_of(config: JudgeConfig) -> Plan:

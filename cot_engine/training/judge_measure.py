@@ -13,6 +13,7 @@ import numpy as np
 
 from cot_engine.ablation.data import Item
 from cot_engine.arena import combine
+from cot_engine.concurrency import bounded
 from cot_engine.errors import CotEngineError, ModelError
 from cot_engine.judges import Judge, ScorerJudge
 from cot_engine.report.judging import Card, Contest, cards_of, leanings
@@ -73,30 +74,19 @@ def judge_pairs(
     found: dict[int, list[Contest]] = {}
     errors: list[str] = []
 
-    async def one(each: Done, gate: asyncio.Semaphore) -> None:
-        async with gate:
-            scope = f"pairs:{each.problem}#{each.index}"
-            try:
-                found[each.index] = await _contests(engine, judge, items, each, plan, scope)
-            except ModelError:
-                raise
-            except CotEngineError as error:
-                errors.append(str(error))
-            finally:
-                engine.backend.release(scope)
-            on_done()
+    async def one(each: Done) -> None:
+        scope = f"pairs:{each.problem}#{each.index}"
+        try:
+            found[each.index] = await _contests(engine, judge, items, each, plan, scope)
+        except ModelError:
+            raise
+        except CotEngineError as error:
+            errors.append(str(error))
+        finally:
+            engine.backend.release(scope)
 
-    async def everything() -> None:
-        gate = asyncio.Semaphore(engine.in_flight)
-        async with asyncio.TaskGroup() as group:
-            for each in done:
-                if each.pairs:
-                    group.create_task(one(each, gate))
-
-    try:
-        asyncio.run(everything())
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
+    work = (one(each) for each in done if each.pairs)
+    asyncio.run(bounded(work, engine.in_flight, lambda _: on_done()))
     contests = tuple(c for index in sorted(found) for c in found[index])
     return Held(contests, len(errors), errors[0] if errors else "")
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from cot_engine.backends import loading
 from cot_engine.engine import model_path
-from cot_engine.errors import ConfigError, ModelError
+from cot_engine.errors import ConfigError
 from cot_engine.escape import visible
 from cot_engine.profile import Profile
 from cot_engine.training import record, sft
@@ -238,7 +238,6 @@ class JudgeRun(sft._Run):
         self.done, self.measured = list(done), measured
 
     def run(self) -> sft.Outcome:
-
         config, table = self.config, self.judge.judge
         micro = self._micro()
         self.source = loading.find_folder(sft._relative(config, model_path(config.model.path)))
@@ -290,41 +289,20 @@ class JudgeRun(sft._Run):
         return [j for some in by_stage.values() for j in some[: _WATCHED // len(by_stage)]]
 
     def _ended(self, trainer: Any, loaded: Any, total: int) -> sft.Outcome:
-
-        step = trainer.state.global_step if self.first < total else self.first
-        if self.watch.diverged is not None:
-            raise ModelError(
-                f"Step {step:,}: the loss is not a number any more.",
-                "Lower train.learning_rate or train.clip, and give the same command again: it goes "
-                "on from the checkpoint before, or with --restart from the beginning.",
-            )
+        step = self._reached(trainer, total)
         model = self.output / "model" if step >= total else None
-        if self.rank == 0:
-            record.draw_curves(self.rows, self.output / "curves.svg")
-            if model is not None and (self.first < total or not model.is_dir()):
+        if self.rank == 0 and model is not None:
+            if self.first < total or not model.is_dir():
                 with without_head(trainer.base):
                     card = self._card(trainer, record.machine(loaded.adapter, self.world))
                     save_model(trainer, loaded, self.config, self.source, self.output, card)
-            if model is not None:
-                profile = Profile.of(model)
-                Profile("self", self.judge.judge.prompt, profile.likelihood_weight).write(model)
+            profile = Profile.of(model)
+            Profile("self", self.judge.judge.prompt, profile.likelihood_weight).write(model)
         trainer.accelerator.wait_for_everyone()
-        losses = [row["loss"] for row in self.rows if "loss" in row]
-        held = [row["held_out_loss"] for row in self.rows if "held_out_loss" in row]
-        return sft.Outcome(
-            self.output,
-            step,
-            total,
-            model,
-            losses[-1] if losses else None,
-            held[-1] if held else None,
-            round(self.watch.seconds, 2),
-            "" if step >= total else "interrupted" if self.watch.stop else "time",
-        )
+        return self._outcome(step, total, model)
 
     def _card(self, trainer: Any, machine: dict[str, Any]) -> str:
         """The model card, in Markdown: all of it was read or measured."""
-
         pairs = {at: len(found) for at, found in trainer.steps.by_stage.items()}
         rows = {
             "trained from": visible(self.config.model.path),

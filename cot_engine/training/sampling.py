@@ -161,7 +161,7 @@ def outcome(item: Item, at: str, chain: Chain, plan: Plan) -> float | None:
     if at not in (WHOLE, SENTENCE):
         text = read(chain.text, plan).contents.get(at, "")
         if at == "CAPTION" and isinstance(item.grader, SceneGrader):
-            right, there = scenes.grade_caption(text, item.grader.objects)
+            right, there = scenes.grade_caption(text, item.grader.scene.objects)
             return right / there
         if (facts := item.facts(at, text)) is not None:
             return facts
@@ -173,7 +173,7 @@ def _candidate(item: Item, at: str, chain: Chain, label: float) -> Candidate:
     text = "".join(step.text for step in steps)
     marks = None
     if isinstance(item.grader, SceneGrader) and at != SENTENCE:
-        marks = tuple(scene_marks(text, item.grader.objects, item.grader.answer))
+        marks = tuple(scene_marks(text, item.grader.scene))
     logprob, tokens = sum(s.logprob for s in steps), sum(s.tokens for s in steps)
     return Candidate(text, label, logprob, tokens, marks)
 
@@ -181,14 +181,12 @@ def _candidate(item: Item, at: str, chain: Chain, label: float) -> Candidate:
 _MARKED = re.compile(r"<(CAPTION|REASONING)>(.*?)</\1>", re.DOTALL)
 
 
-def scene_marks(text: str, objects: Any, answer: str) -> Iterator[Claim]:
+def scene_marks(text: str, scene: scenes.SceneProblem) -> Iterator[Claim]:
     """Which claims of the stages in a text are true of a scene."""
     for stage in _MARKED.finditer(text):
         tag, content = stage.groups()
         caption = tag == "CAPTION"
-        marks = (
-            mark_caption(content, objects) if caption else mark_reasoning(content, objects, answer)
-        )
+        marks = mark_caption(content, scene.objects) if caption else mark_reasoning(content, scene)
         for mark in marks:
             yield stage.start(2) + mark.start, stage.start(2) + mark.end, mark.true
 

@@ -186,17 +186,8 @@ class _Run:
     def _finished(self, trainer: Any, loaded: Any, corpus: Any, total: int) -> Outcome:
         from cot_engine.training import record
         from cot_engine.training.network import save_model
-        from cot_engine.training.trainer import checkpoints
 
-        step = trainer.state.global_step if self.first < total else self.first
-        if self.watch.diverged is not None:
-            raise ModelError(
-                f"Step {step:,}: the loss is not a number any more.",
-                "Lower train.learning_rate or train.clip, and start again with --restart or from "
-                f"the checkpoint before ({len(checkpoints(self.output))} are kept).",
-            )
-        if self.rank == 0:
-            record.draw_curves(self.rows, self.output / "curves.svg")
+        step = self._reached(trainer, total)
         names = ["model"] if self.config.lora is None else ["adapter", "model"]
         names = names[:1] if self.config.lora and not self.config.lora.merge else names
         made = [self.output / name for name in names]
@@ -215,6 +206,24 @@ class _Run:
                 save_model(trainer, loaded, self.config, self.source, self.output, text)
             trainer.accelerator.wait_for_everyone()
         model = self.output / "model" if step >= total and "model" in names else None
+        return self._outcome(step, total, model)
+
+    def _reached(self, trainer: Any, total: int) -> int:
+        """The step at which training ended, its curves drawn. Raises ModelError if it diverged."""
+        from cot_engine.training import record
+
+        step = trainer.state.global_step if self.first < total else self.first
+        if self.watch.diverged is not None:
+            raise ModelError(
+                f"Step {step:,}: the loss is not a number any more.",
+                "Lower train.learning_rate or train.clip, and give the same command again: it goes "
+                "on from the checkpoint before, or with --restart from the beginning.",
+            )
+        if self.rank == 0:
+            record.draw_curves(self.rows, self.output / "curves.svg")
+        return step
+
+    def _outcome(self, step: int, total: int, model: Path | None) -> Outcome:
         losses = [row["loss"] for row in self.rows if "loss" in row]
         held = [row["held_out_loss"] for row in self.rows if "held_out_loss" in row]
         return Outcome(

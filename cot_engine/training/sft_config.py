@@ -31,12 +31,14 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cot_engine.errors import ConfigError, CotEngineError, UnknownNameError
+
+Config = TypeVar("Config")
 
 FORMATS = ("staged", "no-tags", "direct")
 SCHEDULES = ("linear", "cosine", "constant", "warmup-stable-decay")
@@ -290,6 +292,16 @@ _TOP = ("output", "format", *_TABLES)
 def load_config(path: str | Path, settings: Iterable[str] = (), **flags: Any) -> SFTConfig:
     """Read a training's configuration. `settings` are "train.steps=100", ...; `flags` replace keys
     of the top. Raises ConfigError naming the file, the key and what is allowed."""
+    return read_config(path, parse_config, settings, **flags)
+
+
+def read_config(
+    path: str | Path,
+    parse: Callable[[dict[str, Any], Path], Config],
+    settings: Iterable[str] = (),
+    **flags: Any,
+) -> Config:
+    """What `parse` makes of a TOML file's table and folder, its errors with the file's name."""
     path = Path(path)
     try:
         table = tomllib.loads(path.read_text("utf-8"))
@@ -303,7 +315,7 @@ def load_config(path: str | Path, settings: Iterable[str] = (), **flags: Any) ->
     for setting in settings:
         _set(table, setting)
     try:
-        return parse_config(table, path.parent)
+        return parse(table, path.parent)
     except CotEngineError as error:
         message = f"{error.message.removesuffix('.')}, in {str(path)!r}."
         raise ConfigError(message, error.hint) from None
