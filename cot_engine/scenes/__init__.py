@@ -22,7 +22,7 @@ from PIL import Image
 
 from . import chart_questions, questions
 from .charts import Bar, draw_bars
-from .drafts import Draft
+from .drafts import Draft, ending, options_of
 from .grading import grade, grade_caption, parse
 from .world import OOD, SIDE, UNSEEN, USUAL, VERSION, Thing, draw_things, split_of
 
@@ -133,7 +133,7 @@ def sample(
     kind = TYPES[index % len(TYPES)]
     draft = _drawn(kind, rng, split)
     image_seed = rng.getrandbits(48)
-    question, answer, ending = draft.question, draft.answer, f"So {draft.answer}."
+    question, answer = draft.question, draft.answer
     if rng.random() < 0.1:  # people write carelessly
         question = question[0].lower() + question[1:]
     if rng.random() < 0.1:
@@ -142,7 +142,7 @@ def sample(
         options = rng.sample([draft.answer, *draft.others], 4)
         answer = "ABCD"[options.index(draft.answer)]
         listed = " ".join(f"({letter}) {o}" for letter, o in zip("ABCD", options, strict=True))
-        question, ending = f"{question}\n{listed}", f"So {draft.answer}, {answer}."
+        question = f"{question}\n{listed}"
     start = "I read" if text_only else "I list"
     start += " the objects" if isinstance(draft.objects[0], Thing) else " the bars"
     summary = f"{start}{draft.goal}."
@@ -154,7 +154,7 @@ def sample(
     staged = {"SUMMARY": summary}
     if not text_only:
         staged["CAPTION"] = caption(rng, draft.objects)
-    staged["REASONING"] = draft.reasoning + ending
+    staged["REASONING"] = draft.reasoning + ending(draft.answer, options_of(question), answer)
     # A sentence that names more than the answer, another colour say, would not be graded right.
     full = detail == "full" and grade(draft.sentence, answer)
     staged["CONCLUSION"] = draft.sentence if full else answer

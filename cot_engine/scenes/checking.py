@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from . import SceneProblem
 from .charts import Bar
+from .drafts import options_of
 from .grading import facts, grade
 from .world import COLOURS, FAMILIES, Thing
 
@@ -22,9 +23,11 @@ FREE = ("twins", "shared", "pair-sum", "pair-gap", "triple-sum")
 _SENTENCE = re.compile(r"[^.\n]*\.?\s*")
 
 _SUM = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)")
+_ASKED = re.compile(r"(more than|less than|left of|right of|above|below)\? ")
 _RELATION = re.compile(
     r"(\w+) is (more than|less than|the same as|left of|right of|above|below) (\w+)"
 )
+_OPTION = re.compile(r"([A-D]) (.+)")
 _OBJECT = re.compile(rf"([A-D][1-4]|{'|'.join(COLOURS)})( (?!is\b)\w+)+")
 _COLUMNS, _ROWS = "ABCD", "1234"
 
@@ -111,9 +114,24 @@ def _none(words: str, objects: tuple[Thing, ...] | tuple[Bar, ...]) -> bool:
     return bool(named) and not any(named <= {t.size, t.colour, t.shape} for t in objects)
 
 
-def _true(words: str, objects: tuple[Thing, ...] | tuple[Bar, ...], answer: str) -> bool:
+def _concludes(said: str, scene: SceneProblem) -> bool:
+    """ "So B." is the letter, "So red." what it stands for."""
+    options = options_of(scene.question)
+    return grade(said, scene.answer if said in options else options.get(scene.answer, scene.answer))
+
+
+def _true(words: str, scene: SceneProblem) -> bool:
+    objects = scene.objects
     if words.startswith("So "):
-        return grade(words.removeprefix("So ").split(", ")[-1], answer)
+        return _concludes(words.removeprefix("So "), scene)
+    if found := _OPTION.fullmatch(words):
+        letter, text = found.groups()
+        if letter in (options := options_of(scene.question)):
+            return options[letter] == text
+    if found := _ASKED.match(words):
+        if found.group() not in scene.staged["REASONING"]:
+            return False
+        words = words[found.end() :]
     if words.startswith("No "):
         return _none(words.removeprefix("No "), objects)
     if words.startswith("All "):
@@ -165,6 +183,6 @@ def mark_reasoning(text: str, scene: SceneProblem) -> list[Mark]:
     def true(words: str) -> bool:
         if walk is not None and _OBJECT.fullmatch(words):
             return walk.take(words)
-        return _true(words, scene.objects, scene.answer)
+        return _true(words, scene)
 
     return [Mark(start, end, true(words)) for start, end, words in sentences(text)]

@@ -14,6 +14,7 @@ from typing import Literal
 
 from . import SceneProblem, caption
 from .charts import TALLEST, Bar
+from .drafts import ending, options_of
 from .grading import grade, grade_caption
 from .guesses import wrong_guess
 from .world import COLOURS, FAMILIES, GRID, SHAPES, SIZES, USUAL, Thing, random_look
@@ -21,6 +22,7 @@ from .world import COLOURS, FAMILIES, GRID, SHAPES, SIZES, USUAL, Thing, random_
 Objects = tuple[Thing, ...] | tuple[Bar, ...]
 About = Literal["CAPTION", "REASONING", "whole"]
 GUESSED = 0.75  # of the questions that can be guessed at, how many are
+MISSED = 0.4  # of the wrong letters, how many come of a right answer
 BEFORE = (0.75, 0.2, 0.05)  # how often the better caption has 0, 1 or 2 mistakes already
 
 _OPPOSITES = {"yes": "no", "more": "less", "left": "right", "above": "below"}
@@ -94,9 +96,13 @@ def _worse(
     if grade(answer, scene.answer):
         return None
     worse["CONCLUSION"] = answer
-    body, so, said = better["REASONING"].rpartition("So ")
+    options = options_of(scene.question)
+    right = options.get(scene.answer, scene.answer)
+    body = better["REASONING"].removesuffix(ending(right, options, scene.answer))
     body = corrupt_text(rng, body, rng.randint(0, mistakes))
-    worse["REASONING"] = body + so + said.replace(scene.answer, answer)
+    missed = options and rng.random() < MISSED
+    found = right if missed else options.get(answer, answer)
+    worse["REASONING"] = body + ending(found, options, answer)
     return (worse, (1.0, 0.0)) if worse["REASONING"] != better["REASONING"] else None
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .charts import Bar
@@ -18,7 +19,7 @@ class Draft:
     question: str
     answer: str
     goal: str  # what SUMMARY says after "I list the objects": " and count the red stars"
-    reasoning: str  # up to and without "So <answer>."
+    reasoning: str  # up to and without its ending
     sentence: str  # the answer as a full sentence
     others: tuple[str, ...] = ()  # wrong answers that could be options; none: never asked so
 
@@ -57,6 +58,23 @@ def seen(thing: Thing, families: Sequence[str]) -> str:
 def joined(names: Sequence[str]) -> str:
     """ "red and blue", "red and blue and green"."""
     return " and ".join(names)
+
+
+def options_of(question: str) -> dict[str, str]:
+    """Letter -> text of a multiple-choice question; empty for an open one."""
+    return dict(re.findall(r"\(([A-D])\) (.*?)(?= \([A-D]\)|$)", question.partition("\n")[2]))
+
+
+def ending(found: str, options: Mapping[str, str], letter: str) -> str:
+    """How a reasoning goes from what it found to what it concludes: "So 3.", or, where that is one
+    of several options, past these to the one taken: "So 3. A 4. B 3. So B."
+
+    Without that walk a small model never learnt which letter stands before a text.
+    """
+    if not options:
+        return f"So {found}."
+    passed = "".join(f"{each} {text}. " for each, text in options.items() if each <= letter)
+    return f"So {found}. {passed}So {letter}."
 
 
 def some_others(rng: random.Random, answer: str, pool: Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from itertools import combinations
 
 from . import SceneProblem
 from .charts import Bar
-from .drafts import joined, seen
+from .drafts import ending, joined, options_of, seen
 from .grading import grade
 from .world import FAMILIES, Thing
 
@@ -30,19 +30,14 @@ def wrong_guess(rng: random.Random, scene: SceneProblem) -> tuple[str, str] | No
     if made is None:
         return None
     body, answer = made
-    letters = _options(scene.question)
+    letters = options_of(scene.question)
     concluded = answer
     if letters:
         named = [c for c, text in letters.items() if set(text.split()) == set(answer.split())]
         concluded = named[0] if named else rng.choice(sorted(letters))
     if grade(concluded, scene.answer):
         return None
-    return f"{body}So {answer}{f', {concluded}' if letters else ''}.", concluded
-
-
-def _options(question: str) -> dict[str, str]:
-    """Letter -> text of a multiple-choice question."""
-    return dict(re.findall(r"\(([A-D])\) (.*?)(?= \([A-D]\)|$)", question.partition("\n")[2]))
+    return body + ending(answer, letters, concluded), concluded
 
 
 def _of_things(rng: random.Random, scene: SceneProblem) -> tuple[str, str] | None:
@@ -78,7 +73,7 @@ def _of_bars(rng: random.Random, scene: SceneProblem) -> tuple[str, str] | None:
 
 def _rank(reasoning: str) -> tuple[str, str]:
     """What comes before the decisive claim of a rank question, and its rank: "second highest"."""
-    *before, decisive, _ = re.findall(r"[^.]+\. ?", reasoning)
+    *before, decisive = re.findall(r"[^.]+\. ?", reasoning.partition("So ")[0])
     found = re.match(r"(second )?(highest|lowest)", decisive)
     assert found is not None, reasoning
     return "".join(before), found[0]

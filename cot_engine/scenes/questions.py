@@ -3,6 +3,8 @@
 Yes-and-no questions and counts are built backwards: the answer is drawn first, then a scene that
 has it. So the wording gives away no more than the most frequent answer of its type does. Some
 types ("twins", "shared") are answered by naming what has a property: hard to find, easy to check.
+Where an answer is yes if what is asked is what was found, the reasoning says what is asked just
+before ("left of? B is right of A. So no."): held against words that far away, it was never learnt.
 """
 
 from __future__ import annotations
@@ -172,7 +174,7 @@ def compare(rng: random.Random, setting: Setting) -> Draft:
         question,
         answer,
         f", count the {x} and the {y} and compare",
-        f"{list_x}{list_y}{p} is {relation} {q}. ",
+        f"{list_x}{list_y}{'more' if word == 'more' else 'less'} than? {p} is {relation} {q}. ",
         f"{says} {x} than {y}.",
     )
 
@@ -294,7 +296,7 @@ def relation(rng: random.Random, setting: Setting) -> Draft:
         question,
         answer,
         f", find the {x} and the {y} and compare their {axis}s",
-        f"{_found(things, first, d)}{_found(things, second, e)}{p} is {actual} {q}. ",
+        f"{_found(things, first, d)}{_found(things, second, e)}{where}? {p} is {actual} {q}. ",
         f"{says} {where} the {y}.",
     )
 
