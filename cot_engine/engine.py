@@ -7,33 +7,28 @@ event loop in a thread of the engine's own, so they work in scripts, notebooks a
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cot_engine import plugins
 from cot_engine.backends import Backend
 from cot_engine.boundaries import Until
-from cot_engine.budget import parse_budget
 from cot_engine.concurrency import cancel
-from cot_engine.config import RunConfig, check_question
-from cot_engine.errors import ConfigError, CotEngineError, InputError, UnknownNameError
+from cot_engine.config import RunConfig
+from cot_engine.errors import ConfigError, CotEngineError, InputError
 from cot_engine.events import Event, Trace
-from cot_engine.images import Image, load_image
 from cot_engine.judges import Judge
 from cot_engine.profile import Profile
 from cot_engine.rejudge import Rejudged, rejudge
-from cot_engine.search import Named, search
-from cot_engine.session import Settings
+from cot_engine.run import Run, grey
+from cot_engine.search import search
 from cot_engine.stages import Plan
-from cot_engine.strategy import Strategy
-from cot_engine.tournament import TOURNAMENTS
-from cot_engine.types import GREEDY, Answer, Generate, Problem, Prompt, Sampling
+from cot_engine.types import GREEDY, Answer, Generate, Problem, Prompt
 
 BUNDLED = "bundled"
 
@@ -128,7 +123,7 @@ class Engine:
         **options: Any,
     ) -> Answer:
         """`solve`, awaitable."""
-        run = _Run(self, config, options)
+        run = Run(self.profile, config, options)
         return await self._search(run.problem(image, question), run, on_event)
 
     def stream(
@@ -188,7 +183,7 @@ class Engine:
         **options: Any,
     ) -> AsyncIterator[Answer | CotEngineError]:
         """`solve_many`, as an async iterator."""
-        run = _Run(self, config, options)
+        run = Run(self.profile, config, options)
         waiting: deque[asyncio.Task] = deque()
 
         async def one(index: int, item: Problem | tuple[Any, str]) -> Answer | CotEngineError:
@@ -250,7 +245,7 @@ class Engine:
     ) -> Rejudged:
         """`rejudge`, awaitable."""
         config = RunConfig(tournament=tournament, judge_image=judge_image)
-        run = _Run(self, config, {"judge": judge})
+        run = Run(self.profile, config, {"judge": judge})
         return await rejudge(
             trace,
             run.judge,
@@ -280,7 +275,7 @@ class Engine:
 
     # --- inside ---
 
-    async def _search(self, problem: Problem, run: _Run, listen: Listener | None) -> Answer:
+    async def _search(self, problem: Problem, run: Run, listen: Listener | None) -> Answer:
         if len(problem.images) > self.backend.info.max_images:
             raise InputError(
                 f"The problem has {len(problem.images)} images; {self.backend.info.model} takes"
@@ -310,7 +305,7 @@ class Engine:
         (a grey image, so that the decision never depends on which question came first)."""
         tag = plan.stages[0].open
         if tag not in self._modes:
-            images = (_grey((64, 64)),) if self.backend.info.max_images else ()
+            images = (grey((64, 64)),) if self.backend.info.max_images else ()
             scope = f"probe#{next(self._scopes)}"
             request = Generate(
                 scope, Prompt("What is shown?", images), (), Until((tag,)), (0,), 16, GREEDY
@@ -363,97 +358,3 @@ class Engine:
                 name = "cot-engine"
                 threading.Thread(target=self._loop.run_forever, name=name, daemon=True).start()
             return self._loop
-
-
-class _Run:
-    """A RunConfig with its names resolved to parts, checked before any model is asked."""
-
-    def __init__(self, engine: Engine, config: RunConfig | None, options: dict[str, Any]) -> None:
-        config = config or RunConfig()
-        parts = {key: options.pop(key) for key in ("strategy", "judge") if key in options}
-        known = {field.name for field in fields(RunConfig)}
-        own = {key: value for key, value in options.items() if key in known}
-        rest = {key: value for key, value in options.items() if key not in known}
-        named = {key: value for key, value in parts.items() if isinstance(value, str)}
-        if "strategy" in parts and "parameters" not in own:
-            own["parameters"] = {}  # those of the config belong to its own strategy
-        config = replace(config, **own, **named)
-        self.config = replace(config, parameters={**config.parameters, **rest})
-        self.strategy = self._strategy(parts.get("strategy"))
-        self.judge = self._judge(parts.get("judge"), engine.profile)
-        c = self.config
-        if c.tournament not in TOURNAMENTS:
-            raise UnknownNameError("tournament", c.tournament, TOURNAMENTS)
-        plan = c.plan if isinstance(c.plan, Plan) else Plan.from_toml(c.plan)
-        self.mode = None if c.mode == "auto" else c.mode
-        self.settings = Settings(
-            plan=plan,
-            detail=c.detail,
-            sampling=Sampling(c.temperature, c.top_p, c.top_k),
-            seed=c.seed,
-            budget=parse_budget(c.budget) if c.budget else None,
-            tournament=c.tournament,
-            orders=c.orders,
-            judge_image=c.judge_image,
-        )
-
-    def _strategy(self, part: Any) -> Named:
-        if part is None or isinstance(part, str):
-            name = self.config.strategy
-            return Named(name, plugins.make("strategy", name, self.config.parameters))
-        if self.config.parameters:
-            raise ConfigError(
-                f"Unknown options: {', '.join(sorted(self.config.parameters))}.",
-                "A strategy object carries its own parameters.",
-            )
-        if not isinstance(part, Strategy):
-            raise ConfigError(f"{part!r} is not a strategy.", "It needs a method search(task).")
-        return Named(type(part).__name__, part)
-
-    def _judge(self, part: Any, profile: Profile) -> Named:
-        if part is None or isinstance(part, str):
-            name = self.config.judge
-            return Named(profile.name_of(name), profile.make_judge(name))
-        if not isinstance(part, Judge):
-            raise ConfigError(
-                f"{part!r} is not a judge.", "It needs `symmetric` and async compare()."
-            )
-        return Named(type(part).__name__, part)
-
-    def problem(self, image: Any, question: str | None = None) -> Problem:
-        """A Problem from what the user gave, if it is none already. Its id is then a digest of
-        question and images."""
-        if isinstance(image, Problem) and question is None:
-            return image
-        question = check_question(question)  # type: ignore[arg-type]
-        if image is None:
-            given: list[Any] = []
-        else:
-            given = list(image) if isinstance(image, (list, tuple)) else [image]
-        images = tuple(load_image(item, allow_url=self.config.allow_url) for item in given)
-        text = "|".join([question, *(image.digest for image in images)])
-        return Problem(hashlib.sha256(text.encode()).hexdigest()[:12], question, images)
-
-    def judge_images(self, problem: Problem) -> tuple[Image, ...]:
-        """What the judge sees: the images, or the controls that show whether it looks."""
-        match self.settings.judge_image:
-            case "blank":
-                return tuple(_grey(image.size) for image in problem.images)
-            case "swap":
-                return tuple(_other(image, k) for k, image in enumerate(problem.images))
-            case _:
-                return problem.images
-
-
-def _grey(size: tuple[int, int]) -> Image:
-    from PIL import Image as Pillow
-
-    return load_image(Pillow.new("RGB", size, (128, 128, 128)))
-
-
-def _other(image: Image, index: int) -> Image:
-    """A scene that has nothing to do with `image`, at its size; the same one every time."""
-    from cot_engine import scenes
-
-    seed = int(image.digest[:8], 16)
-    return load_image(scenes.sample(seed, index, "val").image.resize(image.size))

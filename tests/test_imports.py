@@ -38,6 +38,7 @@ LAYERS = [
     {"strategy", "tournament", "judges"},
     {"session", "growth", "filling", "arena", "search", "rejudge"},
     {"plugins", "config", "profile", "testing", "scenes"},
+    {"run"},
     {"engine"},
     {"ablation", "views"},
     {"report"},

@@ -22,6 +22,7 @@ from cot_engine.ablation.data import Item, load_data, scene_item
 from cot_engine.ablation.worth import WHOLE
 from cot_engine.errors import CotEngineError, InputError
 from cot_engine.prompts import VERDICTS
+from cot_engine.scenes import guesses
 from cot_engine.scenes.corruption import corrupt
 from cot_engine.stages import DEFAULT_PLAN, Plan
 from cot_engine.training.examples import Encoder, Example
@@ -253,6 +254,10 @@ def _within(places: list[tuple[int, int]], start: int, end: int) -> list[int]:
     return [k for k, (a, b) in enumerate(places) if a < b and start < b <= end]
 
 
+_GUESSED = 0.5
+"""Of the corrupted reasonings, how many are of the questions that a model answers by guessing: that
+is where its own mistakes are, once it has learnt the rest."""
+
 # --- steps ---------------------------------------------------------------------------------------
 
 
@@ -382,7 +387,10 @@ class JudgeSteps(torch.utils.data.Dataset):
 
     def _corrupt(self, rng: random.Random, stage: str) -> Judged:
         """A true text of a scene against a corrupted one; of other scenes than those sampled."""
-        scene = scenes.sample(self.config.pairs.seed + 1, rng.randrange(10**9), "train")
+        index = rng.randrange(10**9)
+        if stage != "CAPTION" and rng.random() < _GUESSED:
+            index += (scenes.TYPES.index(rng.choice(guesses.TYPES)) - index) % len(scenes.TYPES)
+        scene = scenes.sample(self.config.pairs.seed + 1, index, "train")
         made = corrupt(rng, scene, stage)
         better, worse = (
             Candidate(text, value, marks=tuple(scene_marks(text, scene)))
