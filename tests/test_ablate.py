@@ -30,7 +30,7 @@ seeds = [0, 1]
 source = "scenes"
 n = 4
 [run]
-temperature = 1.2
+temperature = 2.0
 top_p = 1.0
 top_k = 0
 [match]
@@ -94,7 +94,7 @@ def test_a_stored_search_is_the_one_that_solve_does(engine, finished):
         item = work.items[row.key.item]
         answer = engine.solve(
             item.problem(), strategy="stage-beam", n=3, seed=1,
-            temperature=1.2, top_p=1.0, top_k=0,
+            temperature=2.0, top_p=1.0, top_k=0,
         )  # fmt: skip
         assert row.answer == answer.text
         assert row.correct == item.grade(answer.text)

@@ -254,11 +254,11 @@ def _within(places: list[tuple[int, int]], start: int, end: int) -> list[int]:
     return [k for k, (a, b) in enumerate(places) if a < b and start < b <= end]
 
 
+# --- steps ---------------------------------------------------------------------------------------
+
 _GUESSED = 0.5
 """Of the corrupted reasonings, how many are of the questions that a model answers by guessing: that
 is where its own mistakes are, once it has learnt the rest."""
-
-# --- steps ---------------------------------------------------------------------------------------
 
 
 class JudgeSteps(torch.utils.data.Dataset):
