@@ -3,19 +3,17 @@ are imported when they run: `--help` loads neither torch nor PIL nor rich."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
 import typer
 
 from cot_engine.cli.data import data
+from cot_engine.cli.options import Action, Json, Quiet, Verbose
 from cot_engine.cli.options import option as _option
 from cot_engine.cli.options import usage as _usage
+from cot_engine.cli.training import train, train_judge
 from cot_engine.config import KEYS, RunConfig, parse_parameters, scalar, typed
-
-Action = Callable[[], None]
-"""What a command returns: `main` calls it."""
 
 _D = RunConfig()
 
@@ -47,10 +45,6 @@ def _root(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
-
-_Quiet = Annotated[bool, _option("--quiet", "-q", help="Say nothing on stderr but errors.")]
-_Verbose = Annotated[bool, _option("--verbose", help="Show a traceback with an error.")]
-_Json = Annotated[bool, _option("--json", help="Print everything as JSON on stdout.")]
 
 # What loads and runs a model is the same wherever one is: each command's [default] is its own.
 _Text = str | None
@@ -164,9 +158,9 @@ def solve(
     trace: Annotated[
         str | None, _option("--trace", metavar="FILE", help="Record the search, line by line.")
     ] = None,
-    json: _Json = False,
-    quiet: _Quiet = False,
-    verbose: _Verbose = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> Action:
     """Answer a question, with a picture or without.
 
@@ -205,9 +199,9 @@ def trace(
     device: Annotated[
         str | None, _option("--device", metavar="NAME", help=f"Of that model. [{_D.device}]")
     ] = None,
-    json: _Json = False,
-    quiet: _Quiet = False,
-    verbose: _Verbose = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> Action:
     """Draw a recorded search (solve --trace), or judge it again.
 
@@ -247,8 +241,8 @@ def ablate(
         bool, _option("--wait", help="Wait for another run that writes to the store.")
     ] = False,
     retry: Annotated[bool, _option("--retry", help="Try searches again that failed.")] = False,
-    quiet: _Quiet = False,
-    verbose: _Verbose = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> Action:
     """Compare strategies on a data set, at matched compute.
 
@@ -299,7 +293,7 @@ def report(
     ] = None,
     runs: Annotated[bool, _option("--runs", help="List the runs instead.")] = False,
     json: Annotated[bool, _option("--json", help="Short for --format json.")] = False,
-    verbose: _Verbose = False,
+    verbose: Verbose = False,
 ) -> Action:
     """Report on the searches that ablate stored.
 
@@ -382,9 +376,9 @@ def judge_report(
     out: Annotated[
         str | None, _option("--out", metavar="FILE.json", help="Write everything there too.")
     ] = None,
-    json: _Json = False,
-    quiet: _Quiet = False,
-    verbose: _Verbose = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> Action:
     """Examine judges on problems with known answers.
 
@@ -401,71 +395,8 @@ def judge_report(
     return partial(run, *who, *what, flags, json=json, quiet=quiet, verbose=verbose)
 
 
-@app.command(cls=_usage("CONFIG.toml"))
-def train(
-    config: Annotated[str, typer.Argument(metavar="CONFIG.toml", hidden=True)],
-    format: Annotated[
-        str | None,
-        _option("--format", metavar="staged|no-tags|direct", help="What is learnt. [the file's]"),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        _option("--set", metavar="KEY=VALUE", help="Of the file: train.steps=100. Repeatable."),
-    ] = None,
-    minutes: Annotated[
-        float | None,
-        _option("--minutes", metavar="N", help="Stop then, with a checkpoint to go on from."),
-    ] = None,
-    resume: Annotated[bool, _option("--resume", help="Fail if there is no checkpoint.")] = False,
-    restart: Annotated[bool, _option("--restart", help="Throw old checkpoints away.")] = False,
-    json: Annotated[bool, _option("--json", help="Print the outcome as JSON.")] = False,
-    quiet: _Quiet = False,
-    verbose: _Verbose = False,
-) -> Action:
-    """Fine-tune a model to reason in stages: all weights, LoRA or QLoRA.
-
-    The same command goes on from the newest checkpoint. On several GPUs: accelerate launch -m
-    cot_engine train CONFIG.toml.
-    """
-    from cot_engine.cli.train import run
-
-    more = {"minutes": minutes, "resume": resume, "restart": restart, "json": json}
-    return partial(run, config, format, set_ or [], **more, quiet=quiet, verbose=verbose)
-
-
-@app.command("train-judge", cls=_usage("CONFIG.toml"))
-def train_judge(
-    config: Annotated[str, typer.Argument(metavar="CONFIG.toml", hidden=True)],
-    set_: Annotated[
-        list[str] | None,
-        _option("--set", metavar="KEY=VALUE", help="Of the file: judge.marks=2. Repeatable."),
-    ] = None,
-    minutes: Annotated[
-        float | None,
-        _option("--minutes", metavar="N", help="Stop then, to go on with the same command."),
-    ] = None,
-    pairs_only: Annotated[
-        bool, _option("--pairs-only", help="Stop when the pairs are sampled.")
-    ] = False,
-    measure: Annotated[
-        bool, _option("--measure/--no-measure", help="Measure before and after. [measure]")
-    ] = True,
-    restart: Annotated[
-        bool, _option("--restart", help="Throw old checkpoints away; the pairs stay.")
-    ] = False,
-    json: Annotated[bool, _option("--json", help="Print the outcome as JSON.")] = False,
-    quiet: _Quiet = False,
-    verbose: _Verbose = False,
-) -> Action:
-    """Train a model to judge pairs of its own candidates.
-
-    Samples candidates, labels them by the truth, learns the verdict in both orders, and measures
-    it on held-out problems before and after. The same command goes on where it stopped.
-    """
-    from cot_engine.cli.train_judge import run
-
-    more = {"minutes": minutes, "restart": restart, "pairs_only": pairs_only, "measure": measure}
-    return partial(run, config, set_ or [], **more, json=json, quiet=quiet, verbose=verbose)
+app.command(cls=_usage("CONFIG.toml"))(train)
+app.command("train-judge", cls=_usage("CONFIG.toml"))(train_judge)
 
 
 @app.command("list", cls=_usage("strategies|judges|tournaments|models|stages"))
@@ -474,8 +405,8 @@ def list_(
     plan: Annotated[
         str | None, _option("--plan", metavar="FILE", help="A TOML file with other stages.")
     ] = None,
-    json: _Json = False,
-    verbose: _Verbose = False,
+    json: Json = False,
+    verbose: Verbose = False,
 ) -> Action:
     """List what there is to choose from, with its parameters."""
     from cot_engine.cli.listing import run

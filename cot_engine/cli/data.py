@@ -3,15 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import typer
 
 from cot_engine.cli.data_build import build
 from cot_engine.cli.data_check import check
 from cot_engine.cli.options import usage
-
-Action = Callable[[], None]
 
 data = typer.Typer(
     rich_markup_mode=None,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cot_engine.cli.options import option
+from cot_engine.cli.options import Json, Quiet, Verbose, option
 from cot_engine.errors import ConfigError, CotEngineError
 from cot_engine.escape import terminal
 
@@ -107,11 +107,9 @@ def build(
         float | None, option("--price-out", metavar="X", min=0, help="Of a million others.")
     ] = None,
     allow_url: Annotated[bool, option("--allow-url", help="Read pictures from http(s).")] = False,
-    json: Annotated[bool, option("--json", help="Print everything as JSON on stdout.")] = False,
-    quiet: Annotated[
-        bool, option("--quiet", "-q", help="Say nothing on stderr but errors.")
-    ] = False,
-    verbose: Annotated[bool, option("--verbose", help="Show a traceback with an error.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> Callable[[], None]:
     """Let a teacher write rows for training, in stages, and check them.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cot_engine.cli.options import option
+from cot_engine.cli.options import Json, Quiet, Verbose, option
 from cot_engine.errors import CotEngineError, InputError
 
 if TYPE_CHECKING:
@@ -63,11 +63,9 @@ def check(
     overwrite: Annotated[
         bool, option("--overwrite", help="These files may be there already.")
     ] = False,
-    json: Annotated[bool, option("--json", help="Print everything as JSON on stdout.")] = False,
-    quiet: Annotated[
-        bool, option("--quiet", "-q", help="Say nothing on stderr but errors.")
-    ] = False,
-    verbose: Annotated[bool, option("--verbose", help="Show a traceback with an error.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> Callable[[], None]:
     """Check rows for training, and print what is wrong with them.
 

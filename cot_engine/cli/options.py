@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -22,3 +23,11 @@ def usage(arguments: str) -> type[TyperCommand]:
             return ["[OPTIONS]", arguments]
 
     return Command
+
+
+Action = Callable[[], None]
+"""What a command returns: `main` calls it."""
+
+Quiet = Annotated[bool, option("--quiet", "-q", help="Say nothing on stderr but errors.")]
+Verbose = Annotated[bool, option("--verbose", help="Show a traceback with an error.")]
+Json = Annotated[bool, option("--json", help="Print everything as JSON on stdout.")]
