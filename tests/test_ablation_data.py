@@ -110,6 +110,13 @@ def test_the_frozen_scenes():
     assert load_data("scenes/test", n=12) == load_data("scenes", n=12, split="test") == data
 
 
+def test_scenes_out_of_distribution():
+    data = load_data("scenes/ood", n=18)
+    assert data.name == scenes.OOD_SET
+    assert [item.id for item in data.items] == [scene.id for scene in scenes.ood_set(18)]
+    assert load_data("scenes", split="ood", n=18) == data
+
+
 def test_1000_scenes_where_nothing_is_said():
     assert len(load_data("scenes").items) == 1000
 

@@ -88,6 +88,17 @@ def test_bundling_rounds_the_weights_and_keeps_the_rest(tmp_path):
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o644
 
 
+def test_bundling_can_keep_a_share_of_the_model_before(whole, tmp_path):
+    for name in bundle.FILES:
+        if not (whole / name).exists():  # a model that judges has a profile; this one does not
+            (whole / name).write_bytes((BUNDLED / name).read_bytes())
+    bundle.bundle(BUNDLED, tmp_path, before=whole, share=0.75)
+    made, later, first = (load_file(f / "model.safetensors") for f in (tmp_path, BUNDLED, whole))
+    for name in made:
+        wanted = 0.75 * later[name].float() + 0.25 * first[name].float()
+        assert torch.equal(made[name], wanted.to(torch.bfloat16)), name
+
+
 def test_the_evaluation_can_blank_pictures_and_measure_other_splits():
     def told(*more):
         command = [sys.executable, "-m", "cot_engine.scenes.evaluate", str(BUNDLED)]
