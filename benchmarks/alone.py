@@ -10,21 +10,10 @@ a thousandth; anything else counts.
 from __future__ import annotations
 
 import argparse
-import math
 
 from cot_engine import Engine
 from cot_engine.ablation.data import load_data
-
-
-def same(a: object, b: object) -> bool:
-    """Equal, numbers to a thousandth."""
-    if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-3)
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
+from cot_engine.testing import alike
 
 
 def main() -> None:
@@ -44,7 +33,7 @@ def main() -> None:
                 among = list(engine.solve_many(problems, **how))
                 alone = [next(iter(engine.solve_many([p], **how))) for p in problems]
                 pairs = zip(alone, among, strict=True)
-                other = sum(not same(a.trace.canonical(), b.trace.canonical()) for a, b in pairs)
+                other = sum(not alike(a.trace.canonical(), b.trace.canonical()) for a, b in pairs)
                 print(f"{strategy} n={args.n} T={temperature:g}: {other} of {len(problems)} differ")
 
 

@@ -29,8 +29,8 @@ async def bounded(
 
     async def some() -> None:
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        waiting.difference_update(done)
-        for task in done:
+        for task in done:  # one that is not reached stays, so that its error is fetched, too
+            waiting.remove(task)
             on_done(task.result())
 
     try:

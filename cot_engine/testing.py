@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from cot_engine.backends import Backend, BackendInfo
 from cot_engine.boundaries import Until
@@ -204,6 +205,18 @@ def solve_scripted(
 
 
 # --- conformance suites --------------------------------------------------------------------------
+
+
+def alike(a: Any, b: Any, tolerance: float = 1e-3) -> bool:
+    """Whether two canonical traces are equal, numbers to a tolerance: sums of log-probabilities
+    differ in their last digits from batch to batch."""
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key], tolerance) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(alike(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    return a == b
 
 
 def check_strategy(strategy: Strategy) -> None:

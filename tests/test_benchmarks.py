@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cot_engine.testing import alike
+
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "speed.py"
 SMALL = "--n 2 --costs 1 2 --problems 1 --rounds 1 --flight 2 --threads 1".split()
 
@@ -68,3 +70,24 @@ def test_judges_cost_what_they_are(result):
     assert shares["self"]["new_tokens"] == 0 < shares["self"]["flops"] < 1
     assert shares["self"]["tokens"] < shares["rationale"]["tokens"] < 1
     assert shares["rationale"]["new_tokens"] > 0.5
+
+
+def test_searches_alone_and_among_others_are_compared():
+    script = str(SCRIPT.with_name("alone.py"))
+    few = "--problems 3 --temperature 1 --strategy best-of-n -n 2".split()
+    done = subprocess.run([sys.executable, script, *few], capture_output=True, text=True)
+    assert done.stdout == "best-of-n n=2 T=1: 0 of 3 differ\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "wanted"),
+    [
+        ({"x": [1.0, "a"]}, {"x": [1.0005, "a"]}, True),
+        ({"x": [1.0, "a"]}, {"x": [1.1, "a"]}, False),
+        ({"x": [1.0, "a"]}, {"x": [1.0, "b"]}, False),
+        ({"x": [1.0]}, {"x": [1.0, 1.0]}, False),
+        ({"x": 1}, {"y": 1}, False),
+    ],
+)
+def test_what_counts_as_another_trace(a, b, wanted):
+    assert alike(a, b) is wanted

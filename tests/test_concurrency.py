@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 from hypothesis import given
@@ -53,6 +54,23 @@ def test_a_failure_cancels_the_others(many):
     with pytest.raises(KeyError):
         asyncio.run(many((one(i) for i in range(3)), []))
     assert sorted(ended) == [0, 1, 2]
+
+
+def test_no_failure_is_left_to_be_complained_about():
+    """An error that nobody fetches is printed by asyncio, with its traceback, when it is freed."""
+    complaints = []
+
+    async def fails(index):
+        raise KeyError(index)
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _, c: complaints.append(c))
+        with pytest.raises(KeyError):
+            await bounded((fails(i) for i in range(4)), 4, lambda _: None)
+        gc.collect()
+
+    asyncio.run(main())
+    assert not complaints
 
 
 def test_what_takes_the_results_may_stop_it():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 
 import pytest
 
@@ -20,7 +19,7 @@ from cot_engine.errors import (
 from cot_engine.events import Failed, Finished, Grown, Selected, Started
 from cot_engine.images import load_image
 from cot_engine.profile import Profile
-from cot_engine.testing import ScriptedBackend, check_backend
+from cot_engine.testing import ScriptedBackend, alike, check_backend
 
 # Hot, because the bundled model is so sure that its candidates would not differ at 1.
 HOT = {"temperature": 1.2, "top_p": 1.0, "top_k": 0}
@@ -40,17 +39,6 @@ def problems():
 
 def scripted(**script) -> Engine:
     return Engine(ScriptedBackend(**script), profile=Profile("likelihood"))
-
-
-def same(a, b, tolerance=1e-3):
-    """Equal, floats to a tolerance: sums of log-probabilities differ in the last digits."""
-    if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k], tolerance) for k in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def test_backend_conforms(engine, problems):
@@ -92,7 +80,7 @@ def test_alone_and_among_many_the_trace_is_the_same(engine, problems, strategy):
     assert [a.problem.id for a in many] == [p.id for p in problems]
     for k in (0, 7):
         [alone] = engine.solve_many([problems[k]], **options)
-        assert same(alone.trace.canonical(), many[k].trace.canonical())
+        assert alike(alone.trace.canonical(), many[k].trace.canonical())
 
 
 def test_prompted_mode_forces_each_tag(engine, problems):

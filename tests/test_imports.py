@@ -20,17 +20,8 @@ STRATEGIES = Path(importlib.util.find_spec("cot_engine_strategies").submodule_se
 LAYERS = [
     {"__version__"},
     {  # values
-        *(
-            "errors",
-            "checks",
-            "escape",
-            "concurrency",
-            "types",
-            "boundaries",
-            "images",
-            "download",
-            "flops",
-        ),
+        *("errors", "checks", "escape", "concurrency"),
+        *("types", "boundaries", "images", "download", "flops"),
         "statistics",
     },
     {"backends"},  # the Backend protocol and those that answer it

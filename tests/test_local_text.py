@@ -259,8 +259,8 @@ def settings(*rows):
     return Settings.of(rows)
 
 
-def many_keys(count, seed=0):
-    return keys(np.arange(count, dtype=np.uint64) + np.uint64(seed), np.zeros(count, np.uint64))
+def many_keys(count):
+    return keys(np.arange(count, dtype=np.uint64), np.zeros(count, np.uint64))
 
 
 def test_random_numbers_are_uniform_and_independent_of_neighbours():

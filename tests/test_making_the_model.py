@@ -89,9 +89,6 @@ def test_bundling_rounds_the_weights_and_keeps_the_rest(tmp_path):
 
 
 def test_bundling_can_keep_a_share_of_the_model_before(whole, tmp_path):
-    for name in bundle.FILES:
-        if not (whole / name).exists():  # a model that judges has a profile; this one does not
-            (whole / name).write_bytes((BUNDLED / name).read_bytes())
     bundle.bundle(BUNDLED, tmp_path, before=whole, share=0.75)
     made, later, first = (load_file(f / "model.safetensors") for f in (tmp_path, BUNDLED, whole))
     for name in made:

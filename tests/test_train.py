@@ -517,6 +517,10 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoints(script, run, t
     """)
     assert done.returncode == 2
     assert "Step 5: the loss is not a number any more" in done.stderr
+    said = " ".join(done.stderr.split())
+    assert (
+        f"--restart, or with another output and model.path = '{tmp_path}/run/checkpoints/4'" in said
+    )
     assert [p.name for p in checkpoints(tmp_path / "run")] == ["2", "4"]
     assert difference(run("run").model, run("whole").model) == 0
 

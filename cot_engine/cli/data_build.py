@@ -8,7 +8,6 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cot_engine.cli.options import Json, Quiet, Verbose, option
+from cot_engine.cli.options import Action, Json, Quiet, Verbose, option
 from cot_engine.errors import ConfigError, CotEngineError
 from cot_engine.escape import terminal
 
@@ -110,7 +109,7 @@ def build(
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
-) -> Callable[[], None]:
+) -> Action:
     """Let a teacher write rows for training, in stages, and check them.
 
     FILE holds image questions with standard answers: JSONL (LLaVA-CoT-100k's rows, or those of

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cot_engine.cli.options import Json, Quiet, Verbose, option
+from cot_engine.cli.options import Action, Json, Quiet, Verbose, option
 from cot_engine.errors import CotEngineError, InputError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def check(
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
-) -> Callable[[], None]:
+) -> Action:
     """Check rows for training, and print what is wrong with them.
 
     Reads LLaVA-CoT-100k's format, as JSONL or a JSON array. Looks for faults of the stages,

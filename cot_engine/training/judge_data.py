@@ -256,7 +256,7 @@ def _within(places: list[tuple[int, int]], start: int, end: int) -> list[int]:
 
 # --- steps ---------------------------------------------------------------------------------------
 
-_GUESSED = 0.5
+_GUESSABLE = 0.5
 """Of the corrupted reasonings, how many are of the questions that a model answers by guessing: that
 is where its own mistakes are, once it has learnt the rest."""
 
@@ -388,7 +388,7 @@ class JudgeSteps(torch.utils.data.Dataset):
     def _corrupt(self, rng: random.Random, stage: str) -> Judged:
         """A true text of a scene against a corrupted one; of other scenes than those sampled."""
         index = rng.randrange(10**9)
-        if stage != "CAPTION" and rng.random() < _GUESSED:
+        if stage != "CAPTION" and rng.random() < _GUESSABLE:
             index += (scenes.TYPES.index(rng.choice(guesses.TYPES)) - index) % len(scenes.TYPES)
         scene = scenes.sample(self.config.pairs.seed + 1, index, "train")
         made = corrupt(rng, scene, stage)

@@ -211,13 +211,17 @@ class _Run:
     def _reached(self, trainer: Any, total: int) -> int:
         """The step at which training ended, its curves drawn. Raises ModelError if it diverged."""
         from cot_engine.training import record
+        from cot_engine.training.trainer import checkpoints
 
         step = trainer.state.global_step if self.first < total else self.first
         if self.watch.diverged is not None:
+            kept = checkpoints(self.output)
             raise ModelError(
                 f"Step {step:,}: the loss is not a number any more.",
-                "Lower train.learning_rate or train.clip, and give the same command again: it goes "
-                "on from the checkpoint before, or with --restart from the beginning.",
+                "Lower train.learning_rate or train.clip and start again with --restart"
+                + (
+                    f", or with another output and model.path = {str(kept[-1])!r}." if kept else "."
+                ),
             )
         if self.rank == 0:
             record.draw_curves(self.rows, self.output / "curves.svg")
