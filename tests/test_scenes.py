@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -26,6 +27,8 @@ from cot_engine.scenes import (
     test_set,
 )
 from cot_engine.scenes.checking import mark_caption, mark_reasoning
+from cot_engine.scenes.corruption import corrupt_objects
+from cot_engine.scenes.drafts import concluded, missed, options_of
 from cot_engine.scenes.guesses import wrong_guess
 from cot_engine.scenes.world import CELL, COLOURS, FAMILIES, UNSEEN, split_of
 
@@ -407,8 +410,8 @@ def test_generator_leaves_the_global_random_state_alone():
     assert random.getstate() == before
 
 
-def test_wrong_guesses_are_wrong_in_what_they_conclude_alone(problems):
-    rng, made = random.Random(0), Counter()
+def test_wrong_guesses_are_mostly_wrong_in_what_they_conclude_alone(problems):
+    rng, made, honest = random.Random(0), Counter(), Counter()
     for p in problems:
         guess = wrong_guess(rng, p)
         if guess is None:
@@ -418,11 +421,58 @@ def test_wrong_guesses_are_wrong_in_what_they_conclude_alone(problems):
         assert not grade(conclusion, p.answer)
         marks = mark_reasoning(reasoning, p)
         assert not marks[-1].true
-        if p.type != "rank":  # the rank itself is claimed there
-            found = reasoning.index("So ")
-            assert all(mark.true for mark in marks if mark.start < found), (p, reasoning)
-    assert set(made) == {"twins", "shared", "rank", "pair-sum", "pair-gap", "triple-sum"}
+        found = reasoning.index("So ")
+        honest[p.type] += all(mark.true for mark in marks if mark.start < found)
+    assert set(made) == {
+        *("twins", "shared", "rank", "above", "pair-sum", "pair-gap", "triple-sum")
+    }
     assert min(made.values()) > 40
+    for kind in ("twins", "pair-sum", "pair-gap", "triple-sum"):
+        assert 0.6 < honest[kind] / made[kind] < 0.95, (kind, honest, made)
+
+
+def test_reasonings_are_told_of_other_objects_too(problems):
+    """Eyes that see another shape reason as they would in a scene that has it."""
+    rng, other = random.Random(0), Counter()
+    for p in problems[:900]:
+        believed = corrupt_objects(rng, p.objects, 1)
+        told = p.tell(believed)
+        if told is None:  # what is asked about is not among them
+            other[p.type, None] += 1
+            continue
+        body, answer = told
+        seen_so = replace(p, objects=believed, staged={"REASONING": f"{body}So {answer}."})
+        claims = [m for m in mark_reasoning(body, seen_so) if m.end < len(body)]
+        assert all(m.true for m in claims), (p, believed, body)
+        right = options_of(p.question).get(p.answer, p.answer)
+        other[p.type, grade(answer, right)] += 1
+    for kind in TYPES:
+        assert other[kind, False] + other[kind, None] > 3, kind
+
+
+OPTIONS = {"A": "5", "B": "3", "C": "red and blue", "D": "7"}
+
+
+def test_what_is_found_ends_in_its_option_and_what_is_none_in_any():
+    rng = random.Random(0)
+    assert concluded(rng, "4", {}) == ("So 4.", "4")
+    assert concluded(rng, "3", OPTIONS) == ("So 3. A 5. B 3. So B.", "B")
+    assert concluded(rng, "blue and red", OPTIONS)[1] == "C"
+    ends = Counter(concluded(rng, "9", OPTIONS) for _ in range(200))
+    assert ends.most_common(1)[0][0] == ("So 9. A 5. B 3. C red and blue. D 9. So D.", "D")
+    assert {letter for _, letter in ends} == set("ABCD")
+
+
+def test_what_is_found_can_be_passed_or_missed():
+    rng = random.Random(0)
+    ends = {missed(rng, "3", OPTIONS) for _ in range(200)}
+    assert ends == {
+        ("So 3. A 5. So A.", "A"),
+        ("So 3. A 5. B 3. C red and blue. So C.", "C"),
+        ("So 3. A 5. B 3. C 3. So C.", "C"),
+        ("So 3. A 5. B 3. C red and blue. D 7. So D.", "D"),
+        ("So 3. A 5. B 3. C red and blue. D 3. So D.", "D"),
+    }
 
 
 def test_marks_find_what_a_walk_passes_over_or_numbers_wrongly(problems):

@@ -15,14 +15,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from PIL import Image
 
 from . import chart_questions, questions
 from .charts import Bar, draw_bars
-from .drafts import Draft, ending, options_of
+from .drafts import Draft, Tell, ending, options_of
 from .grading import grade, grade_caption, parse
 from .world import OOD, SIDE, UNSEEN, USUAL, VERSION, Thing, draw_things, split_of
 
@@ -73,6 +73,7 @@ class SceneProblem:
     prompt: str  # what the user turn says: description if text only, question, hint
     text_only: bool
     image_seed: int
+    tell: Tell = field(repr=False, compare=False)  # the reasoning, had these objects been seen
 
     def picture(self, side: int = SIDE) -> Image.Image:
         """The RGB image at `side` x `side` pixels."""
@@ -154,7 +155,8 @@ def sample(
     staged = {"SUMMARY": summary}
     if not text_only:
         staged["CAPTION"] = caption(rng, draft.objects)
-    staged["REASONING"] = draft.reasoning + ending(draft.answer, options_of(question), answer)
+    reasoning, found = draft.tell(draft.objects)  # type: ignore[misc]
+    staged["REASONING"] = reasoning + ending(found, options_of(question), answer)
     # A sentence that names more than the answer, another colour say, would not be graded right.
     full = detail == "full" and grade(draft.sentence, answer)
     staged["CONCLUSION"] = draft.sentence if full else answer
@@ -169,6 +171,7 @@ def sample(
         text_only=text_only,
         prompt=described + question + HINTS[detail],
         image_seed=image_seed,
+        tell=draft.tell,
     )
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 
+from . import reasonings
 from .charts import TALLEST, Bar, random_bars
 from .drafts import Draft, joined, near_numbers, say, some_others
 from .world import Setting
@@ -33,7 +35,7 @@ def read(rng: random.Random, setting: Setting) -> Draft:
         question,
         str(bar.height),
         f" and read {bar.colour}",
-        f"{bar}. ",
+        partial(reasonings.read, colour=bar.colour),
         f"The {bar.colour} bar is {bar.height} high.",
         near_numbers(rng, bar.height),
     )
@@ -58,7 +60,7 @@ def add(rng: random.Random, setting: Setting) -> Draft:
         question,
         str(total),
         f" and add {p.colour} and {q.colour}",
-        f"{p}. {q}. {p.height} + {q.height} = {total}. ",
+        partial(reasonings.add, colours=(p.colour, q.colour)),
         f"Together the {p.colour} bar and the {q.colour} bar are {total}.",
         near_numbers(rng, total),
     )
@@ -86,7 +88,7 @@ def gap(rng: random.Random, setting: Setting) -> Draft:
         question,
         str(left),
         f" and subtract {q.colour} from {p.colour}",
-        f"{p}. {q}. {p.height} - {q.height} = {left}. ",
+        partial(reasonings.gap, colours=(p.colour, q.colour)),
         f"The {p.colour} bar is {left} higher than the {q.colour} bar.",
         near_numbers(rng, left),
     )
@@ -112,13 +114,12 @@ def rank(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"Name the colour of the {name} bar.",),
     )
-    first = f"{word} {order[0]}. " if second else ""
     return Draft(
         bars,
         question,
         target.colour,
         f" and find the {name}",
-        f"{first}{name} {target}. ",
+        partial(reasonings.rank, word=word, second=second),
         f"The {name} bar is {target.colour}.",
         some_others(rng, target.colour, [bar.colour for bar in bars]),
     )
@@ -142,13 +143,12 @@ def above(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"What is the number of bars above {level}?",),
     )
-    listed = "".join(f"{bar} {i}. " for i, bar in enumerate(found, 1))
     return Draft(
         bars,
         question,
         str(wanted),
         f" and count those above {level}",
-        listed or f"No bar above {level}. ",
+        partial(reasonings.above, level=level),
         f"{wanted} {'bar is' if wanted == 1 else 'bars are'} higher than {level}.",
         near_numbers(rng, wanted),
     )
@@ -172,16 +172,13 @@ def outweigh(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"Do {p.colour} and {q.colour} together stay below the {big.colour} bar?",),
     )
-    relation = (
-        "more than" if big.height > total else "less than" if big.height < total else "the same as"
-    )
     answer = "yes" if wanted else "no"
     return Draft(
         bars,
         question,
         answer,
         f", add {p.colour} and {q.colour} and compare with {big.colour}",
-        f"{p}. {q}. {p.height} + {q.height} = {total}. {big}. {big.height} is {relation} {total}. ",
+        partial(reasonings.outweigh, colours=(big.colour, p.colour, q.colour)),
         f"{answer.capitalize()}, {big.colour} is {big.height} and the others {total}.",
     )
 
@@ -218,7 +215,7 @@ def pair_sum(rng: random.Random, setting: Setting) -> Draft:
         question,
         _names((p, q)),
         f" and find two with the sum {total}",
-        f"{p}. {q}. {p.height} + {q.height} = {total}. ",
+        partial(reasonings.choose_sum, size=2, total=total),
         f"{_names((p, q))} add up to {total}.",
         some_others(rng, _names((p, q)), [_names(group) for group in groups]),
     )
@@ -242,7 +239,7 @@ def pair_gap(rng: random.Random, setting: Setting) -> Draft:
         question,
         _names((p, q)),
         f" and find two with the difference {left}",
-        f"{p}. {q}. {p.height} - {q.height} = {left}. ",
+        partial(reasonings.choose_gap, left=left),
         f"{_names((p, q))} differ by {left}.",
         some_others(
             rng,
@@ -256,7 +253,6 @@ def triple_sum(rng: random.Random, setting: Setting) -> Draft:
     bars, groups, three, total = _choice(
         rng, setting, 3, lambda x, y, z: x.height + y.height + z.height
     )
-    p, q, r = three
     question = say(
         rng,
         setting,
@@ -267,13 +263,12 @@ def triple_sum(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"Three of the bars make {total} together. Which three?",),
     )
-    some = p.height + q.height
     return Draft(
         bars,
         question,
         _names(three),
         f" and find three with the sum {total}",
-        f"{p}. {q}. {p.height} + {q.height} = {some}. {r}. {some} + {r.height} = {total}. ",
+        partial(reasonings.choose_sum, size=3, total=total),
         f"{_names(three)} add up to {total}.",
         some_others(rng, _names(three), [_names(group) for group in groups]),
     )

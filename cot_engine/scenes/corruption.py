@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from . import SceneProblem, caption
 from .charts import TALLEST, Bar
-from .drafts import ending, options_of
+from .drafts import concluded, ending, missed, options_of
 from .grading import grade, grade_caption
 from .guesses import wrong_guess
 from .world import COLOURS, FAMILIES, GRID, SHAPES, SIZES, USUAL, Thing, random_look
 
 Objects = tuple[Thing, ...] | tuple[Bar, ...]
 About = Literal["CAPTION", "REASONING", "whole"]
-GUESSED = 0.75  # of the questions that can be guessed at, how many are
-MISSED = 0.4  # of the wrong letters, how many come of a right answer
+MISSED = 0.25  # of the questions with options, how often a right answer gets a wrong letter
+GUESSED = 0.8  # of the other questions that can be guessed at, how many are
+MISREAD = 0.08  # of the rest, how many have words changed; in the others something is seen wrongly
+SAID = 0.85  # of these, how many captions say so
 BEFORE = (0.75, 0.2, 0.05)  # how often the better caption has 0, 1 or 2 mistakes already
 
 _OPPOSITES = {"yes": "no", "more": "less", "left": "right", "above": "below"}
@@ -86,24 +88,41 @@ def _worse(
         shares = [grade_caption(s["CAPTION"], scene.objects) for s in (better, worse)]
         first, second = (right / there for right, there in shares)
         return (worse, (first, second)) if first > second else None
-    # A wrong answer mostly comes of something: of what was seen, or of how it was reasoned.
-    if about == "whole" and "CAPTION" in better and rng.random() < 0.5:
-        worse["CAPTION"] = caption(rng, corrupt_objects(rng, scene.objects, mistakes))
+    options = options_of(scene.question)
+    if options and rng.random() < MISSED:
+        right = options[scene.answer]
+        body = better["REASONING"].removesuffix(ending(right, options, scene.answer))
+        end, worse["CONCLUSION"] = missed(rng, right, options)
+        worse["REASONING"] = body + end
+        return worse, (1.0, 0.0)
     if rng.random() < GUESSED and (guess := wrong_guess(rng, scene)) is not None:
         worse["REASONING"], worse["CONCLUSION"] = guess
         return worse, (1.0, 0.0)
+    if rng.random() < MISREAD:
+        worse["REASONING"], worse["CONCLUSION"] = _misspoken(rng, scene, options, mistakes)
+    else:  # reasoned well, of what is not there
+        believed = corrupt_objects(rng, scene.objects, mistakes)
+        if about == "whole" and "CAPTION" in better and rng.random() < SAID:
+            worse["CAPTION"] = caption(rng, believed)
+        if (told := scene.tell(believed)) is None:
+            return None
+        body, found = told
+        end, worse["CONCLUSION"] = concluded(rng, found, options)
+        worse["REASONING"] = body + end
+    wrong = not grade(worse["CONCLUSION"], scene.answer)
+    return (worse, (1.0, 0.0)) if wrong and worse["REASONING"] != better["REASONING"] else None
+
+
+def _misspoken(
+    rng: random.Random, scene: SceneProblem, options: Mapping[str, str], mistakes: int
+) -> tuple[str, str]:
+    """The scene's own reasoning and conclusion with words changed, and another answer."""
     answer = corrupt_text(rng, scene.answer, 1)
-    if grade(answer, scene.answer):
-        return None
-    worse["CONCLUSION"] = answer
-    options = options_of(scene.question)
-    right = options.get(scene.answer, scene.answer)
-    body = better["REASONING"].removesuffix(ending(right, options, scene.answer))
+    body = scene.staged["REASONING"].removesuffix(
+        ending(options.get(scene.answer, scene.answer), options, scene.answer)
+    )
     body = corrupt_text(rng, body, rng.randint(0, mistakes))
-    missed = options and rng.random() < MISSED
-    found = right if missed else options.get(answer, answer)
-    worse["REASONING"] = body + ending(found, options, answer)
-    return (worse, (1.0, 0.0)) if worse["REASONING"] != better["REASONING"] else None
+    return body + ending(options.get(answer, answer), options, answer), answer
 
 
 def _written(staged: dict[str, str], tags: Sequence[str]) -> str:

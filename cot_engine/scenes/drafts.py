@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .charts import Bar
 from .world import FAMILIES, Setting, Thing
+
+Told = tuple[str, str]
+"""A reasoning up to and without its ending, and the answer: "D1 small star 1. ", "1"."""
+
+Tell = Callable[[Any], Told | None]
+"""From the objects of a picture to the reasoning of one question about it (see `reasonings`)."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,7 @@ class Draft:
     question: str
     answer: str
     goal: str  # what SUMMARY says after "I list the objects": " and count the red stars"
-    reasoning: str  # up to and without its ending
+    tell: Tell  # how it is reasoned out
     sentence: str  # the answer as a full sentence
     others: tuple[str, ...] = ()  # wrong answers that could be options; none: never asked so
 
@@ -75,6 +82,30 @@ def ending(found: str, options: Mapping[str, str], letter: str) -> str:
         return f"So {found}."
     passed = "".join(f"{each} {text}. " for each, text in options.items() if each <= letter)
     return f"So {found}. {passed}So {letter}."
+
+
+def concluded(rng: random.Random, found: str, options: Mapping[str, str]) -> tuple[str, str]:
+    """The ending of a reasoning that found this, and its CONCLUSION. Where it is none of the
+    options, the last one is said to be it, or the walk ends at any."""
+    if not options:
+        return ending(found, options, found), found
+    named = [c for c, text in options.items() if set(text.split()) == set(found.split())]
+    if named:
+        return ending(found, options, named[0]), named[0]
+    last = max(options)
+    if rng.random() < 0.6:
+        return ending(found, {**options, last: found}, last), last
+    letter = rng.choice(sorted(options))
+    return ending(found, options, letter), letter
+
+
+def missed(rng: random.Random, found: str, options: Mapping[str, str]) -> tuple[str, str]:
+    """The same of one that goes past the option that it found, or stops too early."""
+    [right] = [c for c, text in options.items() if text == found]
+    letter = rng.choice([c for c in options if c != right])
+    if letter > right and rng.random() < 0.7:
+        options = {**options, letter: found}
+    return ending(found, options, letter), letter
 
 
 def some_others(rng: random.Random, answer: str, pool: Sequence[str]) -> tuple[str, ...]:

@@ -1,79 +1,120 @@
 """Wrong guesses at questions that are hard to search and easy to check, reasoned as right ones are.
 
-Which two are alike, which bars add up to so much: a model that does not search names some pair,
-says truly what it is, and concludes that it is the one. Such a text has no false claim but its
-last; a judge must hold it against the question.
+Which two are alike, which bars add up to so much: a model that does not search names some objects,
+says mostly truly what they are, and concludes that these are the ones. A judge must hold that
+against the question, and against the picture where the guess was made to fit.
 """
 
 from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
-from . import SceneProblem
-from .charts import Bar
-from .drafts import ending, joined, options_of, seen
+from . import SceneProblem, reasonings
+from .charts import TALLEST, Bar
+from .drafts import Told, concluded, options_of, seen
 from .grading import grade
 from .world import FAMILIES, Thing
 
-TYPES = ("twins", "shared", "rank", "pair-sum", "pair-gap", "triple-sum")
+FORCED = 0.25
+"""How many guesses say something false so as to fit the question."""
 
 
 def wrong_guess(rng: random.Random, scene: SceneProblem) -> tuple[str, str] | None:
     """A reasoning that ends in a wrong answer, and that answer as its CONCLUSION; None for types
     that are not guessed at, or where the guess happens to be right."""
-    if scene.type not in TYPES:
+    if scene.type not in _GUESSES:
         return None
-    guess = _of_bars if isinstance(scene.objects[0], Bar) else _of_things
-    made = guess(rng, scene)
-    if made is None:
-        return None
-    body, answer = made
-    letters = options_of(scene.question)
-    concluded = answer
-    if letters:
-        named = [c for c, text in letters.items() if set(text.split()) == set(answer.split())]
-        concluded = named[0] if named else rng.choice(sorted(letters))
-    if grade(concluded, scene.answer):
-        return None
-    return body + ending(answer, letters, concluded), concluded
+    body, found = _GUESSES[scene.type](rng, scene.question.partition("\n")[0], scene.objects)
+    end, conclusion = concluded(rng, found, options_of(scene.question))
+    return None if grade(conclusion, scene.answer) else (body + end, conclusion)
 
 
-def _of_things(rng: random.Random, scene: SceneProblem) -> tuple[str, str] | None:
-    things: list[Thing] = list(scene.objects)  # type: ignore[arg-type]
-    if scene.type == "twins":
-        families = tuple(f for f in FAMILIES if f in scene.question)
-        p, q = sorted(rng.sample(range(len(things)), 2))
-        said = f"{seen(things[p], families)}. {seen(things[q], families)}. "
-        return said, f"{things[p].cell} and {things[q].cell}"
-    family = "colour" if "colour" in scene.question else "shape"
-    value = rng.choice(sorted({getattr(thing, family) for thing in things}))
+def _twins(rng: random.Random, asked: str, things: Sequence[Thing]) -> Told:
+    """Any two, said to be what they are; or the second to be what the first is."""
+    families = tuple(family for family in FAMILIES if family in asked)
+    p, q = rng.choice(list(combinations(things, 2)))
+    found = f"{p.cell} and {q.cell}"
+    if rng.random() < FORCED:
+        q = replace(p, column=q.column, row=q.row)
+    return f"{seen(p, families)}. {seen(q, families)}. ", found
+
+
+def _shared(rng: random.Random, asked: str, things: Sequence[Thing]) -> Told:
+    """All that have some value; or as many as asked for, whatever they have, the last of which is
+    named; or as many of one value, some of them said to have it."""
+    family = "colour" if "colour" in asked else "shape"
+    wanted = int(re.findall(r"\d+", asked)[0])
+    value = getattr(rng.choice(things), family)
     having = [thing for thing in things if getattr(thing, family) == value]
+    if rng.random() < 0.5:
+        some = sorted(rng.sample(range(len(things)), min(wanted, len(things))))
+        having = [things[k] for k in some]
+        if rng.random() < FORCED:
+            having = [replace(thing, **{family: value}) for thing in having]
+        value = getattr(rng.choice(having), family)
     return "".join(f"{seen(t, (family,))} {i}. " for i, t in enumerate(having, 1)), value
 
 
-def _of_bars(rng: random.Random, scene: SceneProblem) -> tuple[str, str] | None:
-    bars: list[Bar] = list(scene.objects)  # type: ignore[arg-type]
-    if scene.type == "rank":
-        bar = rng.choice(bars)
-        before, rank = _rank(scene.staged["REASONING"])
-        return f"{before}{rank} {bar}. ", bar.colour
-    group = rng.choice(list(combinations(bars, 3 if scene.type == "triple-sum" else 2)))
-    if scene.type == "pair-gap":
-        group = tuple(sorted(group, key=lambda bar: -bar.height))
-    p, q = group[:2]
-    less = scene.type == "pair-gap"
-    sign, value = ("-", p.height - q.height) if less else ("+", p.height + q.height)
-    body = f"{p}. {q}. {p.height} {sign} {q.height} = {value}. "
-    for r in group[2:]:
-        body += f"{r}. {value} + {r.height} = {value + r.height}. "
-    return body, joined([bar.colour for bar in group])
+def _rank(rng: random.Random, asked: str, bars: Sequence[Bar]) -> Told:
+    """The ranking without the bar that is asked for, or without some others, too."""
+    word = "highest" if "highest" in asked else "lowest"
+    missed = set(rng.sample(list(bars), rng.choice((1, 1, 2))))
+    some = [bar for bar in bars if bar not in missed]
+    return reasonings.rank(some, word, "second" in asked)
 
 
-def _rank(reasoning: str) -> tuple[str, str]:
-    """What comes before the decisive claim of a rank question, and its rank: "second highest"."""
-    *before, decisive = re.findall(r"[^.]+\. ?", reasoning.partition("So ")[0])
-    found = re.match(r"(second )?(highest|lowest)", decisive)
-    assert found is not None, reasoning
-    return "".join(before), found[0]
+def _above(rng: random.Random, asked: str, bars: Sequence[Bar]) -> Told:
+    """One bar is left out, or one that is not so high is counted."""
+    level = int(re.findall(r"\d+", asked)[0])
+    higher = [bar for bar in bars if bar.height > level]
+    if higher and rng.random() < 0.75:
+        missed = rng.choice(higher)
+        return reasonings.above([bar for bar in bars if bar is not missed], level)
+    lower = sorted((bar.height for bar in bars if bar.height <= level), reverse=True)
+    return reasonings.above(bars, lower[0] - 1 if lower else level)
+
+
+def _sum(size: int) -> Callable[[random.Random, str, Sequence[Bar]], Told]:
+    def guess(rng: random.Random, asked: str, bars: Sequence[Bar]) -> Told:
+        group = list(rng.choice(list(combinations(bars, size))))
+        total = int(re.findall(r"\d+", asked)[0])
+        if rng.random() >= FORCED:
+            return reasonings.added(*group)
+        if rng.random() < 0.5:  # the last height read as it should be
+            last = total - sum(bar.height for bar in group[:-1])
+            if 1 <= last <= TALLEST:
+                group[-1] = replace(group[-1], height=last)
+            return reasonings.added(*group)
+        body, names = reasonings.added(*group)
+        return re.sub(r"\d+\. $", f"{total}. ", body), names
+
+    return guess
+
+
+def _gap(rng: random.Random, asked: str, bars: Sequence[Bar]) -> Told:
+    p, q = sorted(rng.sample(list(bars), 2), key=lambda bar: -bar.height)
+    left = int(re.findall(r"\d+", asked)[0])
+    if rng.random() >= FORCED:
+        return reasonings.subtracted(p, q)
+    if rng.random() < 0.5:
+        low = p.height - left
+        return reasonings.subtracted(p, replace(q, height=low) if low >= 1 else q)
+    body, names = reasonings.subtracted(p, q)
+    return re.sub(r"\d+\. $", f"{left}. ", body), names
+
+
+_GUESSES: dict[str, Callable[[random.Random, str, Any], Told]] = {
+    "twins": _twins,
+    "shared": _shared,
+    "rank": _rank,
+    "above": _above,
+    "pair-sum": _sum(2),
+    "pair-gap": _gap,
+    "triple-sum": _sum(3),
+}
+TYPES = tuple(_GUESSES)

@@ -12,7 +12,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
+from . import reasonings
 from .drafts import (
     Description,
     Draft,
@@ -21,7 +23,6 @@ from .drafts import (
     matches,
     near_numbers,
     say,
-    seen,
     some_others,
     words,
 )
@@ -63,21 +64,6 @@ def _things(rng: random.Random, setting: Setting) -> tuple[Thing, ...]:
     return place(rng, [random_look(rng, setting) for _ in range(_total(rng, setting, 0))])
 
 
-def _listed(things: tuple[Thing, ...], d: Description) -> tuple[str, int]:
-    """A walk over all things, those that fit numbered: "B1 red star 1. C2 blue star. ", and how
-    many they are. Restating what is compared is what makes the comparison learnable."""
-    parts, found = [], 0
-    for thing in things:
-        found += matches(thing, d)
-        parts.append(seen(thing, tuple(d)) + (f" {found}. " if matches(thing, d) else ". "))
-    return "".join(parts), found
-
-
-def _found(things: tuple[Thing, ...], target: Thing, d: Description) -> str:
-    """The same walk, over at the only thing that fits."""
-    return _listed(things[: things.index(target) + 1], d)[0]
-
-
 def count(rng: random.Random, setting: Setting) -> Draft:
     d = _description(rng)
     wanted = rng.choices(range(6), (3, 5, 5, 4, 3, 2))[0]
@@ -96,16 +82,15 @@ def count(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"What is the number of {many}?", f"Give the number of {many} in the picture."),
     )
-    listed, found = _listed(things, d)
-    one = f"is 1 {words(d)}" if found == 1 else f"are {found} {many}"
+    one = f"is 1 {words(d)}" if wanted == 1 else f"are {wanted} {many}"
     return Draft(
         things,
         question,
-        str(found),
+        str(wanted),
         f" and count the {many}",
-        listed,
+        partial(reasonings.count, d=d),
         f"There {one}.",
-        near_numbers(rng, found),
+        near_numbers(rng, wanted),
     )
 
 
@@ -126,13 +111,12 @@ def subtract(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"Take away all the {many}. How many objects are left?", f"How many are not {many}?"),
     )
-    listed, gone = _listed(things, d)
     return Draft(
         things,
         question,
         str(left),
         f", remove the {many} and count the rest",
-        f"All {len(things)}. {listed}{len(things)} - {gone} = {left}. ",
+        partial(reasonings.subtract, d=d),
         f"{left} {'object is' if left == 1 else 'objects are'} left without the {many}.",
         near_numbers(rng, left),
     )
@@ -165,8 +149,6 @@ def compare(rng: random.Random, setting: Setting) -> Draft:
             f"than the number of {y}?",
         ),
     )
-    (list_x, p), (list_y, q) = _listed(things, first), _listed(things, second)
-    relation = "more than" if p > q else "less than" if p < q else "the same as"
     answer = "yes" if holds(p, q) else "no"
     says = f"Yes, there are {word}" if answer == "yes" else f"No, there are not {word}"
     return Draft(
@@ -174,7 +156,7 @@ def compare(rng: random.Random, setting: Setting) -> Draft:
         question,
         answer,
         f", count the {x} and the {y} and compare",
-        f"{list_x}{list_y}{'more' if word == 'more' else 'less'} than? {p} is {relation} {q}. ",
+        partial(reasonings.compare, first=first, second=second, more=word == "more"),
         f"{says} {x} than {y}.",
     )
 
@@ -197,15 +179,14 @@ def exist(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"Does the picture show {a(one)}?", f"Can you find any {many}?"),
     )
-    fitting = next((thing for thing in things if matches(thing, d)), None)
-    answer = "yes" if fitting else "no"
+    answer = "yes" if found else "no"
     return Draft(
         things,
         question,
         answer,
         f" and look for {a(one)}",
-        _found(things, fitting, d) if fitting else _listed(things, d)[0],
-        f"Yes, there is {a(one)}." if fitting else f"No, I do not see {a(one)}.",
+        partial(reasonings.exist, d=d),
+        f"Yes, there is {a(one)}." if found else f"No, I do not see {a(one)}.",
     )
 
 
@@ -248,22 +229,14 @@ def attribute(rng: random.Random, setting: Setting) -> Draft:
         question,
         answer,
         f", find the {name} and read its {family}",
-        f"{_found(things, target, d)}{target.cell} {answer}. ",
+        partial(reasonings.attribute, d=d, family=family),
         f"The {name} is {a(answer) if family == 'shape' else answer}.",
         some_others(rng, answer, FAMILIES[family]),
     )
 
 
-_SIDES = {  # words -> (axis, sign of first minus second for the words to hold)
-    "left of": ("column", -1),
-    "right of": ("column", 1),
-    "above": ("row", -1),
-    "below": ("row", 1),
-}
-
-
 def relation(rng: random.Random, setting: Setting) -> Draft:
-    where, (axis, sign) = rng.choice(list(_SIDES.items()))
+    where, (axis, sign) = rng.choice(list(reasonings.SIDES.items()))
     wanted = rng.random() < 0.5
     while True:
         things = _things(rng, setting)
@@ -285,10 +258,6 @@ def relation(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"Would you say that the {x} is {where} the {y}?", f"The {x}: is it {where} the {y}?"),
     )
-    at = "ABCD" if axis == "column" else "1234"
-    p, q = at[getattr(first, axis)], at[getattr(second, axis)]
-    lower, higher = ("left of", "right of") if axis == "column" else ("above", "below")
-    actual = lower if gap < 0 else higher if gap > 0 else "the same as"
     answer = "yes" if gap * sign > 0 else "no"
     says = f"Yes, the {x} is" if answer == "yes" else f"No, the {x} is not"
     return Draft(
@@ -296,17 +265,14 @@ def relation(rng: random.Random, setting: Setting) -> Draft:
         question,
         answer,
         f", find the {x} and the {y} and compare their {axis}s",
-        f"{_found(things, first, d)}{_found(things, second, e)}{where}? {p} is {actual} {q}. ",
+        partial(reasonings.relation, first=d, second=e, where=where),
         f"{says} {where} the {y}.",
     )
 
 
-_STEPS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-
-
 def neighbour(rng: random.Random, setting: Setting) -> Draft:
     """Two steps: find one object, step to the cell beside it, read what is there."""
-    where, (dx, dy) = rng.choice(list(_STEPS.items()))
+    where, (dx, dy) = rng.choice(list(reasonings.STEPS.items()))
     family = rng.choice(("colour", "shape"))
     while True:
         things = _things(rng, setting)
@@ -334,7 +300,7 @@ def neighbour(rng: random.Random, setting: Setting) -> Draft:
         question,
         answer,
         f", find the {x} and read the {family} of the object {where} it",
-        f"{_found(things, base, d)}{target.cell} is {where} {base.cell}. {target.cell} {answer}. ",
+        partial(reasonings.neighbour, d=d, where=where, family=family),
         f"The object {where} the {x} is {a(answer) if family == 'shape' else answer}.",
         some_others(rng, answer, FAMILIES[family]),
     )
@@ -378,7 +344,7 @@ def twins(rng: random.Random, setting: Setting) -> Draft:
         question,
         answer,
         f" and find the two with {same}",
-        f"{seen(pair[0], families)}. {seen(pair[1], families)}. ",
+        partial(reasonings.twins, families=families),
         f"The objects at {answer} have {same}.",
         some_others(rng, answer, pairs),
     )
@@ -416,14 +382,12 @@ def shared(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"Name the {family} of exactly {wanted} objects.",),
     )
-    having = [thing for thing in things if getattr(thing, family) == answer]
-    listed = "".join(f"{seen(t, (family,))} {i}. " for i, t in enumerate(having, 1))
     return Draft(
         things,
         question,
         answer,
         f" and find the {family} of exactly {wanted}",
-        listed,
+        partial(reasonings.shared, family=family, wanted=wanted),
         f"Exactly {wanted} objects are {answer}{'s' if family == 'shape' else ''}.",
         some_others(rng, answer, FAMILIES[family]),
     )
