@@ -32,7 +32,7 @@ _OPPOSITES |= {after: before for before, after in _OPPOSITES.items()}
 _FAMILY = {value: values for values in map(tuple, FAMILIES.values()) for value in values}
 _CELL = re.compile(r"[A-D][1-4]")
 _CLAIM = re.compile(r"[A-D][1-4]\b|\d+|[a-z]+")
-_TRIES = 50
+_TRIES = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +98,30 @@ def _worse(
     if rng.random() < GUESSED and (guess := wrong_guess(rng, scene)) is not None:
         worse["REASONING"], worse["CONCLUSION"] = guess
         return worse, (1.0, 0.0)
-    if rng.random() < MISREAD:
-        worse["REASONING"], worse["CONCLUSION"] = _misspoken(rng, scene, options, mistakes)
-    else:  # reasoned well, of what is not there
-        believed = corrupt_objects(rng, scene.objects, mistakes)
+    misled = None if rng.random() < MISREAD else _misled(rng, scene, options, mistakes)
+    if misled is not None:
+        believed, worse["REASONING"], worse["CONCLUSION"] = misled
         if about == "whole" and "CAPTION" in better and rng.random() < SAID:
             worse["CAPTION"] = caption(rng, believed)
-        if (told := scene.tell(believed)) is None:
-            return None
-        body, found = told
-        end, worse["CONCLUSION"] = concluded(rng, found, options)
-        worse["REASONING"] = body + end
+        return worse, (1.0, 0.0)
+    worse["REASONING"], worse["CONCLUSION"] = _misspoken(rng, scene, options, mistakes)
     wrong = not grade(worse["CONCLUSION"], scene.answer)
     return (worse, (1.0, 0.0)) if wrong and worse["REASONING"] != better["REASONING"] else None
+
+
+def _misled(
+    rng: random.Random, scene: SceneProblem, options: Mapping[str, str], mistakes: int
+) -> tuple[Objects, str, str] | None:
+    """Other objects, and the reasoning and the wrong conclusion that they lead to; None where no
+    others that were tried do."""
+    for _ in range(_TRIES):
+        believed = corrupt_objects(rng, scene.objects, mistakes)
+        if (told := scene.tell(believed)) is not None:
+            body, found = told
+            end, conclusion = concluded(rng, found, options)
+            if not grade(conclusion, scene.answer):
+                return believed, body + end, conclusion
+    return None
 
 
 def _misspoken(
