@@ -23,7 +23,7 @@ Objects = tuple[Thing, ...] | tuple[Bar, ...]
 About = Literal["CAPTION", "REASONING", "whole"]
 MISSED = 0.25  # of the questions with options, how often a right answer gets a wrong letter
 GUESSED = 0.8  # of the other questions that can be guessed at, how many are
-MISREAD = 0.08  # of the rest, how many have words changed; in the others something is seen wrongly
+REWORDED = 0.08  # of the rest, how many have words changed; in the others something is seen wrongly
 SAID = 0.85  # of these, how many captions say so
 BEFORE = (0.75, 0.2, 0.05)  # how often the better caption has 0, 1 or 2 mistakes already
 
@@ -98,13 +98,13 @@ def _worse(
     if rng.random() < GUESSED and (guess := wrong_guess(rng, scene)) is not None:
         worse["REASONING"], worse["CONCLUSION"] = guess
         return worse, (1.0, 0.0)
-    misled = None if rng.random() < MISREAD else _misled(rng, scene, options, mistakes)
+    misled = None if rng.random() < REWORDED else _misled(rng, scene, options, mistakes)
     if misled is not None:
         believed, worse["REASONING"], worse["CONCLUSION"] = misled
         if about == "whole" and "CAPTION" in better and rng.random() < SAID:
             worse["CAPTION"] = caption(rng, believed)
         return worse, (1.0, 0.0)
-    worse["REASONING"], worse["CONCLUSION"] = _misspoken(rng, scene, options, mistakes)
+    worse["REASONING"], worse["CONCLUSION"] = _reworded(rng, scene, options, mistakes)
     wrong = not grade(worse["CONCLUSION"], scene.answer)
     return (worse, (1.0, 0.0)) if wrong and worse["REASONING"] != better["REASONING"] else None
 
@@ -124,7 +124,7 @@ def _misled(
     return None
 
 
-def _misspoken(
+def _reworded(
     rng: random.Random, scene: SceneProblem, options: Mapping[str, str], mistakes: int
 ) -> tuple[str, str]:
     """The scene's own reasoning and conclusion with words changed, and another answer."""
