@@ -189,6 +189,20 @@ def test_another_model_or_another_configuration_is_refused(make, given, world, t
     assert (config.output / "pairs.jsonl").is_file()
 
 
+def test_pairs_of_one_model_train_another(make, given, world, tmp_path):
+    first = make()
+    train_judge(first, pairs_only=True)
+    other = build("qwen2_5_vl", tmp_path / "qwen")
+    onward = make("onward", model__path=str(other), pairs__model=first.sft.model.path)
+    onward.output.mkdir(parents=True)
+    for name in ("pairs.jsonl", "held-out.jsonl"):
+        shutil.copy(first.output / name, onward.output)
+    outcome = train_judge(onward, measure=False)
+    assert (outcome.training.model / "config.json").read_text().count("qwen2_5_vl")
+    kept = [(run.output / "pairs.jsonl").read_bytes() for run in (first, onward)]
+    assert kept[0] == kept[1]
+
+
 def test_a_folder_of_something_else_is_left_alone(make, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("")

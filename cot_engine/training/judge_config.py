@@ -54,8 +54,9 @@ class PairsTable:
     scenes/val, are kept for it. `calibration` is the share of these that the weight of likelihood
     is fitted on instead. `rule`: how a file's answers are graded, as in a grid.
 
-    `stages` are tags, "whole" or "sentence". `n` candidates of each selection are sampled at
-    `temperature`, `top_p` and `top_k`; at most `per_problem` pairs of a problem are kept. With
+    `stages` are tags, "whole" or "sentence". `n` candidates of each selection are sampled from
+    `model` [the one that is trained], at `temperature`, `top_p` and `top_k`; at most `per_problem`
+    pairs of a problem are kept. With
     `graded`, two wrong captions of a scene of which one has more right make a pair to train on.
     `plan` is a file of stages, `seed` that of the samples, `in_flight` how many problems are
     sampled at once."""
@@ -72,6 +73,7 @@ class PairsTable:
     top_k: int = sft_config._whole(0, 0, 10**6)
     per_problem: int = sft_config._whole(6, 1, 1000)
     graded: bool = sft_config._switch(True)
+    model: str | None = sft_config._text(None)
     plan: str | None = sft_config._text(None)
     seed: int = sft_config._whole(0, 0, 2**31 - 1)
     in_flight: int = sft_config._whole(64, 1, 4096)

@@ -132,9 +132,10 @@ def _pairs(
     from cot_engine.backends import loading
     from cot_engine.engine import Engine, model_path
 
-    source = loading.find_folder(sft._relative(config.sft, model_path(config.sft.model.path)))
-    digest = loading.digest_of(sorted(source.glob("*.safetensors")))
     table = config.pairs
+    sampled = table.model or config.sft.model.path
+    source = loading.find_folder(sft._relative(config.sft, model_path(sampled)))
+    digest = loading.digest_of(sorted(source.glob("*.safetensors")))
     run = RunConfig(
         plan=plan_of(config),
         temperature=table.temperature,
@@ -165,7 +166,7 @@ def _pairs(
                         "Sample with one: cot-engine train-judge CONFIG.toml --pairs-only.",
                     )
                 if missing and engine is None:
-                    tell(f"Loading {config.sft.model.path} to sample")
+                    tell(f"Loading {sampled} to sample")
                     engine = Engine.from_pretrained(
                         source, device=config.sft.model.device, in_flight=table.in_flight
                     )
