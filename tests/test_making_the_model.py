@@ -1,4 +1,4 @@
-"""The steps that only the bundled model takes: its tower's warm-up, and into the package."""
+"""Steps of making the bundled model: its tower's warm-up, averages, and into the package."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import cot_engine.bundled
+from cot_engine import Engine
+from cot_engine.errors import InputError
 from cot_engine.scenes import sample
 from cot_engine.scenes.world import Thing
 from cot_engine.training import bundle, warm_up
+from cot_engine.training.average import average
+from cot_engine.training.average import main as average_main
 
 BUNDLED = Path(cot_engine.bundled.__file__).parent
 
@@ -88,12 +92,50 @@ def test_bundling_rounds_the_weights_and_keeps_the_rest(tmp_path):
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o644
 
 
-def test_bundling_can_keep_a_share_of_the_model_before(whole, tmp_path):
-    bundle.bundle(BUNDLED, tmp_path, before=whole, share=0.75)
-    made, later, first = (load_file(f / "model.safetensors") for f in (tmp_path, BUNDLED, whole))
-    for name in made:
-        wanted = 0.75 * later[name].float() + 0.25 * first[name].float()
+def test_the_average_of_models(whole, tmp_path):
+    average([BUNDLED, whole], [0.75, 0.25], tmp_path / "mean")
+    first, second, made = (
+        load_file(f / "model.safetensors") for f in (BUNDLED, whole, tmp_path / "mean")
+    )
+    for name in first:
+        wanted = 0.75 * first[name].float() + 0.25 * second[name].float()
         assert torch.equal(made[name], wanted.to(torch.bfloat16)), name
+    for name in bundle.FILES:
+        assert (tmp_path / "mean" / name).read_bytes() == (BUNDLED / name).read_bytes()
+    with Engine.from_pretrained(tmp_path / "mean") as engine:  # a model like any other
+        assert engine.backend.info.architecture == "LlavaForConditionalGeneration"
+
+
+def test_a_model_in_several_files_is_averaged_file_by_file(whole, tmp_path):
+    weights = load_file(whole / "model.safetensors")
+    half = dict(list(weights.items())[::2])
+    (tmp_path / "parts").mkdir()
+    rest = {k: v for k, v in weights.items() if k not in half}
+    for k, part in enumerate((half, rest)):
+        save_file(part, tmp_path / "parts" / f"model-{k}.safetensors")
+    average([tmp_path / "parts", whole], [0.5, 0.5], tmp_path / "mean")
+    files = sorted((tmp_path / "mean").glob("*.safetensors"))
+    assert [file.name for file in files] == ["model-0.safetensors", "model-1.safetensors"]
+    made = load_file(files[0]) | load_file(files[1])
+    assert all(torch.equal(made[name], weights[name]) for name in weights)
+
+
+def test_what_cannot_be_averaged_is_refused(whole, tmp_path, monkeypatch, capsys):
+    with pytest.raises(InputError, match=r"sum 0\.9"):
+        average([BUNDLED, whole], [0.5, 0.4], tmp_path / "mean")
+    with pytest.raises(InputError, match=r"no \.safetensors"):
+        average([BUNDLED, tmp_path], [0.5, 0.5], tmp_path / "mean")
+    other = tmp_path / "other"
+    other.mkdir()
+    save_file({"strange": torch.ones(1)}, other / "model.safetensors")
+    with pytest.raises(InputError, match="different architectures"):
+        average([BUNDLED, other], [0.5, 0.5], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
+    command = ["average", str(BUNDLED), "--weights", "1", "--out", str(other)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stopped:
+        average_main()
+    assert stopped.value.code == 2 and "is there already" in capsys.readouterr().err
 
 
 def test_the_evaluation_can_blank_pictures_and_measure_other_splits():

@@ -1,0 +1,92 @@
+"""Average the weights of models that were trained on from one another.
+
+    python -m cot_engine.training.average runs/judge/model runs/model --weights .75 .25 --out runs/mean
+
+What was learnt last, and less of what was forgotten for it (Wortsman et al., Robust fine-tuning of
+zero-shot models, arXiv 2109.01903; of several trainings: Model soups, arXiv 2203.05482). Nothing
+says that an average is good: measure it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from cot_engine.errors import CotEngineError, InputError
+
+_OTHERS = ("*.json", "*.jinja", "*.model", "*.txt")
+"""What is copied from the first model's folder, besides the files of weights."""
+
+
+def average(models: Sequence[Path], weights: Sequence[float], out: Path) -> None:
+    """Write a model folder to `out`: the weights of `models`, weighted, and the other files of the
+    first; a file of weights is in memory at a time, in float32, and written in the first's dtype.
+
+    Raises InputError if a folder has no weights, the models do not have the same tensors, the
+    weights do not sum to 1, or `out` is there already.
+    """
+    if len(models) != len(weights) or not math.isclose(sum(weights), 1, abs_tol=1e-6):
+        raise InputError(
+            f"{len(models)} models and {len(weights)} weights with the sum {sum(weights):g}.",
+            "Give as many weights as models, with the sum 1.",
+        )
+    if out.exists():
+        raise InputError(f"{out} is there already.", "Give another folder, or remove it.")
+    places = [_places(model) for model in models]
+    for model, there in zip(models[1:], places[1:], strict=True):
+        if strange := sorted(set(there) ^ set(places[0])):
+            raise InputError(
+                f"{models[0]} and {model} are of different architectures: {strange[0]} is in one."
+            )
+    out.mkdir(parents=True)
+    for file in sorted(set(places[0].values())):
+        summed: dict[str, torch.Tensor] = {}
+        for name, first in load_file(file).items():
+            tensors = [first, *(_tensor(there[name], name) for there in places[1:])]
+            if len({tensor.shape for tensor in tensors}) > 1:
+                raise InputError(f"{name} has shapes {[tuple(t.shape) for t in tensors]}.")
+            mean = sum(w * tensor.float() for w, tensor in zip(weights, tensors, strict=True))
+            summed[name] = mean.to(first.dtype).contiguous()  # type: ignore[union-attr]
+        save_file(summed, out / file.name, metadata={"format": "pt"})
+    for pattern in _OTHERS:
+        for file in models[0].glob(pattern):
+            shutil.copyfile(file, out / file.name)
+
+
+def _places(model: Path) -> dict[str, Path]:
+    """Which file each tensor of a model is in."""
+    found = {}
+    for file in sorted(model.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            found |= dict.fromkeys(opened.keys(), file)
+    if not found:
+        raise InputError(f"{model} has no .safetensors files.", "Give folders of models.")
+    return found
+
+
+def _tensor(file: Path, name: str) -> torch.Tensor:
+    with safe_open(file, "pt") as opened:
+        return opened.get_tensor(name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("models", type=Path, nargs="+", help="folders of models")
+    parser.add_argument("--weights", type=float, nargs="+", required=True, help="one to a model")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the average")
+    args = parser.parse_args()
+    try:
+        average(args.models, args.weights, args.out)
+    except CotEngineError as error:
+        parser.exit(2, f"{error.message} {error.hint}\n".replace("  ", " "))
+
+
+if __name__ == "__main__":
+    main()
