@@ -1,6 +1,7 @@
 """Average the weights of models that were trained on from one another.
 
-    python -m cot_engine.training.average runs/judge/model runs/model --weights .75 .25 --out runs/mean
+    python -m cot_engine.training.average runs/judge/model runs/model \\
+        --weights 0.75 0.25 --out runs/averaged
 
 What was learnt last, and less of what was forgotten for it (Wortsman et al., Robust fine-tuning of
 zero-shot models, arXiv 2109.01903; of several trainings: Model soups, arXiv 2203.05482). Nothing
