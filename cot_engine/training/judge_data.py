@@ -256,11 +256,11 @@ def _within(places: list[tuple[int, int]], start: int, end: int) -> list[int]:
 
 # --- steps ---------------------------------------------------------------------------------------
 
-_GUESSABLE = 0.5
+_GUESSABLE = 0.6
 """Of the corrupted reasonings, how many are of the questions that a model answers by guessing: that
 is where its own mistakes are, once it has learnt the rest."""
 _SOON_LEARNT = ("pair-sum", "pair-gap", "triple-sum")
-"""A third as often as the other guesses: a number is asked for, and it is in the text or not."""
+"""A quarter as often as the other guesses: a number is asked for, and it is in the text or not."""
 
 
 class JudgeSteps(torch.utils.data.Dataset):
@@ -391,7 +391,7 @@ class JudgeSteps(torch.utils.data.Dataset):
         """A true text of a scene against a corrupted one; of other scenes than those sampled."""
         index = rng.randrange(10**9)
         if stage != "CAPTION" and rng.random() < _GUESSABLE:
-            weights = [1 if kind in _SOON_LEARNT else 3 for kind in guesses.TYPES]
+            weights = [1 if kind in _SOON_LEARNT else 4 for kind in guesses.TYPES]
             [kind] = rng.choices(guesses.TYPES, weights)
             index += (scenes.TYPES.index(kind) - index) % len(scenes.TYPES)
         scene = scenes.sample(self.config.pairs.seed + 1, index, "train")
