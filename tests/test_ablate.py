@@ -14,7 +14,6 @@ import time
 import tomllib
 
 import pytest
-from test_engine import same
 
 from cot_engine.ablation.data import load_data
 from cot_engine.ablation.grid import parse_ablation
@@ -23,6 +22,7 @@ from cot_engine.ablation.records import Key
 from cot_engine.ablation.runner import ablate, plan_run, run_local
 from cot_engine.ablation.store import Store
 from cot_engine.engine import Engine
+from cot_engine.testing import alike
 
 GRID = """
 seeds = [0, 1]
@@ -105,7 +105,7 @@ def test_a_stored_search_is_the_one_that_solve_does(engine, finished):
         alone = [
             {k: v for k, v in event.items() if k != "images"} for event in answer.trace.canonical()
         ]
-        assert same(canonical, alone)
+        assert alike(canonical, alone)
         assert row.spent == answer.total.flops == sum(u.flops for u in row.usage.values())
 
 
@@ -287,7 +287,7 @@ def test_killed_at_random_points_nothing_is_lost_or_doubled(tmp_path, finished):
         answer, correct, allotted, spent, trace = found[row.key]
         assert (answer, correct) == (row.answer, row.correct)
         assert (allotted, spent) == (row.allotted, row.spent)
-        assert same(trace, store.trace(work.run, row.key).canonical())
+        assert alike(trace, store.trace(work.run, row.key).canonical())
     assert kills
 
 

@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from test_engine import same
 
 from cot_engine.ablation.data import load_data
 from cot_engine.ablation.grid import parse_ablation
@@ -22,6 +21,7 @@ from cot_engine.ablation.runner import Task, ablate, plan_run, run_local
 from cot_engine.ablation.store import Store
 from cot_engine.engine import Engine
 from cot_engine.errors import CotEngineError
+from cot_engine.testing import alike
 
 GRID = {
     "run": {"temperature": 2.0, "top_p": 1.0, "top_k": 0},
@@ -134,7 +134,7 @@ def _a_node_dies_and_nothing_is_lost_or_done_twice(work, local, cluster, tmp_pat
         for key, row in wanted.items():
             assert found[key][:4] == row[:4]
             traces = [s.trace(work.run, key).canonical() for s in (store, local)]
-            assert same(*traces)
+            assert alike(*traces)
 
 
 def _workers_refuse_another_run_and_file_what_fails(work, cluster):
