@@ -130,6 +130,10 @@ def test_what_cannot_be_averaged_is_refused(whole, tmp_path, monkeypatch, capsys
     save_file({"strange": torch.ones(1)}, other / "model.safetensors")
     with pytest.raises(InputError, match="different architectures"):
         average([BUNDLED, other], [0.5, 0.5], tmp_path / "mean")
+    wider = {name: torch.ones(2) for name in load_file(BUNDLED / "model.safetensors")}
+    save_file(wider, other / "model.safetensors")
+    with pytest.raises(InputError, match=r"is \(\d.*\) and \(2,\)"):
+        average([BUNDLED, other], [0.5, 0.5], tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
     command = ["average", str(BUNDLED), "--weights", "1", "--out", str(other)]
     monkeypatch.setattr(sys, "argv", command)

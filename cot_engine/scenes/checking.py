@@ -15,6 +15,7 @@ from . import SceneProblem
 from .charts import Bar
 from .drafts import options_of
 from .grading import facts, grade
+from .reasonings import STEPS
 from .world import COLOURS, FAMILIES, Thing
 
 FREE = ("twins", "shared", "pair-sum", "pair-gap", "triple-sum")
@@ -100,9 +101,7 @@ def _relation(x: str, words: str, y: str) -> bool:
 def _step(x: str, words: str, y: str) -> bool:
     """ "B2 is above B3": the cell just there."""
     dx, dy = _COLUMNS.index(x[0]) - _COLUMNS.index(y[0]), int(x[1]) - int(y[1])
-    return {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}.get(
-        words
-    ) == (dx, dy)
+    return STEPS.get(words) == (dx, dy)
 
 
 def _none(words: str, objects: tuple[Thing, ...] | tuple[Bar, ...]) -> bool:

@@ -90,9 +90,8 @@ def _worse(
         return (worse, (first, second)) if first > second else None
     options = options_of(scene.question)
     if options and rng.random() < MISSED:
-        right = options[scene.answer]
-        body = better["REASONING"].removesuffix(ending(right, options, scene.answer))
-        end, worse["CONCLUSION"] = missed(rng, right, options)
+        body, found = scene.tell(scene.objects)  # type: ignore[misc]
+        end, worse["CONCLUSION"] = missed(rng, found, options)
         worse["REASONING"] = body + end
         return worse, (1.0, 0.0)
     if rng.random() < GUESSED and (guess := wrong_guess(rng, scene)) is not None:
@@ -129,9 +128,7 @@ def _reworded(
 ) -> tuple[str, str]:
     """The scene's own reasoning and conclusion with words changed, and another answer."""
     answer = corrupt_text(rng, scene.answer, 1)
-    body = scene.staged["REASONING"].removesuffix(
-        ending(options.get(scene.answer, scene.answer), options, scene.answer)
-    )
+    body, _ = scene.tell(scene.objects)  # type: ignore[misc]
     body = corrupt_text(rng, body, rng.randint(0, mistakes))
     return body + ending(options.get(answer, answer), options, answer), answer
 

@@ -45,8 +45,8 @@ def _twins(rng: random.Random, asked: str, things: Sequence[Thing]) -> Told:
 
 
 def _shared(rng: random.Random, asked: str, things: Sequence[Thing]) -> Told:
-    """All that have some value; or as many as asked for, whatever they have, the last of which is
-    named; or as many of one value, some of them said to have it."""
+    """All that have some value; or as many as asked for, one of which is named, each said to be
+    what it is or all to have one value."""
     family = "colour" if "colour" in asked else "shape"
     wanted = int(re.findall(r"\d+", asked)[0])
     value = getattr(rng.choice(things), family)
@@ -61,7 +61,7 @@ def _shared(rng: random.Random, asked: str, things: Sequence[Thing]) -> Told:
 
 
 def _rank(rng: random.Random, asked: str, bars: Sequence[Bar]) -> Told:
-    """The ranking without the bar that is asked for, or without some others, too."""
+    """The ranking of all bars but one or two: wrong where these matter."""
     word = "highest" if "highest" in asked else "lowest"
     missed = set(rng.sample(list(bars), rng.choice((1, 1, 2))))
     some = [bar for bar in bars if bar not in missed]

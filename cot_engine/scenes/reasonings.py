@@ -199,8 +199,9 @@ def choose_sum(bars: Sequence[Bar], size: int, total: int) -> Told | None:
 
 
 def subtracted(p: Bar, q: Bar) -> Told:
+    """The difference of two bars, and their names: "red 5. blue 3. 5 - 3 = 2. "."""
     left = p.height - q.height
-    return f"{p}. {q}. {p.height} - {q.height} = {left}. ", f"{p.colour} and {q.colour}"
+    return f"{p}. {q}. {p.height} - {q.height} = {left}. ", joined([p.colour, q.colour])
 
 
 def choose_gap(bars: Sequence[Bar], left: int) -> Told | None:

@@ -41,18 +41,19 @@ def average(models: Sequence[Path], weights: Sequence[float], out: Path) -> None
     if out.exists():
         raise InputError(f"{out} is there already.", "Give another folder, or remove it.")
     places = [_places(model) for model in models]
-    for model, there in zip(models[1:], places[1:], strict=True):
-        if strange := sorted(set(there) ^ set(places[0])):
+    shapes = [{name: shape for name, (_, shape) in there.items()} for there in places]
+    for model, there in zip(models[1:], shapes[1:], strict=True):
+        if strange := sorted({name for name, _ in shapes[0].items() ^ there.items()}):
+            found = [each.get(strange[0], "not there") for each in (shapes[0], there)]
             raise InputError(
-                f"{models[0]} and {model} are of different architectures: {strange[0]} is in one."
+                f"{models[0]} and {model} are of different architectures: {strange[0]} is "
+                f"{found[0]} and {found[1]}."
             )
     out.mkdir(parents=True)
-    for file in sorted(set(places[0].values())):
+    for file in sorted({file for file, _ in places[0].values()}):
         summed: dict[str, torch.Tensor] = {}
         for name, first in load_file(file).items():
-            tensors = [first, *(_tensor(there[name], name) for there in places[1:])]
-            if len({tensor.shape for tensor in tensors}) > 1:
-                raise InputError(f"{name} has shapes {[tuple(t.shape) for t in tensors]}.")
+            tensors = [first, *(_tensor(there[name][0], name) for there in places[1:])]
             mean = sum(w * tensor.float() for w, tensor in zip(weights, tensors, strict=True))
             summed[name] = mean.to(first.dtype).contiguous()  # type: ignore[union-attr]
         save_file(summed, out / file.name, metadata={"format": "pt"})
@@ -61,12 +62,13 @@ def average(models: Sequence[Path], weights: Sequence[float], out: Path) -> None
             shutil.copyfile(file, out / file.name)
 
 
-def _places(model: Path) -> dict[str, Path]:
-    """Which file each tensor of a model is in."""
+def _places(model: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """Which file each tensor of a model is in, and its shape."""
     found = {}
     for file in sorted(model.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
-            found |= dict.fromkeys(opened.keys(), file)
+            for name in sorted(opened.keys()):
+                found[name] = file, tuple(opened.get_slice(name).get_shape())
     if not found:
         raise InputError(f"{model} has no .safetensors files.", "Give folders of models.")
     return found
