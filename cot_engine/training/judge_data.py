@@ -259,8 +259,9 @@ def _within(places: list[tuple[int, int]], start: int, end: int) -> list[int]:
 _GUESSABLE = 0.6
 """Of the corrupted reasonings, how many are of the questions that a model answers by guessing: that
 is where its own mistakes are, once it has learnt the rest."""
-_SOON_LEARNT = ("pair-sum", "pair-gap", "triple-sum")
-"""A quarter as often as the other guesses: a number is asked for, and it is in the text or not."""
+_GUESSED = {"twins": 8, "above": 6, "shared": 4, "rank": 4}
+"""How often each of these comes, the others counting 1. Sums are learnt soon: a number is asked for,
+and it is in the text or not. Whether two things are alike is learnt last."""
 
 
 class JudgeSteps(torch.utils.data.Dataset):
@@ -391,7 +392,7 @@ class JudgeSteps(torch.utils.data.Dataset):
         """A true text of a scene against a corrupted one; of other scenes than those sampled."""
         index = rng.randrange(10**9)
         if stage != "CAPTION" and rng.random() < _GUESSABLE:
-            weights = [1 if kind in _SOON_LEARNT else 4 for kind in guesses.TYPES]
+            weights = [_GUESSED.get(kind, 1) for kind in guesses.TYPES]
             [kind] = rng.choices(guesses.TYPES, weights)
             index += (scenes.TYPES.index(kind) - index) % len(scenes.TYPES)
         scene = scenes.sample(self.config.pairs.seed + 1, index, "train")
