@@ -6,10 +6,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from brute_force import brute_force
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_scenes import brute_force
 
 import cot_engine.bundled
 from cot_engine.scenes import grade, sample
