@@ -114,4 +114,4 @@ def test_model_on_held_out_questions(model, processor, n, detail, text_only):
     # Floors well under what 2,000 questions gave: this is for noticing that something broke.
     assert result["valid_stages"]["share"] >= 0.94  # of 36, two may be malformed
     assert result["answers"]["share"] >= 0.55
-    assert text_only or result["objects"]["share"] >= 0.95
+    assert text_only or result["objects"]["share"] >= 0.9
