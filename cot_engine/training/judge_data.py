@@ -260,8 +260,8 @@ _GUESSABLE = 0.6
 """Of the corrupted reasonings, how many are of the questions that a model answers by guessing: that
 is where its own mistakes are, once it has learnt the rest."""
 _GUESSED = {"twins": 6, "above": 6, "shared": 8, "rank": 6}
-"""How often each of these comes, the others counting 1. Sums are learnt soon: a number is asked for,
-and it is in the text or not. What must be held against all the others is learnt last."""
+"""How often each of these comes, the others counting 1. Sums are learnt soon: a number is asked
+for, and it is in the text or not. What must be held against all the others is learnt last."""
 
 
 class JudgeSteps(torch.utils.data.Dataset):
