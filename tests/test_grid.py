@@ -108,6 +108,14 @@ def test_a_plan_is_read_beside_the_file():
     assert [stage.width for stage in wide] == [1, 8, None, 1]
 
 
+def test_the_comparison_is_all_by_one_judge_with_its_reference_among_the_cells():
+    made = load_ablation(ROOT / "examples" / "comparison.toml")
+    searched = [cell for cell in made.cells if cell.config.strategy == "stage-beam"]
+    assert {cell.config.judge for cell in searched} == {"self+likelihood"}
+    assert made.reference == "stage-beam n=4" and len(made.seeds) == 3
+    assert sum(cell.match is not None for cell in made.cells) == 3
+
+
 @pytest.mark.parametrize("name", ["paper"])
 def test_presets_are_grids(name):
     import cot_engine

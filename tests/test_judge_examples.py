@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from pathlib import Path
 
 import made_pairs
@@ -260,6 +261,15 @@ def test_captions_come_first_and_then_the_mixture():
             assert {j.pair.stage for j in drawn} == {"CAPTION"}
     stages = {j.pair.stage for step in range(3, 30) for j in steps._of_step(step)}
     assert stages == {"CAPTION", "REASONING", WHOLE}
+    kinds = Counter(
+        j.item.type
+        for step in range(3, 60)
+        for j in steps._of_step(step)
+        if j.pair.stage != "CAPTION" and not own & {j.pair.first.text, j.pair.second.text}
+    )
+    searched = [kinds[kind] for kind in ("twins", "shared", "rank", "above")]
+    summed = [kinds[kind] for kind in ("pair-sum", "pair-gap", "triple-sum")]
+    assert len(kinds) > 10 and sum(searched) > 3 * sum(summed) > 0
 
 
 def test_sound_leaves_out_what_was_right_by_luck():

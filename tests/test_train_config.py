@@ -33,7 +33,7 @@ def table(**changes):
     return found
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/train-*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*train-*.toml")), ids=lambda p: p.stem)
 def test_the_examples_are_good(path):
     config = load_config(path)
     assert isinstance(config, SFTConfig) and config.folder == path.parent

@@ -259,7 +259,7 @@ def _within(places: list[tuple[int, int]], start: int, end: int) -> list[int]:
 _GUESSABLE = 0.6
 """Of the corrupted reasonings, how many are of the questions that a model answers by guessing: that
 is where its own mistakes are, once it has learnt the rest."""
-_GUESSED = {"twins": 6, "above": 6, "shared": 8, "rank": 6}
+_GUESS_WEIGHTS = {"twins": 6, "above": 6, "shared": 8, "rank": 6}
 """How often each of these comes, the others counting 1. Sums are learnt soon: a number is asked
 for, and it is in the text or not. What must be held against all the others is learnt last."""
 
@@ -392,7 +392,7 @@ class JudgeSteps(torch.utils.data.Dataset):
         """A true text of a scene against a corrupted one; of other scenes than those sampled."""
         index = rng.randrange(10**9)
         if stage != "CAPTION" and rng.random() < _GUESSABLE:
-            weights = [_GUESSED.get(kind, 1) for kind in guesses.TYPES]
+            weights = [_GUESS_WEIGHTS.get(kind, 1) for kind in guesses.TYPES]
             [kind] = rng.choices(guesses.TYPES, weights)
             index += (scenes.TYPES.index(kind) - index) % len(scenes.TYPES)
         scene = scenes.sample(self.config.pairs.seed + 1, index, "train")
