@@ -152,6 +152,8 @@ def test_a_model_learns_and_is_loaded_by_the_engine(run, tmp_path):
     assert "4 examples" in card and f"torch {torch.__version__}" in card
     copied = {"tokenizer.json", "processor_config.json", "chat_template.jinja"}
     assert copied <= {p.name for p in outcome.model.iterdir()}
+    # A server of another account reads the weights, too.
+    assert len({p.stat().st_mode for p in outcome.model.iterdir()}) == 1
 
 
 def test_the_loss_of_a_step_does_not_depend_on_the_micro_batch(run):
@@ -382,6 +384,7 @@ def test_lora_on_named_layers_without_merging(run):
     names = {name.split(".")[-3] for name in load_file(_adapter(outcome))}
     assert names == {"q_proj", "v_proj"}
     assert outcome.model is None and not (outcome.output / "model").exists()
+    assert len({p.stat().st_mode for p in _adapter(outcome).parent.iterdir()}) == 1
     with pytest.raises(InputError, match=r"'q_porj'.*k_proj, o_proj, q_proj"):
         run("other", lora={"targets": ["q_porj"]})
 

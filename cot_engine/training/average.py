@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cot_engine.errors import CotEngineError, InputError
+from cot_engine.training.network import share
 
 _OTHERS = ("*.json", "*.jinja", "*.model", "*.txt")
 """What is copied from the first model's folder, besides the files of weights."""
@@ -60,6 +61,7 @@ def average(models: Sequence[Path], weights: Sequence[float], out: Path) -> None
     for pattern in _OTHERS:
         for file in models[0].glob(pattern):
             shutil.copyfile(file, out / file.name)
+    share(out)
 
 
 def _places(model: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from cot_engine.training.network import share
+
 BUNDLED = Path(__file__).parent.parent / "bundled"
 FILES = (
     "chat_template.jinja",
@@ -34,7 +36,7 @@ def bundle(model: Path, out: Path) -> None:
         shutil.copyfile(model / name, out / name)
     rounded = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
     save_file(rounded, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "model.safetensors").chmod(0o644)
+    share(out)
 
 
 def main() -> None:

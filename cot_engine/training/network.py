@@ -65,6 +65,7 @@ def save_model(
             write(beside)
             copy_processor(source, beside)
             (beside / "README.md").write_text(card, encoding="utf-8")
+            share(beside)
             sync(beside)
         except Exception as error:
             shutil.rmtree(beside, ignore_errors=True)
@@ -90,3 +91,11 @@ def save_model(
                 "model",
                 lambda to: merged(trainer.model, loaded, config, source).save_pretrained(to),
             )
+
+
+def share(folder: Path) -> None:
+    """Give a model's files of weights the mode of its other files: safetensors makes them readable
+    to their owner alone, and whoever serves a model is often somebody else."""
+    for other in [*folder.glob("*.json")][:1]:
+        for file in folder.glob("*.safetensors"):
+            shutil.copymode(other, file)

@@ -26,6 +26,7 @@ from cot_engine.scenes.charts import TALLEST
 from cot_engine.scenes.model import PATCH, build_model, build_processor
 from cot_engine.scenes.world import COLOURS, GRID, SHAPES, SIDE, SIZES, Thing
 from cot_engine.training.muon import Muon
+from cot_engine.training.network import share
 
 IGNORE = -100
 CELLS = GRID * GRID
@@ -196,6 +197,7 @@ def warm_up(out: Path, steps: int, size: int, minutes: float | None) -> None:
     print(f"held out after {done} steps: {held_out(tower, heads, device)}")
     model.to("cpu").save_pretrained(out)
     processor.save_pretrained(out)
+    share(out)
 
 
 def main() -> None:
