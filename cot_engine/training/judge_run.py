@@ -325,7 +325,7 @@ def _measured(
     failed = [part for part in seen if part.failed]
     if failed:
         notes.append(f"{failed[0].failed:,} problems could not be judged: {failed[0].error}")
-    if config.sft.model.path and not seen[1].contests:
+    if not seen[1].contests:
         notes.append("There were no held-out pairs to measure on.")
     return compare(seen[0], seen[1], likely, (scores[0], scores[1]), weight, notes)
 
