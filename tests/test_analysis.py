@@ -371,7 +371,8 @@ def test_a_whole_response_that_was_never_finished_is_worth_what_it_says(grid):
 
 
 def test_where_there_is_nothing_to_take_nothing_is_taken(grid):
-    store, run = grid({"beam": plain("stage-beam", BON), "one": plain("stage-beam", {"n": 1})})
+    beam = plain("stage-beam", BON, rollouts=2)
+    store, run = grid({"beam": beam, "one": plain("stage-beam", {"n": 1})})
     put(store, run, "beam", 0, 0, selections=(selection("CAPTION", {"a": 0.5, "b": 0.5}, "a"),))
     put(store, run, "one", 0, 0, selections=(selection("CAPTION", {"a": 0.5}, "a"),))
     found = analyse(store, run)
@@ -379,6 +380,23 @@ def test_where_there_is_nothing_to_take_nothing_is_taken(grid):
     assert "No selection of beam gives anything away" in " ".join(found.headline)
     assert h.label == "beam"
     assert h.taken is None
+
+
+def test_what_was_not_continued_is_not_said_to_lose_nothing(grid):
+    """Of a beam without rollouts only the last stage's candidates have an answer."""
+    store, run = grid({"beam": plain("stage-beam", BON)})
+    unfinished = selection("CAPTION", {"a": 1.0, "b": 1.0}, "a", unknown=("a", "b"))
+    last = selection("CONCLUSION", {"c": 1.0, "d": 1.0}, "c")
+    put(store, run, "beam", 0, 0, selections=(unfinished, last))
+    said = " ".join(analyse(store, run).headline)
+    assert "Where selection loses at the stages of beam is not known" in said
+    assert "anything away" not in said
+    # Whole responses are all finished.
+    store, run = grid({"bon": plain("best-of-n", BON)})
+    whole = selection("whole", {"a": 1.0, "b": 0.0}, "b")
+    put(store, run, "bon", 0, 0, selections=(whole,))
+    said = " ".join(analyse(store, run).headline)
+    assert "Selection loses most at whole responses of bon: 100.0 points" in said
 
 
 def test_selecting_again_among_more_is_one_choice_and_another_sentence_is_another():

@@ -80,7 +80,7 @@ def analyse(store: Store, run: Run, *, where: str | None = None, cards: bool = T
         run=run,
         unit=grid.unit,
         where=where,
-        headline=headline(standings, compared, room, grid.unit),
+        headline=headline(run, standings, compared, room, grid.unit),
         notes=notes(run, rows, missing, failed, standings, where),
         standings=standings,
         comparisons=compared,

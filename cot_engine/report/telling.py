@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from cot_engine.ablation.records import Key, Row, Run
+from cot_engine.ablation.worth import WHOLE
 from cot_engine.report.amounts import amount, interval, share
 from cot_engine.report.findings import Comparison, Headroom, Standing
 
@@ -13,6 +14,7 @@ _MOST = 10  # labels named one by one in the notes of one kind
 
 
 def headline(
+    run: Run,
     standings: Sequence[Standing],
     comparisons: Sequence[Comparison],
     headrooms: Sequence[Headroom],
@@ -26,7 +28,7 @@ def headline(
     best = max(searched, key=lambda s: s.accuracy.estimate, default=None)
     of = by_label[main.first] if main else best
     told = [_compared(main), _baselines(searched, of)] if of else []
-    told += [_lost(headrooms, of), _sampled(by_label), _judging(of, unit)] if of else []
+    told += [_lost(run, headrooms, of), _sampled(by_label), _judging(of, unit)] if of else []
     return tuple(filter(None, told))
 
 
@@ -62,14 +64,19 @@ def is_one_sample(standing: Standing) -> bool:
     return standing.strategy == "best-of-n" and standing.n == 1 and standing.matching == ""
 
 
-def _lost(headrooms: Sequence[Headroom], of: Standing) -> str:
+def _lost(run: Run, headrooms: Sequence[Headroom], of: Standing) -> str:
     """Where the judge of this cell, else of any, gives most away."""
     known = [h for h in headrooms if h.measure == "worth"] or list(headrooms)
     known = [h for h in known if h.label == of.label] or known
     if not known:
         return ""
     h = max(known, key=lambda h: h.oracle.estimate - h.selected.estimate)
-    where = f"whole responses of {h.label}" if h.stage == "whole" else f"{h.stage} of {h.label}"
+    if h.stage != WHOLE and not run.cells[h.cell][1]["rollouts"]:
+        return (
+            f"Where selection loses at the stages of {h.label} is not known: its unfinished"
+            " candidates were not continued (rollouts = 1 in the grid does that)."
+        )
+    where = f"whole responses of {h.label}" if h.stage == WHOLE else f"{h.stage} of {h.label}"
     away = 100 * (h.oracle.estimate - h.selected.estimate)
     if away < 0.05:
         return f"No selection of {h.label} gives anything away: none has a better candidate."
