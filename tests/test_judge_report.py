@@ -49,6 +49,9 @@ class Looking:
         return await SelfJudge().compare(pairs, case, ask)
 
 
+NAMES = ("oracle", "first", "random", "looking")
+
+
 @pytest.fixture(scope="module")
 def data():
     return load_data("scenes/val", n=9, seed=4)  # twins and shared among them: guesses
@@ -72,7 +75,7 @@ def found(data):
     with pytest.MonkeyPatch.context() as patch, Engine.from_pretrained() as engine:
         for name, make in extra.items():
             patch.setitem(JUDGES, name, make)
-        todo = Examination(HOT, ("oracle", "first", "random", "looking"), n=5)
+        todo = Examination(HOT, (*NAMES, "likelihood"), n=5)
         done = []
         examine(engine, data.items, todo, done.append)
         yield report(data, engine, todo, done), done
@@ -83,7 +86,7 @@ def of(report, judge, image="seen"):
 
 
 def test_every_judge_was_asked_about_the_same_pairs(found):
-    by_judge = [of(found[0], name) for name in ("oracle", "first", "random", "looking")]
+    by_judge = [of(found[0], name) for name in NAMES]
     for cards in zip(*[cards.values() for cards in by_judge], strict=True):
         assert len({(c.stage, c.measure, c.matches, c.pairs, c.problems) for c in cards}) == 1
     assert by_judge[0]["whole", "worth"].pairs > 5 and by_judge[0]["CAPTION", "facts"].pairs > 5
@@ -145,6 +148,17 @@ def test_controls_are_held_where_a_judge_asks_the_model(found, data):
     seen, blank = (of(report, "looking", i)["whole", "worth"] for i in ("seen", "blank"))
     assert controls[0].difference.difference.estimate == pytest.approx(
         seen.leaning.estimate - blank.leaning.estimate
+    )
+
+
+def test_judges_that_ask_are_held_against_likelihood_on_the_same_pairs(found):
+    report, _ = found
+    assert {over.judge for over in report.over_likelihood} == {"looking"}
+    (over,) = (o for o in report.over_likelihood if (o.stage, o.measure) == ("whole", "worth"))
+    own, free = (of(report, name)["whole", "worth"] for name in ("looking", "likelihood"))
+    assert over.difference.problems == own.problems == free.problems > 0
+    assert over.difference.difference.estimate == pytest.approx(
+        own.leaning.estimate - free.leaning.estimate
     )
 
 

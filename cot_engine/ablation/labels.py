@@ -39,8 +39,11 @@ _LABELLED = {
 def labelled(drafts: list[Draft]) -> list[tuple[str, Draft]]:
     """A label for each: its name or strategy, its parameters, and the settings that differ within
     the grid. Raises ConfigError for two cells that are the same."""
-    usual = {key: _most_frequent([getattr(d.config, key) for d in drafts]) for key in _LABELLED}
-    usual_plan = _most_frequent([d.plan for d in drafts])
+    usual = {
+        key: _most_frequent([getattr(d.config, key) for d in _showing(key, drafts)])
+        for key in _LABELLED
+    }
+    usual_plan = _most_frequent([d.plan for d in _showing("plan", drafts)])
     labels: dict[str, Draft] = {}
     for draft in drafts:
         parts = [draft.name or draft.config.strategy]
@@ -57,9 +60,9 @@ def labelled(drafts: list[Draft]) -> list[tuple[str, Draft]]:
         parts += [f"{key}={value}" for key, value in parameters.items()]
         for key, form in _LABELLED.items():
             value = getattr(draft.config, key)
-            if value != usual[key] and not (draft.name and key not in draft.axes):
+            if value != usual[key] and _shows(draft, key):
                 parts.append(form.format(value))
-        if draft.plan != usual_plan and not (draft.name and "plan" not in draft.axes):
+        if draft.plan != usual_plan and _shows(draft, "plan"):
             parts.append(draft.plan)
         if draft.matched:
             parts.append("(matched)")
@@ -71,6 +74,16 @@ def labelled(drafts: list[Draft]) -> list[tuple[str, Draft]]:
             )
         labels[label] = draft
     return list(labels.items())
+
+
+def _shows(draft: Draft, key: str) -> bool:
+    """Whether its label tells this setting: a name says it all, but for what its entry varies."""
+    return not draft.name or key in draft.axes
+
+
+def _showing(key: str, drafts: list[Draft]) -> list[Draft]:
+    """Those whose labels tell it: greedy, which has no judge, has no say in which is usual."""
+    return [draft for draft in drafts if _shows(draft, key)] or drafts
 
 
 def _shown(config: RunConfig) -> dict[str, Any]:

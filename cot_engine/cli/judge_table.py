@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cot_engine.escape import terminal
 
 if TYPE_CHECKING:
-    from cot_engine.report.judge_report import Control, JudgeReport
+    from cot_engine.report.judge_report import Control, JudgeReport, OverLikelihood
     from cot_engine.report.judging import Card
     from cot_engine.statistics import Interval
 
@@ -41,12 +41,14 @@ def show(found: JudgeReport) -> None:
         _say(f"{stage}: {here[0].matches:,} matches", bold=True)
         _table(_HABITS, [_habits(card) for card in _once(here)])
         for measure in dict.fromkeys(card.measure for card in here):
+            place = (stage, measure)
             cards = [card for card in here if card.measure == measure]
             _say("")
             _say(f"{stage}, by {_measure(measure, stage, about['rollouts'])}: {_base(cards)}")
             if any(card.pairs for card in cards):
                 _table(_MERITS, [_merits(card) for card in cards])
-            _controls([c for c in found.controls if (c.stage, c.measure) == (stage, measure)])
+            _over([o for o in found.over_likelihood if (o.stage, o.measure) == place])
+            _controls([c for c in found.controls if (c.stage, c.measure) == place])
     _say("")
     if found.weight is not None:
         fit = found.weight
@@ -119,14 +121,23 @@ def _merits(card: Card) -> list[str]:
     ]
 
 
+def _over(found: Sequence[OverLikelihood]) -> None:
+    for o in found:
+        _say(f"{_leans(o)} than likelihood does, on the same pairs.")
+
+
 def _controls(controls: Sequence[Control]) -> None:
     for c in controls:
-        d = c.difference.difference
-        _say(
-            f"{terminal(c.judge)} leans to the better one {_signed(d.estimate)}"
-            f" ({_signed(d.low)} to {_signed(d.high)}) more often with the picture than with"
-            f" {'a grey one' if c.image == 'blank' else 'another one'}."
-        )
+        other = "a grey one" if c.image == "blank" else "another one"
+        _say(f"{_leans(c)} with the picture than with {other}.")
+
+
+def _leans(found: Control | OverLikelihood) -> str:
+    d = found.difference.difference
+    return (
+        f"{terminal(found.judge)} leans to the better one {_signed(d.estimate)}"
+        f" ({_signed(d.low)} to {_signed(d.high)}) more often"
+    )
 
 
 def _name(card: Card) -> str:

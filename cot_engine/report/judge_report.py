@@ -9,7 +9,7 @@ every other, by each judge; and with a grey picture and with another one, by tho
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,17 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
+class OverLikelihood:
+    """What asking the model is worth: how much more often this judge's margin leans to the better
+    candidate than likelihood does, which is free, on the same pairs."""
+
+    judge: str
+    stage: str
+    measure: Measure
+    difference: Paired
+
+
+@dataclass(frozen=True, slots=True)
 class JudgeReport:
     """What was found. `asked` problems were to be done, `done` were, `failed` of these in vain;
     `weight` is that of self+likelihood, if it was to be fitted and could be."""
@@ -118,6 +129,7 @@ class JudgeReport:
     failed: int
     cards: tuple[Card, ...]
     controls: tuple[Control, ...]
+    over_likelihood: tuple[OverLikelihood, ...]
     notes: tuple[str, ...]
     weight: Fit | None = None
 
@@ -217,12 +229,18 @@ def report(
     ]
     cards: list[Card] = []
     controls: list[Control] = []
+    over: list[OverLikelihood] = []
     for key in order:
         if key in groups:
             stage, judge, image = key
             cards += cards_of(judge, stage, image, groups[key])
+            seen = groups[stage, judge, "seen"]
             if image != "seen":
-                controls += _controls(*key, groups[stage, judge, "seen"], groups[key])
+                gained = _gained(seen, groups[key])
+                controls += [Control(judge, stage, by, image, d) for by, d in gained]
+            elif any(contest.judging.calls for contest in seen):
+                gained = _gained(seen, groups.get((stage, "likelihood", "seen"), ()))
+                over += [OverLikelihood(judge, stage, by, d) for by, d in gained]
     failed = [each for each in done if each.error]
     notes = _notes(data, todo, done, failed, cards)
     weight = None
@@ -238,6 +256,7 @@ def report(
         failed=len(failed),
         cards=tuple(sorted(cards, key=lambda c: (stages.index(c.stage), c.measure == "facts"))),
         controls=tuple(controls),
+        over_likelihood=tuple(over),
         notes=tuple(notes),
         weight=weight,
     )
@@ -252,16 +271,15 @@ def _margins(groups: dict[tuple[str, str, Shown], list[Contest]], stages: list[s
     return margins(own, likelihood)
 
 
-def _controls(
-    stage: str, judge: str, image: Shown, seen: Sequence[Contest], other: Sequence[Contest]
-) -> list[Control]:
-    found = []
+def _gained(
+    first: Sequence[Contest], second: Sequence[Contest]
+) -> Iterator[tuple[Measure, Paired]]:
+    """By measure, how much more often the margins of the first lean to the better candidate, over
+    the problems that both have pairs of."""
     for measure in MEASURES:
-        a, b = leanings(seen, measure), leanings(other, measure)
+        a, b = leanings(first, measure), leanings(second, measure)
         if both := [name for name in a if name in b]:
-            first, second = (np.array([[of[name]] for name in both]) for of in (a, b))
-            found.append(Control(judge, stage, measure, image, paired(first, second)))
-    return found
+            yield measure, paired(*(np.array([[of[name]] for name in both]) for of in (a, b)))
 
 
 def _about(data: DataSet, engine: Engine, todo: Examination) -> dict[str, Any]:
