@@ -35,13 +35,6 @@ def terminal(text: str) -> str:
     return visible(text)
 
 
-def markup(text: str) -> str:
-    """For a string in which rich reads [markup]."""
-    from rich.markup import escape
-
-    return escape(visible(text))
-
-
 def html(text: str) -> str:
     """For HTML text or a quoted attribute."""
     return _html.escape(visible(text), quote=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import unicodedata
 from html.parser import HTMLParser
 
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
-from cot_engine.escape import html, markup, terminal
+from cot_engine.escape import html, terminal
 
 ANY = st.text(st.characters(exclude_categories=[]))
 BIDI = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
@@ -39,13 +37,6 @@ def test_html_is_one_text(text):
     reader.feed(f'<p title="{html(text)}">{html(text)}</p>')
     reader.close()
     assert parts[0] == terminal(text) and "".join(parts[1:]) == terminal(text)
-
-
-@given(ANY)
-def test_markup_is_not_read(text):
-    console = Console(file=io.StringIO(), width=10_000, color_system=None, emoji=False)
-    console.print(markup(text) + ".", highlight=False, soft_wrap=True)
-    assert console.file.getvalue() == terminal(text).expandtabs(8) + ".\n" or "\t" in text
 
 
 def test_what_acts_is_shown():
