@@ -36,6 +36,15 @@ def test_baselines_are_there_once_for_each_way_of_sampling():
     assert len([label for label in found if label.startswith("one sample")]) == 2
 
 
+def test_a_label_tells_the_judge_only_where_cells_that_judge_differ():
+    """The baselines, which have none, are more than the cell: they have no say in what is usual."""
+    run = 'run = {judge = "likelihood"}\n'
+    cell, other = '{strategy = "stage-beam"}', '{strategy = "stage-beam", judge = "self"}'
+    assert labels(f"{run}cells = [{cell}]") == ["greedy", "one sample", "stage-beam n=4"]
+    both = labels(f"{run}cells = [{cell}, {other}]")
+    assert set(both) > {"stage-beam n=4"} and len(set(both)) == 4
+
+
 def test_baselines_that_the_file_names_are_not_added_again():
     text = 'cells = [{strategy = "greedy"}, {strategy = "best-of-n", n = [1, 4]}]'
     assert labels(text) == ["greedy", "best-of-n n=1", "best-of-n n=4"]

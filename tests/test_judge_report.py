@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -290,6 +291,19 @@ def test_a_problem_that_fails_does_not_stop_the_others(cli, tmp_path):  # noqa: 
     got = json.loads(done.stdout)
     assert done.returncode == 0 and (got["done"], got["failed"]) == (2, 1)
     assert any("1 problems failed" in note and "bad.png" in note for note in got["notes"])
+
+
+def test_the_tables_tell_what_asking_is_worth(cli):  # noqa: F811
+    said = cli(
+        "judge-report", "--problems", "12", "--judge", "self", "--judge", "likelihood"
+    ).stdout
+    assert re.search(
+        r"^self leans to the better one [+-]\d\.\d{3} \([+-]\d\.\d{3} to [+-]\d\.\d{3}\) more often"
+        r" than likelihood does, on the same pairs\.$",
+        said,
+        re.MULTILINE,
+    )
+    assert "likelihood leans" not in said  # it asks nobody
 
 
 def test_controls_on_request(cli):  # noqa: F811
