@@ -233,6 +233,89 @@ def test_tsv_with_bom_and_crlf(tmp_path):
     assert load_data("a.tsv", folder=tmp_path).items[0].problem().question == "What?"
 
 
+LISTS = {  # a cell: its answers, of which any will do; one text where it is no list of texts
+    "['2', 'two']": ("2", "two"),
+    '["2", "two"]': ("2", "two"),
+    "['2' 'two'\n 'deux']": ("2", "two", "deux"),  # numpy's, which Python would join
+    " [ 'it\\'s', \"a 'b'\", 3.50, ] ": ("it's", "a 'b'", "3.50"),
+    "['2', '2', ' two ', '']": ("2", "two"),
+    '["\\ud83d\\ude00", "caf\\u00e9"]': ("😀", "café"),
+    "['\\\\frac{1}{2}']": ("\\frac{1}{2}",),
+    "[1, 2]": None,  # a vector
+    "[0.5]": None,
+    "['a', ['b']]": None,
+    "[['a']]": None,
+    "['a', None]": None,
+    "['a''b']": None,
+    "['a',, 'b']": None,
+    "['a'": None,
+    "['a'] and ['b']": None,
+    "[a, b]": None,
+    "('a', 'b')": None,
+    "{'a': 1}": None,
+    "['a', __import__('os')]": None,
+    "[" + "['a']," * 50_000 + "]": None,
+    "[" + "'a'," * 1001 + "]": None,
+    "[" + "1" * 6000 + "]": None,
+}
+
+
+@pytest.mark.parametrize("cell", LISTS, ids=lambda cell: cell[:24])
+def test_an_answer_that_is_written_as_a_list(tsv, jsonl, cell):
+    """Any of the list's texts is right, in a TSV's cell and in a JSON text, as in a JSON list."""
+    answers = LISTS[cell] or (cell.strip(),)
+    files = [tsv(cells(answer=cell, image=RED)), jsonl(line(answer=cell))]
+    for source in files:
+        (item,) = (data := load_data(source)).items
+        assert item.grader.accepted == (
+            answers if source.endswith("tsv") or LISTS[cell] else (cell,)
+        )
+        assert item.answer == " or ".join(item.grader.accepted)
+        for answer in LISTS[cell] or ():
+            assert item.grade(f"The answer is {answer}.") == 1.0
+        assert item.grade("none of them") == 0.0
+        if LISTS[cell]:
+            said = "1 of 1 standard answers are written as lists of texts: any of"
+        else:
+            said = "1 of 1 standard answers stand in brackets and are no list of texts (line"
+        bracketed = cell.strip().startswith("[") and cell.strip().endswith("]")
+        assert [note for note in data.notes if said in note] or not bracketed
+    if LISTS[cell]:
+        listed = load_data(jsonl(line(answer=list(answers)))).items[0]
+        assert listed == item, "what a list means does not depend on how it is written"
+
+
+def test_lists_of_options_and_lists_without_an_answer(tsv):
+    (item,) = load_data(tsv(cells(answer="['A', 'blue']", A="red", B="blue", C="green"))).items
+    assert (item.grader.kind, item.grader.accepted) == ("choice", ("A", "B"))
+    assert [item.grade(letter) for letter in "ABC"] == [1.0, 1.0, 0.0]
+    for cell in ("[]", "['']", "[' ', '']"):
+        fails(tsv(cells(answer=cell)), "line 2", "no answer")
+
+
+def test_what_was_no_list_keeps_its_digest(tsv, jsonl):
+    """Stores are named by it."""
+    plain, vector, given = (
+        load_data(tsv(cells(answer="red"))).items[0],
+        load_data(tsv(cells(answer="[1, 2]"))).items[0],
+        load_data(jsonl(line(id="1", answer=["red", "crimson"]))).items[0],
+    )
+    assert [item.digest[:12] for item in (plain, vector, given)] == DIGESTS
+
+
+DIGESTS = ["27d67c8be639", "f04fa5074a0f", "b3e81a43b0c6"]  # of 15a5481
+
+
+def test_a_path_is_as_good_as_its_name(tsv):
+    source = tsv(cells())
+    assert load_data(Path(source)) == load_data(source)
+    assert load_data(Path(source).name, folder=str(Path(source).parent)) == load_data(source)
+    assert load_data(Path("scenes"), n=2) == load_data("scenes", n=2)
+    for none in (None, 3, "", b"x", [source]):
+        with pytest.raises(ConfigError, match="The data source is"):
+            load_data(none)
+
+
 def test_a_part_of_the_data(tsv, tmp_path):
     rows = [cells(str(i), split="dev" if i % 2 else "test") for i in range(6)]
     path = tsv(*rows)

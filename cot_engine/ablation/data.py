@@ -10,20 +10,25 @@ will do), `image` or `images` (a path relative to the file, or base64), and wher
 the line's number), `choices` (a list, or letters with texts), `hint`, `type`, `split`. A TSV file
 has the columns of the public benchmarks: index, question, answer, image (base64, or the index of
 the row that has it) or image_path, and where wanted hint, A, B, C, ..., category, split.
+
+An answer that is one text and holds a list of texts (`['2', 'two']`) is that list: any of them will
+do. A list of bare numbers (`[1, 2]`) is one answer, a vector; so is what is no whole list.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from cot_engine import scenes
-from cot_engine.ablation.files import Row, read_file, wrong
-from cot_engine.ablation.grading import RULES, SAID, Grader, is_marked, kind_of
+from cot_engine.ablation.cells import is_bracketed
+from cot_engine.ablation.files import Row, cut, read_file, wrong
+from cot_engine.ablation.grading import RULES, SAID, Grader, Grading, is_marked, kind_of
 from cot_engine.ablation.pictures import pictures_of
 from cot_engine.answers import normalise_answer
 from cot_engine.config import check_question
@@ -38,15 +43,6 @@ SOURCES = ("scenes", "scenes/test", "scenes/val", "scenes/ood")
 _FORMAT = "item-1"  # part of every digest: results graded by other rules must not mix with these
 _LONG = 10  # words of an answer that nobody contains word for word
 _SHOWN = 3
-
-
-class Grading(Protocol):
-    """What holds a text against the standard answer; see `grading.Grader`."""
-
-    @property
-    def kind(self) -> str: ...
-    def grade(self, answer: str) -> float: ...
-    def facts(self, stage: str, text: str) -> float | None: ...
 
 
 class Picture(Protocol):
@@ -117,12 +113,12 @@ class DataSet:
 
 
 def load_data(
-    source: str,
+    source: str | Path,
     *,
     n: int | None = None,
     split: str | None = None,
     seed: int = 0,
-    folder: Path = Path(),
+    folder: str | Path = "",
     rule: str | None = None,
     allow_url: bool = False,
 ) -> DataSet:
@@ -135,8 +131,10 @@ def load_data(
     files. Raises ConfigError for an argument, InputError or ImageError for what is wrong with a
     file, naming the line. Images are not decoded here, but must be there.
     """
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
     if not isinstance(source, str) or not source.strip():
-        raise ConfigError(f"The data source is {source!r}.", "Give a file, or scenes.")
+        raise ConfigError(f"The data source is {cut(repr(source))}.", "Give a file, or scenes.")
     check_n(n)
     if split is not None and (not isinstance(split, str) or not split):
         raise ConfigError(f"split is {split!r}.", "Give its name, or leave it out.")
@@ -244,6 +242,7 @@ def _from_file(path: Path, n: int | None, split: str | None, rule: str, allow_ur
     notes = _taken(n, len(rows), name)
     if blind := sum(not item.pictures for item in items):
         notes.append(f"{blind} of {len(items)} questions have no image.")
+    notes += _about_lists(taken)
     if hopeless := sum(_hopeless(grader) for grader in graders[: len(items)]):
         notes.append(
             f"{hopeless} of {len(items)} standard answers are longer than {_LONG} words: no answer "
@@ -259,6 +258,24 @@ def _taken(n: int | None, held: int, name: str) -> list[str]:
     if n > held:
         return [f"n is {n}, but {name} has {held} questions: all are taken."]
     return [f"The first {n} of the {held} questions of {name}: a part of it, not a sample."]
+
+
+def _about_lists(rows: list[Row]) -> list[str]:
+    """What is to be said of answers that are written as lists, read or not."""
+    notes = []
+    if listed := sum(row.listed for row in rows):
+        notes.append(
+            f"{listed} of {len(rows)} standard answers are written as lists of texts: any of their"
+            " entries is right."
+        )
+    alike = [r for r in rows if not r.listed and len(r.answers) == 1 and is_bracketed(r.answers[0])]
+    if alike:
+        some = ", ".join(row.place for row in alike[:_SHOWN]) + (", ..." * (len(alike) > _SHOWN))
+        notes.append(
+            f"{len(alike)} of {len(rows)} standard answers stand in brackets and are no list of"
+            f" texts ({some}): each is graded as that text."
+        )
+    return notes
 
 
 def _by_id(path: Path, rows: list[Row]) -> dict[str, Row]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cot_engine.ablation.cells import entries
 from cot_engine.errors import InputError
 
 LETTERS = string.ascii_uppercase
@@ -32,7 +33,8 @@ _CSV_LOCK = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One question as a file has it. `pictures` are not read yet; a "row" is the id of another."""
+    """One question as a file has it. `pictures` are not read yet; a "row" is the id of another.
+    `listed`: its answers stood in one text, written as a list."""
 
     place: str  # "line 3"
     id: str
@@ -43,6 +45,7 @@ class Row:
     type: str = ""
     split: str = ""
     pictures: tuple[tuple[Literal["path", "base64", "url", "row"], str], ...] = ()
+    listed: bool = False
 
 
 Faulty = Callable[[str, InputError], None]
@@ -140,11 +143,13 @@ def _from_json(path: Path, number: int, line: str) -> Row:
         return _text(path, place, key, value)
 
     for key in ("question", "answer"):
-        if found.get(key) in (None, "", []):
+        if found.get(key) in (None, "", [], "[]"):
             near = difflib.get_close_matches(key, [k for k in found if k not in _JSON_KEYS], n=1)
             hint = f"Is {near[0]!r} it?" if near else f"Its keys are {', '.join(found) or 'none'}."
             raise wrong(path, place, f"there is no {key}.", hint)
     answer = found["answer"]
+    if listed := isinstance(answer, str) and entries(answer) is not None:
+        answer = _spellings(path, place, answer)
     if "type" in found and "category" in found:
         raise wrong(path, place, "there is a type and a category.", "Keep one: they are the same.")
     kind = found.get("type", found.get("category"))
@@ -156,6 +161,7 @@ def _from_json(path: Path, number: int, line: str) -> Row:
         tuple(text_of("answer", a) for a in (answer if isinstance(answer, list) else [answer])),
         _choices(path, place, found.get("choices")),
         pictures=_json_pictures(path, place, found),
+        listed=listed,
         **{k: "" if v in (None, "") else text_of(k, v) for k, v in optional.items()},
     )
 
@@ -278,7 +284,7 @@ def _lines(path: Path, text: str, tell: Faulty) -> Iterator[tuple[str, list[str]
 
 def _from_cells(path: Path, place: str, cells: dict[str, str]) -> Row:
     for key in _TSV_KEYS[:3]:
-        if not cells[key].strip():
+        if cells[key].strip() in ("", "[]" if key == "answer" else ""):
             hint = "Test splits are often given out without answers: use another."
             hint = hint if key == "answer" else "Fill it in."
             raise wrong(path, place, f"there is no {key}.", hint)
@@ -291,25 +297,35 @@ def _from_cells(path: Path, place: str, cells: dict[str, str]) -> Row:
         pictures = tuple(("base64" if len(x) > 64 else "row", x) for x in _listed(image))
     elif named := cells.get("image_path", "").strip():
         pictures = tuple(("path", x) for x in _listed(named))
+    answer = cells["answer"].strip()
+    listed = entries(answer) is not None
+    answers = _spellings(path, place, answer) if listed else [answer]
     return Row(
         place,
         cells["index"].strip(),
         cells["question"],
-        (cells["answer"].strip(),),
+        tuple(_text(path, place, "answer", text) for text in answers),
         choices,
         cells.get("hint", "").strip(),
         cells.get("category", ""),
         cells.get("split", ""),
         pictures,
+        listed,
     )
 
 
+def _spellings(path: Path, place: str, cell: str) -> list[str]:
+    """The answers of a cell that lists them, each once: benchmarks repeat what several people
+    answered. Raises InputError if all are empty."""
+    found = list(dict.fromkeys(text.strip() for text in entries(cell) or [] if text.strip()))
+    if not found:
+        raise wrong(path, place, f"there is no answer in {cut(cell)}.", "Fill it in.")
+    return found
+
+
 def _listed(cell: str) -> list[str]:
-    """A cell that holds several pictures writes them as a Python list of texts."""
-    if not (cell.startswith("[") and cell.endswith("]")):
-        return [cell]
-    found = re.findall(r'"([^"]+)"|\'([^\']+)\'', cell)
-    return [double or single for double, single in found] or [cell]
+    """A cell that holds several pictures writes them as a list of texts."""
+    return [text for text in entries(cell) or [] if text] or [cell]
 
 
 def cut(text: str) -> str:

@@ -14,7 +14,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from decimal import Decimal
+from string import ascii_uppercase as LETTERS
+from typing import Literal, Protocol
 
 from cot_engine.answers import normalise_answer
 
@@ -50,6 +52,22 @@ _ARTICLE = re.compile(
 # answer stands next to other letters.
 _LETTER = r"[a-zA-Z0-9\u00c0-\u024f\u0370-\u052f]"
 _NUMBER = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d{1,3})?)(?:/(\d{1,15}))?(%?)")
+# A number in mid-text: not "H2O", of "1-3" both.
+_NAMED = re.compile(r"(?<![\w.])([+-]?(?:\d+(?:\.\d+)?|\.\d+))(?:/(\d{1,15}))?")
+_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty"
+).split()
+_FEW = 4  # words of an answer that is a number
+
+
+class Grading(Protocol):
+    """What holds a text against the standard answer; see `Grader`."""
+
+    @property
+    def kind(self) -> str: ...
+    def grade(self, answer: str) -> float: ...
+    def facts(self, stage: str, text: str) -> float | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +157,51 @@ def number(text: str) -> float | None:
         return None
     value = float(match[1]) / (int(match[2]) if match[2] else 1) / (100 if match[3] else 1)
     return value if math.isfinite(value) else None
+
+
+def verdict(grader: Grading, answer: str) -> bool | None:
+    """What the rules can say of an answer: right, wrong, or None, where other words may well mean
+    the same ("a bike", "bicycle") and only somebody who reads could tell.
+
+    Options and yes or no are always decided. So is a number: where the standard answer is one, with
+    a few words at most ("12 cm", "two"), whatever does not name it, or names others, is wrong; with
+    other words around it ("There are 12 of them") it is open.
+    """
+    if grader.grade(answer) == 1.0:
+        return True
+    if not isinstance(grader, Grader) or grader.choices or grader.kind == "yes/no":
+        return False
+    parts = [part for wanted in grader.accepted for part in wanted.split("<OR>")]
+    found = [_open(answer, part.replace("<AND>", " ")) for part in parts]
+    return True if True in found else None if None in found else False
+
+
+def _open(answer: str, wanted: str) -> bool | None:
+    """`verdict` on one standard answer that the answer is not word for word."""
+    said, right = normalise_answer(answer), normalise_answer(wanted)
+    if not said:
+        return False
+    if re.fullmatch("[a-h]", right):  # an option whose text stands in the question
+        letters = LETTERS[: max(5, LETTERS.index(right.upper()) + 1)]
+        return option(answer, dict.fromkeys(letters, "")) == right.upper()
+    if begins := re.match(r"(yes|no)(?=[,.;:!]|$)", right):
+        first = re.search(r"\b(yes|no)\b", said)
+        return None if first and first[1] == begins[1] else False
+    values = {Decimal(1)} if right == "one" else _values(right)
+    # "One" is a number where there is no other: "the one on the left has 3".
+    named = _values(said) or ({Decimal(1)} if re.search(r"\bone\b", said) else set())
+    return False if values and len(right.split()) <= _FEW and values != named else None
+
+
+def _values(text: str) -> set[Decimal]:
+    """The numbers that a normalised text names, in digits or, from two on, in words."""
+    words = [word for word in re.findall("[a-z]+", text) if word in _WORDS and word != "one"]
+    found = {_value(*match.groups()) for match in _NAMED.finditer(text)}
+    return found | {Decimal(_WORDS.index(word)) for word in words}
+
+
+def _value(whole: str, part: str | None) -> Decimal:
+    return Decimal(whole) / Decimal(part) if part and int(part) else Decimal(whole)
 
 
 def _same(answer: str, wanted: str, near: float) -> bool:
