@@ -59,6 +59,8 @@ def written(action: str, note: str) -> tuple[str | None, str, str | None]:
         return stages(note)[:70], "length", None
     if action == "refuse":
         return None, "stop", "I will not."
+    if action.startswith("says "):
+        return stages(action.removeprefix("says ")), "stop", None
     return texts[action], "stop", None
 
 

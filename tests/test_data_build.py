@@ -56,7 +56,8 @@ def test_rows_are_kept_in_order_and_as_they_should_be(tmp_path):
     assert report["kept"] == 5 and report["aside"] == report["left"] == report["attempts"] == {}
     rows = list(read_rows("questions.staged.jsonl"))
     assert [row.id for row in rows] == ["1", "2", "3", "4", "5"]
-    assert rows[1] == Row("2", "a.png", "row 2: how many?", STAGED.format(12))
+    ruled = {"answer": "12", "decided_by": "rule"}
+    assert rows[1] == Row("2", "a.png", "row 2: how many?", STAGED.format(12), ruled)
     assert read(rows[1].response, DEFAULT_PLAN, complete=True).faults == ()
     assert all(entry["pictures"] == 1 and entry["purpose"] == "write" for entry in log)
     assert Path("questions.staged.aside.jsonl").read_text() == ""
@@ -92,9 +93,11 @@ def test_every_way_to_go_wrong_has_its_reason(tmp_path):
     assert report["attempts"] == dict(
         Counter(why for _, _, tried in SAYS.values() for why in tried)
     )
-    # Rules come first: only what they did not find right was asked about.
-    assert Counter(e["row"] for e in log if _check(e)) == {"2": 1, "3": 3, "8": 1}
+    # Rules come first: only what they leave open was asked about.
+    assert Counter(e["row"] for e in log if _check(e)) == {"8": 1}
     assert "There seem to be 18 of them" in out["8"].response
+    assert [out[row].extra["decided_by"] for row in ("1", "2", "8")] == ["rule", "rule", "teacher"]
+    assert report["decided_by"] == {"rule": 3, "teacher": 1}
 
 
 def _check(entry):
@@ -108,7 +111,9 @@ def _check(entry):
         ("teacher", None, {"right": "kept", "wordy": "kept", "wrong": "wrong"}),
         ("teacher", "always no", {"right": "wrong", "wordy": "wrong", "wrong": "wrong"}),
         ("both", "always no", {"right": "kept", "wordy": "wrong", "wrong": "wrong"}),
-        ("both", "always unsure", {"right": "kept", "wordy": "unclear", "wrong": "unclear"}),
+        ("both", "always unsure", {"right": "kept", "wordy": "unclear", "wrong": "wrong"}),
+        ("both", "always yes", {"right": "kept", "wordy": "kept", "wrong": "wrong"}),
+        ("teacher", "always yes", {"right": "kept", "wordy": "kept", "wrong": "wrong"}),
     ],
 )
 def test_who_checks(tmp_path, check, checks, ends):
@@ -125,12 +130,47 @@ def test_who_checks(tmp_path, check, checks, ends):
     assert asked == {("write", "teacher")} | (set() if check == "rules" else {("check", "other")})
 
 
+def test_a_teacher_that_approves_of_itself_overrules_no_rule(tmp_path):
+    """It answers "red" to everything, and yes whenever it is asked whether that is right. Numbers,
+    options and yes or no are not its to decide; other words are, and those rows say so."""
+    PIL.Image.new("RGB", (12, 8), "red").save("a.png")
+    options = {"choices": ["a red cube", "a blue cube", "a ball"]}
+    asked = [
+        *({"answer": str(n)} for n in (2, 7, 1999)),
+        *({"answer": text} for text in ("two", "12 cm", "$5", "3.5 %", "-4", "1/2", "9:30")),
+        *({"answer": letter, **options} for letter in "BC"),
+        {"answer": "a ball", **options},
+        *({"answer": letter} for letter in "ABCDE"),
+        *({"answer": text} for text in ("yes", "No", "Yes, there is one.")),
+        *({"answer": text} for text in (["2", "two"], "['7', 'seven']", 6)),
+        {"answer": "crimson"},
+        {"answer": "a bicycle"},
+        {"answer": "red"},
+    ]
+    ruled = len(asked) - 3
+    assert ruled == 24
+    rows = [{"id": n, "image": "a.png", "question": f"row {n}: ?"} for n in range(len(asked))]
+    lines = [json.dumps(row | more) for row, more in zip(rows, asked, strict=True)]
+    Path("questions.jsonl").write_text("\n".join(lines))
+    for check, who in (("both", ["teacher", "teacher", "rule"]), ("teacher", ["teacher"] * 3)):
+        with serving(tmp_path, **{"else": "says red", "checks": "always yes"}) as server:
+            report = teach(server, "questions.jsonl", "--check", check, "--out", f"{check}.jsonl")
+            judged = {entry["row"] for entry in server.log if _check(entry)}
+        out = kept(tmp_path, check)
+        assert list(out) == [str(n) for n in range(ruled, ruled + 3)]
+        assert [row.extra["decided_by"] for row in out.values()] == who
+        assert [row.extra["answer"] for row in out.values()] == ["crimson", "a bicycle", "red"]
+        assert report["aside"] == {"wrong": 24} and report["attempts"] == {"wrong": 72}
+        assert judged <= set(out), "nobody is asked about what a rule has decided"
+        assert all("by rule" in row["said"] for row in aside(tmp_path, check).values())
+
+
 def test_more_tries_take_up_what_was_set_aside(tmp_path):
     data = write_questions(tmp_path, 2)
     with serving(tmp_path, rows={"2": ["wrong", "wrong", "right"]}) as server:
         assert teach(server, data, "--tries", 1)["aside"] == {"wrong": 1}
         assert teach(server, data, "--tries", 3)["kept"] == 2
-        assert set(server.paid().values()) == {1} and len(server.paid()) == 1 + 3 + 2
+        assert set(server.paid().values()) == {1} and len(server.paid()) == 1 + 3
 
 
 # --- what the input may be -----------------------------------------------------------------------
@@ -186,7 +226,8 @@ def test_rows_of_llava_cot(tmp_path):
     assert report["aside"] == {"input": 1}
     out = kept(tmp_path, "cot.staged")
     assert list(out) == ["1", "2", "3/1", "3/2"]
-    assert out["1"] == Row("1", "a.png", "row 1: ?", tagged)
+    ruled = {"answer": "16", "decided_by": "rule"}
+    assert out["1"] == Row("1", "a.png", "row 1: ?", tagged, ruled)
     assert out["2"].question == "row 2: ?" and "<CONCLUSION>17<" in out["2"].response
     assert out["3/2"].question == "row 4: ?" and out["3/2"].image is None
     # Without a picture there is none to describe.
@@ -241,11 +282,11 @@ def test_costs_are_counted_by_purpose(tmp_path):
     with serving(tmp_path, rows=says) as server:
         spent = teach(server, data, "--price-in", 2, "--price-out", 10)["spent"]
         again = teach(server, data, "--price-in", 2, "--price-out", 10)["spent"]
-        assert len(server.log) == 4 + 2
+        assert len(server.log) == 4 + 1
     tokens = {"prompt": 400, "completion": 40, "cached": 160, "uncounted": 0}
     money = pytest.approx((400 * 2 + 40 * 10) / 1e6)
     assert spent["write"] == {"calls": 4, **tokens, "money": money}
-    assert spent["check"]["calls"] == 2 and spent["check"]["prompt"] == 200
+    assert spent["check"]["calls"] == 1 and spent["check"]["prompt"] == 100
     assert again == spent, "of all runs: this one paid for nothing"
 
 

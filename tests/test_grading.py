@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cot_engine.ablation.data import load_data
-from cot_engine.ablation.grading import RULES, Grader, number, option
+from cot_engine.ablation.grading import RULES, Grader, kind_of, number, option, verdict
 from cot_engine.images import load_image
 
 GOLD = Path(__file__).parents[2] / "shared" / "gold"
@@ -158,6 +158,36 @@ def test_free_answers(kind, wanted, said, grade):
 
 
 # --- published predictions, with their official scores -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said", "ruling"),
+    [
+        *[("18", "18", True), ("18", "There are 18 of them.", None), ("18", "19", False)],
+        *[("18", "about 18 or 19", False), ("18", "red", False), ("2", "Two circles", None)],
+        *[("two", "2", None), ("two", "3", False), ("two", "many", False)],
+        *[("1", "one", None), ("1", "The one with 2", False), ("2", "the one with two", None)],
+        *[("12 cm", "12 centimetres", None), ("12 cm", "13 cm", False), ("$5", "5 dollars", None)],
+        *[("-5", "5", False), ("1,000 m", "1000 metres", None), ("9:30", "9:45", False)],
+        *[("B", "The answer is (B) because", True), ("B", "C", False), ("E", "red", False)],
+        *[("yes", "Yes, it is.", True), ("no", "red", False), ("Yes, one is.", "Yes", None)],
+        *[("Yes, one is.", "No", False), ("Yes, one is.", "red", False)],
+        *[("no smoking", "Smoking is forbidden", None), ("no one", "nobody", None)],
+        *[("bicycle", "a bike", None), ("bicycle", " ", False), ("H2O", "water", None)],
+        *[("4<OR>four", "five", False), ("4<OR>four", "There are 4", True)],
+        ("The picture of 2012 shows 3 dogs", "Three dogs", None),
+        ("1" * 5000, "1" * 5000 + "2", False),
+    ],
+)
+def test_what_the_rules_leave_open(wanted, said, ruling):
+    kind = kind_of("auto", [wanted], {}, "<OR>" in wanted)
+    assert verdict(Grader(kind, (wanted,)), said) is ruling
+
+
+def test_of_several_answers_one_may_be_open():
+    assert verdict(Grader("exact", ("2", "a pair")), "3") is None
+    assert verdict(Grader("exact", ("2", "two")), "3") is False
+    assert verdict(Grader("choice", ("A",), (("A", "red"), ("B", "blue"))), "crimson") is False
 
 
 def gold(name):

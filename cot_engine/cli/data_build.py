@@ -64,7 +64,9 @@ def build(
     check: Annotated[
         str | None,
         option(
-            "--check", metavar="rules|teacher|both", help="both: rules, else the teacher. [both]"
+            "--check",
+            metavar="rules|teacher|both",
+            help="both: the teacher where rules leave it open. [both]",
         ),
     ] = None,
     checker_model: Annotated[
@@ -251,6 +253,7 @@ def _tell(report: Report, settings: Settings, files: dict[str, Path], json: bool
     if json:
         found = {
             "kept": report.kept,
+            "decided_by": dict(report.decided_by),
             "aside": dict(report.aside),
             "left": dict(report.left),
             "attempts": dict(report.attempts),
@@ -265,6 +268,12 @@ def _tell(report: Report, settings: Settings, files: dict[str, Path], json: bool
     console = Console(highlight=False)
     aside, left = sum(report.aside.values()), sum(report.left.values())
     console.print(f"{report.kept:,} rows kept, {aside:,} set aside, {left:,} left.")
+    if report.decided_by:
+        rule, teacher = report.decided_by["rule"], report.decided_by["teacher"]
+        console.print(
+            f"Kept by rule: {rule:,}; on the word of whoever checked, in other words than the"
+            f" standard answer's: {teacher:,}."
+        )
     if aside or left or report.attempts:
         console.print()
         console.print(_outcomes(report))

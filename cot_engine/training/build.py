@@ -108,22 +108,25 @@ class Settings:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of a row: kept, set aside, or left for a later run; `line` is its line in the
-    file for that. `faults` are those of its attempts, the last one's being its own reason."""
+    file for that. `faults` are those of its attempts, the last one's being its own reason.
+    `decided_by` says who found a kept row right: "rule", "teacher", or "" where nobody could."""
 
     id: str
     place: str
     status: Literal["kept", "aside", "left"]
     faults: tuple[Fault, ...] = ()
     line: str = ""
+    decided_by: str = ""
 
 
 @dataclass
 class Report:
-    """How many rows were kept, set aside and left, by reason; how many attempts failed, by
-    reason; what was spent over all runs, by purpose. `stopped_by` is what ended it early: to be
-    raised, when all is told."""
+    """How many rows were kept (and by whose word), set aside and left, by reason; how many
+    attempts failed, by reason; what was spent over all runs, by purpose. `stopped_by` is what ended
+    it early: to be raised, when all is told."""
 
     kept: int = 0
+    decided_by: Counter[str] = field(default_factory=Counter)
     aside: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)
     attempts: Counter[str] = field(default_factory=Counter)
@@ -135,6 +138,8 @@ class Report:
         self.attempts.update(f.reason for f in outcome.faults if f.reason not in NOT_ASKED)
         if outcome.status == "kept":
             self.kept += 1
+            if outcome.decided_by:
+                self.decided_by[outcome.decided_by] += 1
         else:
             counter = self.aside if outcome.status == "aside" else self.left
             counter[outcome.faults[-1].reason] += 1
@@ -270,7 +275,9 @@ class _Builder:
                 result = Fault("rejected", str(error))
             if isinstance(result, Draft):
                 await asyncio.to_thread(task.save)
-                return Outcome(task.id, entry.place, "kept", tuple(faults), row_json(result.row))
+                row = result.row
+                who = row.extra.get("decided_by", "")
+                return Outcome(task.id, entry.place, "kept", tuple(faults), row_json(row), who)
             faults.append(result)
             if result.reason in ("image", "rejected"):
                 break  # the next try would be the same

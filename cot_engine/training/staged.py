@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from cot_engine.ablation.data import Item
+from cot_engine.ablation.grading import verdict
 from cot_engine.ablation.pictures import BytesPicture, FilePicture
 from cot_engine.errors import InputError, StoreError
 from cot_engine.images import load_image
@@ -24,6 +25,8 @@ from cot_engine.training.teacher import Message
 
 Check = Literal["rules", "teacher", "both"]
 CHECKS: tuple[Check, ...] = ("rules", "teacher", "both")
+"""Who is to find a conclusion right: the rules; the teacher; or the teacher where the rules leave
+it open. What the rules find wrong is wrong whoever checks (`grading.verdict`)."""
 
 _RULES = """\
 You are writing a worked example from which a smaller model will learn to think about pictures. \
@@ -105,12 +108,19 @@ class StagedTask:
         if found := _GIVES_AWAY.search(" ".join(reading.contents.values())):
             return Fault("gives away", f"it says {found[0]!r}")
         given = reading.contents[self.plan.last.tag]
-        right = self.check != "teacher" and self.item.grade(given) == 1.0
-        if self.check == "rules" and not right:
-            return Fault("wrong", f"it concludes {given[:200]!r}; the answer is {self.answer!r}")
+        ruled = verdict(self.item.grader, given)
+        if ruled is False or (self.check == "rules" and not ruled):
+            said = f"it concludes {given[:200]!r}; the answer is {self.answer[:200]!r}"
+            return Fault("wrong", f"by rule: {said}")
+        right = ruled is True and self.check != "teacher"
         # Written anew: what was repaired (a preface, a missing last tag) must not be learnt.
         response = "\n\n".join(f"<{tag}>{said}</{tag}>" for tag, said in reading.contents.items())
-        row = Row(self.id, self.image, self.question, response)
+        accepted = getattr(self.item.grader, "accepted", ()) or (self.item.answer,)
+        standard = {
+            "answer": accepted[0] if len(accepted) == 1 else list(accepted),
+            "decided_by": "rule" if right else "teacher",
+        }
+        row = Row(self.id, self.image, self.question, response, standard)
         return Draft(row, None if right else self._doubt(given))
 
     def _doubt(self, given: str) -> list[Message]:
