@@ -54,6 +54,12 @@ class StrategyError(CotEngineError):
     """A strategy, judge or plug-in broke the contract it runs under."""
 
 
+class IncompleteAnswer(CotEngineError):
+    """The command line's: the answer it printed is not whole, and nobody said that this will do."""
+
+    exit_code = 4
+
+
 class TraceError(CotEngineError):
     """A trace cannot be written or read."""
 

@@ -21,6 +21,8 @@ from cot_engine.stages import Plan
 from cot_engine.types import Chain, Match, Role, Sampling, Usage
 
 SCHEMA = 1
+"""Raised when a version could not read what another wrote. A field with a default may be added:
+a trace without it is read as if it held that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,11 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end. `usage` is by role; `left` in the budget's unit; `faults` counts by name."""
+    """The end. `usage` is by role; `left` in the budget's unit; `faults` counts by name.
+
+    `incomplete` says why the answer is not whole ("" if it is, and in traces from before it was
+    recorded).
+    """
 
     answer: str
     chain: str
@@ -167,6 +173,7 @@ class Finished:
     faults: dict[str, int]
     left: float | None = None
     seconds: float = 0.0
+    incomplete: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,13 +110,15 @@ class Growth:
             session.emit(Cut("tokens", asked, length, session.meter.left or 0.0))
         return count, length
 
-    def payable(self, request: Generate, upto: float) -> int:
-        """The most tokens, of those it asks for, that `request` may now take."""
+    def payable(self, request: Generate, upto: float, final: bool = False) -> int:
+        """The most tokens, of those it asks for, that `request` may now take; a `final` one may
+        take the floor too."""
         session, of = self.session, self.session.meter.budget.of  # type: ignore[union-attr]
 
         def fits(tokens: int) -> bool:
             cost = of(session.cost(replace(request, max_new_tokens=tokens)))
-            return cost <= session.meter.room(session.floor(request.prefix, tokens), upto)
+            floor = Usage() if final else session.floor(request.prefix, tokens)
+            return cost <= session.meter.room(floor, upto)
 
         return largest(request.max_new_tokens, fits)
 
@@ -367,10 +369,11 @@ class Growth:
         prefix = (Segment(closing + gap + plan.last.open),)
         if reading.open == plan.last.tag:
             prefix = ()
-        length = plan.last.length if session.meter.budget is None else FLOOR_TOKENS
-        request = session.growing(
-            chain.segments + prefix, Until((plan.last.close,)), (0,), length, greedy=True
-        )
+        until, length = Until((plan.last.close,)), plan.last.length
+        request = session.growing(chain.segments + prefix, until, (0,), length, greedy=True)
+        if session.meter.budget is not None:  # the floor's tokens, and what is left besides
+            length = min(length, max(FLOOR_TOKENS, self.payable(request, 1.0, final=True)))
+            request = replace(request, max_new_tokens=length)
         if session.safe and not session.meter.affords(session.cost(request), Usage()):
             return session.safe, Usage()
         session.emit(Growing((chain.id,), plan.last.tag, 1))

@@ -25,7 +25,7 @@ from cot_engine.filling import fill
 from cot_engine.growth import Exhausted, Growth
 from cot_engine.judges import Case, OutOfBudget, Scorer
 from cot_engine.session import MeteredAsk, Session, Settings
-from cot_engine.stages import conclusion
+from cot_engine.stages import conclusion, incomplete
 from cot_engine.strategy import Expand, Score, Select, Strategy, Task
 from cot_engine.types import Answer, Chain, Problem
 
@@ -86,10 +86,26 @@ async def search(
         backend.release(session.scope)
     meter = session.meter
     text = conclusion(chain.text, plan)
-    faults = _fault_counts(trace)
-    finished = Finished(text, chain.id, dict(meter.usage), faults, meter.left, meter.seconds)
+    finished = Finished(
+        text,
+        chain.id,
+        dict(meter.usage),
+        _fault_counts(trace),
+        meter.left,
+        meter.seconds,
+        incomplete(chain, plan, str(settings.budget or "")),
+    )
     emit(finished)
-    return Answer(text, chain, problem, dict(meter.usage), finished.seconds, finished.left, trace)
+    return Answer(
+        text,
+        chain,
+        problem,
+        finished.usage,
+        finished.seconds,
+        finished.left,
+        trace,
+        finished.incomplete,
+    )
 
 
 async def _drive(

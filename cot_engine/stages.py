@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from cot_engine.errors import ConfigError, UnknownNameError
+from cot_engine.types import Chain
 
 Detail = Literal["brief", "normal", "full"]
 DETAILS: tuple[Detail, ...] = ("brief", "normal", "full")
@@ -337,3 +338,31 @@ def conclusion(text: str, plan: Plan) -> str:
     names = "|".join(stage.tag for stage in plan)
     pieces = [piece.strip() for piece in re.split(rf"</?(?:{names})>", text)]
     return next((piece for piece in reversed(pieces) if piece), "")
+
+
+def incomplete(chain: Chain, plan: Plan, budget: str = "") -> str:
+    """Why the answer of a chain is not whole, in a sentence; "" if it is. `budget` is named in it.
+
+    Whole is a last stage with something in it that the model ended itself, by its closing tag or
+    by its turn. What it ended with is said by the chain's last step, since nothing follows it.
+    """
+    tag, last = plan.last.tag, chain.last
+    finish, faults = (last.finish, last.faults) if last else ("stop", ())
+    written = bool(read(chain.text, plan).contents.get(tag))
+    unclosed = f"unclosed-last:{tag}" in faults
+    if written and (finish == "eos" or not (unclosed or f"unclosed:{tag}" in faults)):
+        return ""
+    whole = " whole" * written
+    if finish == "budget":
+        spent = f"The budget of {budget}" if budget else "The budget"
+        why = f"{spent} ended before {tag} was written{whole}."
+    elif finish == "eos":
+        why = f"The model ended its turn before it wrote {tag}."
+    elif written and not unclosed:
+        why = f"The model began another stage before it ended {tag}."
+    elif finish == "length" or unclosed:
+        why = f"{tag} reached the most tokens it may have before it was written{whole}."
+    else:
+        why = f"The model wrote nothing as {tag}."
+    fallback = not written and conclusion(chain.text, plan)
+    return f"{why} The answer is what it wrote last before that." if fallback else why

@@ -302,6 +302,7 @@ class Answer:
     """What a search returns. `text` is the CONCLUSION alone; the rest says how it came about.
 
     `usage` is by role; `left` is what remained of the budget, in its unit (None: no budget).
+    `incomplete` says in a sentence why the answer is not whole; it is "" if it is.
     """
 
     text: str
@@ -311,9 +312,15 @@ class Answer:
     seconds: float = 0.0
     left: float | None = None
     trace: object = None
+    incomplete: str = ""
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def complete(self) -> bool:
+        """Whether the model wrote the answer to its end."""
+        return not self.incomplete
 
     @property
     def total(self) -> Usage:

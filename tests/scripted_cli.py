@@ -1,8 +1,9 @@
 """The command line on a scripted model: `python scripted_cli.py solve ...`, and for tests.
 
 SCRIPT chooses what the model does: "" answers at once, "slow" takes a second for each request,
-"hostile" writes escape sequences and markup, "crash" raises what nobody expected, "load" fails
-while loading. SEEN names a file that is written when the model loads.
+"long" writes conclusions of 60 words, "hostile" writes escape sequences and markup, "crash" raises
+what nobody expected, "load" fails while loading. SEEN names a file that is written when the model
+loads.
 """
 
 import asyncio
@@ -36,6 +37,11 @@ def _hostile(request, seed):
     return staged_reply(request, seed).replace("</", HOSTILE + "</")
 
 
+def _long(request, seed):
+    reply = staged_reply(request, seed)
+    return reply.replace("</CONCLUSION>", " and" * 60 + "</CONCLUSION>")
+
+
 def load(model="bundled", *, on_notice=None, in_flight=32, **_options):
     """In place of Engine.from_pretrained."""
     script = os.environ.get("SCRIPT")
@@ -45,7 +51,8 @@ def load(model="bundled", *, on_notice=None, in_flight=32, **_options):
         raise ValueError("no such layer")
     if on_notice:
         on_notice("The batch was halved.")
-    backend = Model(script=_hostile if script == "hostile" else staged_reply)
+    scripts = {"hostile": _hostile, "long": _long}
+    backend = Model(script=scripts.get(script, staged_reply))
     profile = Profile.of(model) if Path(model).is_dir() else Profile("likelihood")
     return Engine(backend, profile=profile, in_flight=in_flight)
 

@@ -1,8 +1,8 @@
 """The command line: `main` runs it and turns every outcome into words and an exit code.
 
 Exit codes: 0 done; 1 a defect of ours; 2 something the user can mend; 3 done, but something in the
-data or among the searches failed; 130 Ctrl-C; 141 the reader of our output went away. Data goes to
-stdout, talk to stderr.
+data or among the searches failed; 4 an answer that is not whole (solve without --allow-incomplete);
+130 Ctrl-C; 141 the reader of our output went away. Data goes to stdout, talk to stderr.
 """
 
 from __future__ import annotations

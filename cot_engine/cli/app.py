@@ -158,6 +158,9 @@ def solve(
     trace: Annotated[
         str | None, _option("--trace", metavar="FILE", help="Record the search, line by line.")
     ] = None,
+    allow_incomplete: Annotated[
+        bool, _option("--allow-incomplete", help="Exit 0, not 4, with an answer that was cut.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -175,7 +178,8 @@ def solve(
     parameters |= {k: scalar(v) for k, v in (("n", n), ("keep", keep)) if v is not None}
     if parameters:
         flags["parameters"] = parameters
-    more = {"trace": trace, "json": json, "quiet": quiet, "verbose": verbose}
+    more = {"trace": trace, "allow_incomplete": allow_incomplete}
+    more |= {"json": json, "quiet": quiet, "verbose": verbose}
     return partial(run, words, image or [], config, flags, **more)
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cot_engine.config import RunConfig, check_question, load_config
-from cot_engine.errors import InputError, TraceError, UnknownNameError
+from cot_engine.errors import IncompleteAnswer, InputError, TraceError, UnknownNameError
 
 if TYPE_CHECKING:
     from cot_engine.events import Event, TraceFile
     from cot_engine.images import Image
     from cot_engine.types import Answer
 
+_INCOMPLETE = "The answer is not complete. {}"
 _PICTURES = frozenset(".png .jpg .jpeg .gif .webp .bmp .tif .tiff .avif .heic".split())
 
 
@@ -27,6 +28,7 @@ def run(
     flags: dict[str, Any],
     *,
     trace: str | None,
+    allow_incomplete: bool,
     json: bool,
     quiet: bool,
     verbose: bool,
@@ -46,6 +48,8 @@ def run(
     with make_display(quiet) as display:
         display.loading(config.model)
         answer, failed = _search(config, images, question, trace, display)
+        if answer.incomplete and (allow_incomplete or failed is not None):
+            display.notice(_INCOMPLETE.format(answer.incomplete))
     if json:
         _print_json(answer, config, trace, failed)
     else:
@@ -55,6 +59,11 @@ def run(
     sys.stdout.flush()  # a failure to write the answer comes before one to write the trace
     if failed is not None:
         raise failed
+    if answer.incomplete and not allow_incomplete:
+        raise IncompleteAnswer(
+            _INCOMPLETE.format(answer.incomplete),
+            "--allow-incomplete accepts such answers: the exit code is then 0, not 4.",
+        )
 
 
 def split(words: list[str], more_images: list[str]) -> tuple[list[str], str]:

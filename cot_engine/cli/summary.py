@@ -11,12 +11,14 @@ from cot_engine.types import Usage
 
 
 def summary(trace: Trace) -> dict[str, Any]:
-    """Plain values only. Of an unfinished search, what there is: `answer` is None then."""
+    """Plain values only. Of an unfinished search, what there is: `answer` is None then. Of one
+    whose answer was cut, `incomplete` says why; else it is ""."""
     started, finished = trace.started, trace.finished
     failed = next((e for e in trace if type(e).__name__ == "Failed"), None)
     usage = finished.usage if finished else usage_by_role(trace)
     return {
         "answer": finished.answer if finished else None,
+        "incomplete": finished.incomplete if finished else None,
         "failed": failed and {"error": failed.error, "message": failed.message},
         "problem": started.problem,
         "question": started.question,

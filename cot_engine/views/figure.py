@@ -122,6 +122,12 @@ class Figure:
         return self.finished.answer if self.finished else None
 
     @property
+    def incomplete(self) -> str:
+        """Why the answer is not whole; "" if it is, or there is none."""
+        why = self.finished.incomplete if self.finished else ""
+        return why and f"The answer is not complete. {why}"
+
+    @property
     def ending(self) -> str:
         """Why there is no answer; "" if there is one."""
         if self.finished:

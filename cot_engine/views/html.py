@@ -67,6 +67,8 @@ def _head(figure: Figure) -> str:
         answer = (
             f'<p class="answer{size}"><span>Answer</span> <strong dir="auto">{said}</strong></p>'
         )
+        if figure.incomplete:
+            answer += f"\n{_remarks([figure.incomplete]).rstrip()}"
     images = "".join(_image(image, i) for i, image in enumerate(started.images, 1))
     images = f'\n<div class="images">{images}</div>' if images else ""
     return f"""<header class="head">{images}

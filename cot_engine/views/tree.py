@@ -74,6 +74,8 @@ def _lines(console: Console, figure: Figure, width: int) -> Iterator[Text]:
         yield Text("│")
     if figure.answer is not None:
         yield from wrapped(Text("╰ answer  ", "bold"), "", figure.answer, "bold cyan", 12)
+        if figure.incomplete:
+            yield from wrapped(Text("! ", "yellow"), "", figure.incomplete, "yellow")
     else:
         said = " ".join(filter(None, (figure.ending, figure.pending)))
         yield from wrapped(Text("╳ no answer  ", "bold"), "", said, "red")
