@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "answers": ("majority", "normalise_answer"),
-    "backends": ("Backend", "BackendInfo"),
+    "backends": ("Backend", "BackendInfo", "Headway"),
     "boundaries": ("Until", "sentence_end"),
     "budget": ("Budget", "parse_budget"),
     "checks": ("check_extra", "check_range", "spread"),
@@ -30,7 +30,7 @@ _HOMES = {
         "TraceError",
         "UnknownNameError",
     ),
-    "events": ("Event", "Trace", "TraceFile"),
+    "events": ("Event", "Progress", "Trace", "TraceFile"),
     "images": ("Image", "load_image"),
     "judges": (
         "Ask",

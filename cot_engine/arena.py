@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from cot_engine.errors import InputError, StrategyError
@@ -12,7 +13,7 @@ from cot_engine.judges import Case, Judge, OutOfBudget
 from cot_engine.session import MeteredAsk, Session
 from cot_engine.stages import tier
 from cot_engine.strategy import Select
-from cot_engine.tournament import TOURNAMENTS
+from cot_engine.tournament import TOURNAMENTS, matches_of
 from cot_engine.types import Beam, Chain, Match, Outcome, Verdict
 
 
@@ -45,7 +46,8 @@ class Arena:
         if len(entrants) > 1 and request.keep < len(candidates):
             ids = tuple(chain.id for chain in entrants)
             self.session.emit(Judging(request.about, tag, ids))
-            ranking, matches = await self._tournament(entrants, request.keep, case, ask)
+            with self._judging(tag, len(entrants), request.keep):
+                ranking, matches = await self._tournament(entrants, request.keep, case, ask)
             self.session.match = max(self.session.match, ask.asked / (len(entrants) - 1))
         kept = (*ranking, *aside)[: request.keep]
         if kept[0].done:
@@ -64,6 +66,18 @@ class Arena:
             )
         )
         return kept
+
+    def _judging(self, stage: str, n: int, keep: int) -> AbstractContextManager[None]:
+        """What listeners are told meanwhile."""
+        most, exact = matches_of(self.session.settings.tournament, n, keep)
+        return self.session.reporter.doing(
+            "judging", stage, most, at_most=not exact, orders=2 if self._both else 1
+        )
+
+    @property
+    def _both(self) -> bool:
+        """Whether each pair is asked in both orders."""
+        return self.session.settings.orders == "both" and not self.judge.symmetric
 
     def _entrants(self, candidates: Beam, about: str) -> tuple[Beam, Beam]:
         """Those of the best tier, and the rest in the order in which they would be taken."""
@@ -115,6 +129,7 @@ class Arena:
                 matches[k] = self.held[case.about, a.text, b.text] = match
         for k, match in enumerate(matches):
             self.session.emit(Judged(match, cached=k not in new))  # type: ignore[arg-type]
+        self.session.reporter.settle(len(matches))
         return matches  # type: ignore[return-value]
 
     def _held(self, pair: tuple[Chain, Chain], about: str) -> Match | None:
@@ -135,9 +150,8 @@ class Arena:
     async def _judge(
         self, pairs: list[tuple[Chain, Chain]], case: Case, ask: MeteredAsk
     ) -> list[Match]:
-        both = self.session.settings.orders == "both" and not self.judge.symmetric
-        ordered = [p for a, b in pairs for p in (((a, b), (b, a)) if both else ((a, b),))]
-        each = 2 if both else 1
+        ordered = [p for a, b in pairs for p in (((a, b), (b, a)) if self._both else ((a, b),))]
+        each = 2 if self._both else 1
         try:
             verdicts = await self.judge.compare(ordered, case, ask)
         except OutOfBudget:

@@ -184,6 +184,31 @@ class Failed:
     message: str
 
 
+Doing = Literal["growing", "judging", "scoring"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the search is inside what it is `doing`: for listeners only, some ten times a second
+    while something moves. It depends on the clock, so no trace records it.
+
+    `unit` is what grows ("SUMMARY", "sentence", "end" for a whole response), the stage that is
+    judged ("" for whole responses), or the scorer. `done` `of` so many candidates are written, or
+    matches judged; `of` is 0 where nobody knows, and `at_most` says that it may be fewer. `tokens`
+    were written for it so far, at `tokens_per_second` over the last two seconds; `seconds` since
+    it began.
+    """
+
+    doing: Doing
+    unit: str
+    done: int
+    of: int
+    at_most: bool = False
+    tokens: int = 0
+    tokens_per_second: float = 0.0
+    seconds: float = 0.0
+
+
 Event = (
     Started
     | Growing
@@ -197,10 +222,15 @@ Event = (
     | Finished
     | Failed
 )
+"""What a trace records."""
+
+Heard = Event | Progress
+"""What a listener is told."""
+
 _KINDS: dict[str, type] = {kind.__name__.lower(): kind for kind in typing.get_args(Event)}
 
 
-def to_json(event: Event) -> str:
+def to_json(event: Heard) -> str:
     """One line of JSON, without the line break."""
     body = {"event": type(event).__name__.lower(), **_plain(event)}
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
@@ -262,9 +292,13 @@ _hints = functools.cache(typing.get_type_hints)  # slow, and asked for every val
 
 @dataclass
 class Trace:
-    """The events of one search, in order."""
+    """The events of one search, in order. Made of all that a listener heard it is the search's own
+    trace: Progress, which depends on the clock, is left out."""
 
     events: list[Event] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.events = [event for event in self.events if not isinstance(event, Progress)]
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)
@@ -343,7 +377,8 @@ class Trace:
 
 
 class TraceFile:
-    """A listener that writes each event as it happens, so that what was done survives a crash.
+    """A listener that writes each event as it happens, so that what was done survives a crash
+    (Progress aside, which depends on the clock).
 
     It checks at the start that the file can be written; an error later (a full disk) is kept in
     `error` and stops the writing, not the search.
@@ -360,8 +395,8 @@ class TraceFile:
         except (OSError, ValueError) as error:
             raise self._error(error) from None
 
-    def __call__(self, event: Event) -> None:
-        if self.error is None:
+    def __call__(self, event: Heard) -> None:
+        if self.error is None and not isinstance(event, Progress):
             try:
                 self._file.write(to_json(event) + "\n")
                 self._file.flush()

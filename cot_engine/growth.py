@@ -172,10 +172,12 @@ class Growth:
         With `upto` they are optional (see `filling.py`). `guarded` ones were not reserved for, but
         for the first request of a single one: each request is cut to what the budget then pays.
         """
-        grown = await gather(
-            self._children(chain, until, n, share, greedy, forced, upto, guarded)
-            for chain in parents
-        )
+        unit = until.tag if isinstance(until, Stage) else until
+        with self.session.reporter.doing("growing", unit, n * len(parents)):
+            grown = await gather(
+                self._children(chain, until, n, share, greedy, forced, upto, guarded)
+                for chain in parents
+            )
         for parent, (chains, _) in zip(parents, grown, strict=True):
             tokens = (chain.steps[-1].tokens for chain in chains)
             self.longest[parent.id] = max(self.longest.get(parent.id, 0), *tokens)
@@ -249,12 +251,13 @@ class Growth:
                     share = 0
                     break
                 request = replace(request, max_new_tokens=length)
-            generated = await self.session.generate(request, upto)
+            generated = await self.session.generate(request, upto, whole=False)
             usage += generated.usage
             generation = generated.generations[0]
             share -= len(generation.ids)
             part = self.finish(whole, 0, stage, prefix, generation, cut=length < stage.length)
             whole = Chain(path, part.steps, part.done)
+        self.session.reporter.settle()
         new = whole.steps[len(chain.steps) :]
         ended = read(whole.text, plan, complete=not whole.done)
         missing = tuple(f for f in ended.faults if f.startswith("missing:"))
@@ -377,7 +380,8 @@ class Growth:
         if session.safe and not session.meter.affords(session.cost(request), Usage()):
             return session.safe, Usage()
         session.emit(Growing((chain.id,), plan.last.tag, 1))
-        generated = await session.generate(request, final=True)
+        with session.reporter.doing("growing", plan.last.tag, 1):
+            generated = await session.generate(request, final=True)
         index = self.children.get(chain.id, 0)
         self.children[chain.id] = index + 1
         child = self.finish(

@@ -17,8 +17,9 @@ from cot_engine.arena import Arena
 from cot_engine.backends import Backend
 from cot_engine.boundaries import Until
 from cot_engine.errors import TraceError
-from cot_engine.events import Event, Judged, Selected, Trace
+from cot_engine.events import Event, Heard, Judged, Selected, Trace
 from cot_engine.images import Image, load_image
+from cot_engine.progress import Reporter
 from cot_engine.search import Named
 from cot_engine.session import Session, Settings
 from cot_engine.stages import conclusion
@@ -100,7 +101,7 @@ async def rejudge(
     judge_image: Literal["seen", "blank", "swap"] = "seen",
     shown: Callable[[Problem], tuple[Image, ...]] | None = None,
     scope: str = "",
-    listen: Callable[[Event], None] | None = None,
+    listen: Callable[[Heard], None] | None = None,
 ) -> Rejudged:
     """Hold every selection of `trace` again. `backend` is needed by judges that ask a model.
 
@@ -132,7 +133,10 @@ async def rejudge(
     prompt = prompts.answer_prompt(problem, started.plan, started.mode, started.detail)
     model = _NoBackend() if backend is None else _AsSearched(backend, scope, prompt)
     images = problem.images if shown is None else shown(problem)
-    session = Session(problem, started.plan, model, settings, emit, scope, images)  # type: ignore[arg-type]
+    session = Session(
+        *(problem, started.plan, model, settings, emit, scope, images),  # type: ignore[arg-type]
+        reporter=Reporter(listen),
+    )
     arena = Arena(session, judge.part)  # type: ignore[arg-type]
     selections = []
     try:

@@ -15,6 +15,7 @@ from cot_engine.events import (
     Event,
     Failed,
     Finished,
+    Heard,
     ImageRecord,
     Notice,
     Scored,
@@ -24,6 +25,7 @@ from cot_engine.events import (
 from cot_engine.filling import fill
 from cot_engine.growth import Exhausted, Growth
 from cot_engine.judges import Case, OutOfBudget, Scorer
+from cot_engine.progress import Reporter
 from cot_engine.session import MeteredAsk, Session, Settings
 from cot_engine.stages import conclusion, incomplete
 from cot_engine.strategy import Expand, Score, Select, Strategy, Task
@@ -51,12 +53,12 @@ async def search(
     judge_images: tuple = (),
     scope: str = "",
     notes: tuple[str, ...] = (),
-    listen: Callable[[Event], None] | None = None,
+    listen: Callable[[Heard], None] | None = None,
 ) -> Answer:
     """Run one search to its answer.
 
-    `listen` gets every event as it happens, in order. `judge_images` is what the judge is shown;
-    `notes` are recorded at the start as notices.
+    `listen` gets every event as it happens, in order, and Progress between them. `judge_images` is
+    what the judge is shown; `notes` are recorded at the start as notices.
     Raises BudgetError if the budget cannot pay for an answer, StrategyError if the strategy or
     the judge breaks its contract, and whatever the backend raises; a Failed event ends the trace
     then, and what was recorded before stays.
@@ -69,7 +71,10 @@ async def search(
             listen(event)
 
     plan = settings.plan.fit(len(problem.images), settings.detail)
-    session = Session(problem, plan, backend, settings, emit, scope or problem.id, judge_images)
+    session = Session(
+        *(problem, plan, backend, settings, emit, scope or problem.id, judge_images),
+        reporter=Reporter(listen),
+    )
     emit(_started(session, strategy, judge))
     for note in (*notes, *(note for image in problem.images for note in image.notes)):
         emit(Notice(note))
@@ -189,7 +194,8 @@ async def _score(
     ask = MeteredAsk(session, "score", chains[0].segments if chains else ())
     case = Case(session.problem, session.plan, "step", None, session.judge_images)
     try:
-        scores = await scorer.score(chains, case, ask)
+        with session.reporter.doing("scoring", request.scorer):
+            scores = await scorer.score(chains, case, ask)
     except OutOfBudget:
         # Known to every scorer's user, and free: what the model itself thought of its text.
         scores = [chain.likelihood() for chain in chains]

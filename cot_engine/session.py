@@ -19,6 +19,7 @@ from cot_engine.concurrency import gather
 from cot_engine.errors import BudgetError
 from cot_engine.events import Event
 from cot_engine.judges import OutOfBudget
+from cot_engine.progress import Reporter
 from cot_engine.stages import DEFAULT_PLAN, Detail, Plan
 from cot_engine.types import (
     GREEDY,
@@ -72,6 +73,7 @@ class Session:
     emit: Callable[[Event], None]
     scope: str
     judge_images: tuple = ()
+    reporter: Reporter = field(default_factory=Reporter)
     safe: Chain | None = None
     match: float = 0.0
     meter: Meter = field(init=False)
@@ -97,16 +99,19 @@ class Session:
         return Generate(self.scope, self.prompt, prefix, until, tuple(seeds), length, sampling)
 
     async def generate(
-        self, request: Generate, upto: float = 1.0, final: bool = False
+        self, request: Generate, upto: float = 1.0, final: bool = False, whole: bool = True
     ) -> Generated:
         """Send a request that was found affordable; charge what it really cost.
 
         Of a budget in seconds it may use the fraction `upto`, and only the `final` one may use
-        what is held back for it.
+        what is held back for it. `whole`: its continuations are what is being counted, not parts
+        of it.
         """
         floor = Usage() if final or self.safe else Usage(calls=1)
-        request = replace(request, deadline=self.meter.deadline(floor, upto))
+        headway = self.reporter.request(whole)
+        request = replace(request, deadline=self.meter.deadline(floor, upto), headway=headway)
         generated = await self.backend.generate(request)
+        self.reporter.answered(headway, generated.usage.decoded, len(request.seeds))
         usage = replace(generated.usage, calls=len(request.seeds))
         self.meter.charge(request.role, usage)
         return replace(generated, usage=usage)
@@ -185,7 +190,9 @@ class MeteredAsk:
             self.session.scope, prompt, tuple(tails), tuple(choices), prefix, self.role
         )
         self._reserve(request)
+        request = replace(request, headway=self.session.reporter.request())
         chosen = await self.session.backend.choose(request)
+        self.session.reporter.answered(request.headway, 0, len(tails))
         self._charge(replace(chosen.usage, calls=len(tails)))
         return list(chosen.logprobs)
 

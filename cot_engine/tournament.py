@@ -233,6 +233,24 @@ TOURNAMENTS: dict[str, Schedule] = {
 }
 
 
+def matches_of(name: str, n: int, keep: int) -> tuple[int, bool]:
+    """How many matches a tournament of `n` takes that keeps `keep`, and whether that is exact or
+    the most. One that does not come with cot-engine is not known: (0, False)."""
+    rounds = (n - 1).bit_length()
+    match name:
+        case "round-robin":
+            return n * (n - 1) // 2, True
+        case "random-pairs":
+            return n - 1, True
+        case "knockout":
+            more = min(keep, n) - 1  # places behind the winner, each decided on one path
+            return n - 1 + more * max(0, rounds - 1), more == 0
+        case "swiss":
+            return (rounds + (keep > 1)) * (n // 2), keep == 1
+        case _:
+            return 0, False
+
+
 def play(
     schedule: Schedule, n: int, keep: int, rng: random.Random, judge: Callable[[int, int], Result]
 ) -> list[int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from cot_engine.backends import Headway
     from cot_engine.boundaries import Until
     from cot_engine.images import Image
 
@@ -113,7 +114,8 @@ class Generate:
 
     `scope` names the search this belongs to: a backend shares prefixes within a scope and drops
     them on `release(scope)`, so that what a search costs never depends on its neighbours.
-    `deadline` is a `time.monotonic()` value after which rows stop with finish "budget".
+    `deadline` is a `time.monotonic()` value after which rows stop with finish "budget". `headway`
+    is there if somebody watches.
     """
 
     scope: str
@@ -125,6 +127,7 @@ class Generate:
     sampling: Sampling = Sampling()
     role: Role = "generate"
     deadline: float | None = None
+    headway: Headway | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,7 @@ class Choose:
     choices: tuple[str, ...]
     prefix: str = ""
     role: Role = "judge"
+    headway: Headway | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """The command line on a scripted model: `python scripted_cli.py solve ...`, and for tests.
 
 SCRIPT chooses what the model does: "" answers at once, "slow" takes a second for each request,
-"long" writes conclusions of 60 words, "hostile" writes escape sequences and markup, "crash" raises
-what nobody expected, "load" fails while loading. SEEN names a file that is written when the model
-loads.
+counting, "long" writes conclusions of 60 words, "hostile" writes escape sequences and markup,
+"crash" raises what nobody expected, "load" fails while loading. SEEN names a file that is written
+when the model loads.
 """
 
 import asyncio
@@ -27,7 +27,10 @@ class Model(ScriptedBackend):
         logging.getLogger("some.library").warning("chatter")
         warnings.warn("chatter", stacklevel=1)
         if script == "slow":
-            await asyncio.sleep(1)
+            for _ in range(20):
+                await asyncio.sleep(0.05)
+                if request.headway is not None:
+                    request.headway.tokens += 1
         if script == "crash":
             raise ZeroDivisionError("a [defect]\x1b[31m")
         return await super().generate(request)

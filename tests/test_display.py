@@ -27,6 +27,7 @@ from cot_engine.events import (
     Judged,
     Judging,
     Notice,
+    Progress,
     Scored,
     Selected,
     Started,
@@ -162,6 +163,54 @@ def test_a_round_that_is_over_stays_with_its_winner_marked():
         "    C beat A by 0.84",
     ]
     assert board.cost() == "generate 60 tokens 1 MFLOP · judge 40 tokens 2 MFLOP"
+
+
+def test_the_status_moves_inside_a_round():
+    """Frames of one growth and one tournament, as they would be drawn."""
+    told = [
+        (Progress("growing", "SUMMARY", 0, 4), "Writing SUMMARY: 4 candidates"),
+        (
+            Progress("growing", "SUMMARY", 0, 4, tokens=1),
+            "Writing SUMMARY: 0 of 4 candidates, 1 token",
+        ),
+        (
+            Progress("growing", "SUMMARY", 3, 4, False, 1310, 84.6),
+            "Writing SUMMARY: 3 of 4 candidates, 1,310 tokens, 85 a second",
+        ),
+    ]
+    board, *_ = shown(SEARCH[:2])
+    for progress, said in told:
+        assert board.take(progress) == [] and board.status() == said
+    for event in SEARCH[2:4]:
+        board.take(event)
+    assert board.status() == "Judging SUMMARY", "what was told of the growth is over"
+    for progress, said in [
+        (Progress("judging", "SUMMARY", 0, 3), "Judging SUMMARY: 0 of 3 matches"),
+        (Progress("judging", "SUMMARY", 1, 1), "Judging SUMMARY: 1 of 1 match"),
+        (Progress("judging", "SUMMARY", 2, 5, True), "Judging SUMMARY: 2 of at most 5 matches"),
+        (
+            Progress("judging", "SUMMARY", 2, 3, False, 40, 2.25),
+            "Judging SUMMARY: 2 of 3 matches, 40 tokens, 2.2 a second",
+        ),
+        (Progress("judging", "SUMMARY", 2, 0), "Judging SUMMARY: 2 matches so far"),
+    ]:
+        board.take(progress)
+        assert board.status() == said
+    board.take(SEARCH[4])
+    assert board.status() == "Judging SUMMARY: 2 matches so far", "a match is no end"
+    board.take(SEARCH[5])
+    assert board.status() == "Thinking"
+
+
+def test_the_status_names_what_no_round_holds():
+    board = shown(SEARCH)[0]
+    for progress, said in [
+        (Progress("judging", "", 1, 3), "Judging whole responses: 1 of 3 matches"),
+        (Progress("growing", "end", 0, 1, tokens=7), "Writing the response: 7 tokens"),
+        (Progress("scoring", HOSTILE[:8], 0, 0, tokens=7), "Scoring by "),
+    ]:
+        board.take(progress)
+        assert board.status().startswith(said) and "\x1b" not in board.status()
 
 
 def test_ties_say_how_they_were_broken():
@@ -304,6 +353,23 @@ def test_the_log_has_one_line_per_round():
     assert all(re.match(r"\[ +\d+\.\d s\] ", line) for line in stream.getvalue().splitlines())
 
 
+def test_the_log_says_now_and_then_how_far_a_long_round_is(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("cot_engine.cli.display.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    display = make_display(stream=stream)
+    for event in SEARCH[:2]:
+        display(event)
+    for tenth in range(251):
+        now[0] = 100 + tenth / 10
+        display(Progress("growing", "SUMMARY", 1, 4, False, tenth, 10.0))
+    lines = stream.getvalue().splitlines()
+    assert [line for line in lines if "Writing" in line] == [
+        f"[{at:6.1f} s] Writing SUMMARY: 1 of 4 candidates, {at}0 tokens, 10 a second"
+        for at in (10, 20)
+    ]
+
+
 def test_a_display_whose_stream_is_gone_is_silent(tmp_path):
     with (tmp_path / "x").open("w") as stream:
         display = make_display(stream=stream)
@@ -434,6 +500,10 @@ def test_live_on_a_terminal():
     assert text.index("Loading bundled") < text.index("SUMMARY")
     for word in ("Writing SUMMARY: 3 candidates", "▸", "beat", "\x1b[1;32m", "generate"):
         assert word in text
+    for stage in ("SUMMARY", "REASONING", "CONCLUSION"):
+        moves = re.findall(rf"Writing {stage}: 0 of 3 candidates, (\d+) tokens?", text)
+        assert len(set(moves)) > 2, f"{stage} stood still"
+    assert " a second" in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h"), "the cursor comes back"
     assert text.count("\x1b[2J") == 0, "the screen is never cleared"
     titles = [line for line in screen(text) if re.match(r"[A-Z]+  \d candidates", line)]

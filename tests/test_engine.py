@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import re
 
 import pytest
 
-from cot_engine import Engine, Problem, RunConfig, SelfJudge, Trace, TraceFile, scenes
+from cot_engine import Engine, Problem, Progress, RunConfig, SelfJudge, Trace, TraceFile, scenes
+from cot_engine.cli.display import make_display
 from cot_engine.errors import (
     BudgetError,
     ConfigError,
@@ -44,6 +47,34 @@ def scripted(**script) -> Engine:
 def test_backend_conforms(engine, problems):
     check_backend(engine.backend, problems[0])
     check_backend(engine.backend, Problem("text", "How many legs have two cats?"))
+
+
+def test_the_display_moves_inside_a_stage(engine, problems, monkeypatch):
+    """The model itself, many candidates, a live display: what it shows of one stage changes."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("cot_engine.progress.EVERY", 0.02)
+    monkeypatch.setattr("cot_engine.cli.display._FRAMES_PER_SECOND", 50)
+    stream, heard = Terminal(), []
+    with make_display(stream=stream) as display:
+
+        def listen(event):
+            heard.append(event)
+            display(event)
+
+        engine.solve(problems[0], n=24, judge=SelfJudge(), on_event=listen, **HOT)
+    first = [e for e in heard if isinstance(e, Progress) and e.doing == "growing"]
+    first = [e for e in first if e.unit == first[0].unit]
+    assert len({e.tokens for e in first}) > 2 and {e.of for e in first} == {24}
+    moves = re.findall(r"Writing SUMMARY: \d+ of 24 candidates, ([\d,]+) token", stream.getvalue())
+    assert len(set(moves)) > 1
+    assert re.search(r"Judging \w+: \d+ of \d+ match", stream.getvalue())
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
 
 
 def test_solve_answers_and_accounts(engine, problems):

@@ -27,7 +27,7 @@ LAYERS = [
     {"backends"},  # the Backend protocol and those that answer it
     {"stages", "answers", "prompts", "budget", "events"},
     {"strategy", "tournament", "judges"},
-    {"session", "growth", "filling", "arena", "search", "rejudge"},
+    {"progress", "session", "growth", "filling", "arena", "search", "rejudge"},
     {"plugins", "config", "profile", "testing", "scenes"},
     {"run"},
     {"engine"},

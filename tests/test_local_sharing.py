@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_models import BUILDERS, build, picture
 
+from cot_engine.backends import Headway
 from cot_engine.backends.local import LocalBackend
 from cot_engine.boundaries import Until
 from cot_engine.errors import InputError, ModelError
@@ -370,3 +371,36 @@ def test_too_many_images(backend):
 def test_choices_must_differ_at_once(backend):
     with pytest.raises(InputError, match="same token"):
         run(backend.choose(Choose("s", PROMPT, ("?",), ("A", "Apple"))))
+
+
+# --- how far a request is -------------------------------------------------------------------------
+
+
+class Noting(Headway):
+    """Keeps whatever is counted."""
+
+    __slots__ = ("noted",)
+
+    def __setattr__(self, name, value):
+        if not hasattr(self, "noted"):
+            object.__setattr__(self, "noted", [])
+        self.noted.append((name, value))
+        object.__setattr__(self, name, value)
+
+
+def test_who_watches_sees_tokens_and_tails_done_one_after_the_other(folder):
+    """And the answer is the same, watched or not."""
+    with LocalBackend.load(folder, device="cpu") as backend:
+        writing, judging = Noting(), Noting()
+        watched = run(backend.generate(ask(headway=writing)))
+        assert watched.generations == run(backend.generate(ask(scope="t"))).generations
+        tokens = [value for name, value in writing.noted if name == "tokens"]
+        assert tokens == list(range(watched.usage.decoded + 1))
+        done = [value for name, value in writing.noted if name == "finished"]
+        assert done == [0, 1, 2, 3, 4]
+
+        backend.worker.prefill_columns = 64  # a prompt or so at a time
+        tails = tuple(f" {colour} {number}?" for colour in ("red", "blue") for number in range(6))
+        run(backend.choose(Choose("s", PROMPT, tails, ("A", "B"), headway=judging)))
+        done = [value for name, value in judging.noted if name == "finished"]
+        assert done == sorted(done) and done[-1] == len(tails) and len(set(done)) > 3

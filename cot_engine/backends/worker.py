@@ -153,6 +153,11 @@ class Worker:
             except Exception as error:
                 self._prefill_failed(parts, error)
                 return
+        for job in self.jobs:
+            if isinstance(job.request, Choose) and job.request.headway is not None:
+                job.request.headway.finished = sum(
+                    not any(node.pending for node in s.end.path()) for s in job.sequences
+                )
         ready = [
             j for j in self.jobs if not any(n.pending for s in j.sequences for n in s.end.path())
         ]
@@ -256,6 +261,8 @@ class Worker:
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
             job = row.job
             job.tally.decoded += 1
+            if job.request.headway is not None:
+                job.request.headway.tokens += 1
             if token in self.text.eos:
                 self._finish(row, "eos", len(row.ids))
                 continue
@@ -289,6 +296,8 @@ class Worker:
         self._discard(row)
         text = self.text.added(sequence.ids, ids)
         job.results[row.index] = Generation(text, ids, sum(row.logprobs[:keep]), finish)
+        if job.request.headway is not None:
+            job.request.headway.finished = len(job.results)
         if len(job.results) == len(job.request.seeds):
             generations = tuple(job.results[i] for i in range(len(job.results)))
             answer = Generated(generations, job.usage())

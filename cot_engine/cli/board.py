@@ -14,14 +14,15 @@ from rich.text import Text
 from cot_engine.escape import terminal
 from cot_engine.events import (
     Cut,
-    Event,
     Failed,
     Finished,
     Growing,
     Grown,
+    Heard,
     Judged,
     Judging,
     Notice,
+    Progress,
     Scored,
     Selected,
     Started,
@@ -78,10 +79,16 @@ class Board:
     def __init__(self) -> None:
         self.started: Started | None = None
         self.round: Round | None = None
+        self.progress: Progress | None = None  # inside what is being done
         self.usage: dict[str, Usage] = {}
         self.sentences = 0
 
-    def take(self, event: Event) -> list[Block]:
+    def take(self, event: Heard) -> list[Block]:
+        if isinstance(event, Progress):
+            self.progress = event
+            return []
+        if not isinstance(event, Judged | Notice | Cut):
+            self.progress = None
         match event:
             case Started():
                 self.started = event
@@ -123,15 +130,15 @@ class Board:
 
     def status(self) -> str:
         """What is being done at the moment."""
-        if self.round is None:
+        held, far = self.round, self.progress
+        if held is None and far is None:
             return "Thinking" if self.started else "Preparing"
-        if self.round.judging:
-            held = len(self.round.matches)
-            return f"Judging {self._title(self.round)}" + (
-                f": {held} match{'es' * (held != 1)} so far" if held else ""
-            )
-        many = f": {self.round.wanted} candidates" if self.round.wanted > 1 else ""
-        return f"Writing {self._title(self.round)}{many}"
+        if far is not None and far.doing == "scoring":
+            return _said(terminal(f"Scoring by {far.unit}"), _tokens(far))
+        title = terminal(self._title(held)) if held else _of_unit(far.unit)  # type: ignore[union-attr]
+        if far.doing == "judging" if far is not None else held.judging:  # type: ignore[union-attr]
+            return _said(f"Judging {title}", _matches_done(far, held), _tokens(far))
+        return _said(f"Writing {title}", _candidates_done(far, held), _tokens(far))
 
     def cost(self) -> str:
         """ "generate 1,204 tokens 0.8 GFLOP · judge 2,410 tokens 1.1 GFLOP"."""
@@ -202,7 +209,7 @@ class Board:
     def _title(self, held: Round) -> str:
         if held.unit == "sentence":
             return f"sentence {self.sentences}"
-        return "the response" if held.unit == "end" else held.unit
+        return _of_unit(held.unit)
 
     def _draw(self, held: Round) -> list[Text]:
         title = Text(terminal(self._title(held).removeprefix("the ").upper()), "bold cyan")
@@ -255,6 +262,40 @@ class Board:
             else:
                 lines.append(_INDENT + text)
         return [Text(line, "dim") for line in lines]
+
+
+def _of_unit(unit: str) -> str:
+    """What a unit is called: a stage by its tag. None is judged where whole responses are."""
+    return terminal({"end": "the response", "": "whole responses"}.get(unit, unit))
+
+
+def _said(doing: str, *parts: str) -> str:
+    said = ", ".join(filter(None, parts))
+    return f"{doing}: {said}" if said else doing
+
+
+def _candidates_done(far: Progress | None, held: Round | None) -> str:
+    wanted = far.of if far is not None else held.wanted if held else 0
+    if wanted < 2:
+        return ""
+    return f"{far.done} of {wanted} candidates" if far and far.tokens else f"{wanted} candidates"
+
+
+def _matches_done(far: Progress | None, held: Round | None) -> str:
+    done = far.done if far is not None else len(held.matches) if held else 0
+    if far is not None and far.of:
+        most = "at most " if far.at_most else ""
+        return f"{done} of {most}{far.of} match{'es' * (far.of != 1)}"
+    return f"{done} match{'es' * (done != 1)} so far" if done else ""
+
+
+def _tokens(far: Progress | None) -> str:
+    """What the model wrote for it so far, and how fast."""
+    if far is None or not far.tokens:
+        return ""
+    rate = far.tokens_per_second
+    fast = f", {rate:,.{0 if rate >= 10 else 1}f} a second" if rate else ""
+    return f"{far.tokens:,} token{'s' * (far.tokens != 1)}{fast}"
 
 
 def _differing(texts: list[str]) -> list[str]:

@@ -15,12 +15,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from cot_engine.escape import terminal
-from cot_engine.events import Event, Finished, Notice
+from cot_engine.events import Finished, Heard, Notice, Progress
 
 if TYPE_CHECKING:
     from cot_engine.cli.board import Block
 
 _FRAMES_PER_SECOND = 8
+_EVERY = 10.0  # seconds without a line, after which the log says how far a round is
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
@@ -44,7 +45,7 @@ class Silent:
     def notice(self, text: str) -> None:
         """Something the user should know that no search recorded."""
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Heard) -> None:
         pass
 
 
@@ -114,7 +115,7 @@ class Live(Silent):
         with self.lock:
             self._print(self.board.take(Notice(text)))
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Heard) -> None:
         with self.lock:
             self.doing = ""
             self._print(self.board.take(event))  # the rest shows at the next tick
@@ -162,14 +163,14 @@ def _cut(line):
 
 
 class Log(Silent):
-    """One line per round, for files and pipes."""
+    """One line per round, for files and pipes, and one now and then inside a long one."""
 
     def __init__(self, stream: TextIO) -> None:
         from cot_engine.cli.board import Board
 
         self.stream = stream
         self.board = Board()
-        self.begun = time.monotonic()
+        self.begun = self.said = time.monotonic()
 
     def loading(self, model: str) -> None:
         self._line(f"Loading {model}")
@@ -177,11 +178,13 @@ class Log(Silent):
     def notice(self, text: str) -> None:
         self._line(f"Note: {text}")
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Heard) -> None:
         for block in self.board.take(event):
             self._block(block)
         if isinstance(event, Finished):
             self._line(f"Done: {self.board.cost()}")
+        if isinstance(event, Progress) and time.monotonic() - self.said >= _EVERY:
+            self._line(self.board.status())
 
     def _block(self, block: Block) -> None:
         lines = [line.plain for line in block.lines]
@@ -191,6 +194,7 @@ class Log(Silent):
             self._line(line)
 
     def _line(self, text: str) -> None:
+        self.said = time.monotonic()
         said = " ".join(terminal(text).split())
         said = said if len(said) <= 160 else said[:159] + "…"
         with contextlib.suppress(OSError, ValueError):  # nobody is listening
