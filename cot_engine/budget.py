@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cot_engine.errors import ConfigError
+from cot_engine.errors import ConfigError, shown
 from cot_engine.types import Role, Usage
 
 Unit = Literal["flops", "new tokens", "tokens", "seconds", "calls"]
@@ -66,12 +66,12 @@ def parse_budget(text: str) -> Budget:
 
     Raises ConfigError with the accepted forms.
     """
-    match = _AMOUNT.fullmatch(text)
+    match = _AMOUNT.fullmatch(text) if isinstance(text, str) else None
     unit = _UNITS.get(match.group(3)) if match else None
     amount = float(match.group(1)) * _SCALE[match.group(2)] if match else 0.0
     if unit is None or not 0 < amount < float("inf"):
         raise ConfigError(
-            f"The budget is {text!r}.",
+            f"The budget is {shown(text)}.",
             'Give a positive amount and a unit, such as "2e12 flops", "500 new tokens",'
             ' "4000 tokens", "30 s" or "12 calls".',
         )
@@ -83,8 +83,8 @@ def parse_unit(text: str) -> Unit:
 
     Raises ConfigError.
     """
-    if text not in _UNITS:
-        raise ConfigError(f"The unit is {text!r}.", f"It must be one of {', '.join(_UNITS)}.")
+    if not isinstance(text, str) or text not in _UNITS:
+        raise ConfigError(f"The unit is {shown(text)}.", f"It must be one of {', '.join(_UNITS)}.")
     return _UNITS[text]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cot_engine.errors import ConfigError, InputError, UnknownNameError
+from cot_engine.errors import ConfigError, InputError, UnknownNameError, shown
 from cot_engine.stages import DEFAULT_PLAN, DETAILS, Detail, Plan
 
 MAX_N = 1024
@@ -72,12 +71,14 @@ class RunConfig:
         _text("device", self.device)
         if not _DEVICE.fullmatch(self.device):
             raise ConfigError(
-                f"device is {self.device!r}.", "It must be auto, cpu, mps, cuda or cuda:N."
+                f"device is {shown(self.device)}.", "It must be auto, cpu, mps, cuda or cuda:N."
             )
         for name, allowed in _CHOICES.items():
             _one_of(name, getattr(self, name), allowed)
         if not isinstance(self.plan, (Plan, str, Path)):
-            raise ConfigError(f"plan is {self.plan!r}.", "Give a Plan or the path of a TOML file.")
+            raise ConfigError(
+                f"plan is {shown(self.plan)}.", "Give a Plan or the path of a TOML file."
+            )
         if self.budget is not None:
             _text("budget", self.budget)
         _number("temperature", self.temperature, 0, 100)
@@ -88,9 +89,9 @@ class RunConfig:
         _number("seed", self.seed, 0, 2**63 - 1, whole=True)
         _number("in_flight", self.in_flight, 1, MAX_N, whole=True)
         if not isinstance(self.allow_url, bool):
-            raise ConfigError(f"allow_url is {self.allow_url!r}.", "It must be true or false.")
+            raise ConfigError(f"allow_url is {shown(self.allow_url)}.", "It must be true or false.")
         if not isinstance(self.parameters, dict):
-            raise ConfigError(f"parameters is {self.parameters!r}.", "Give names with values.")
+            raise ConfigError(f"parameters is {shown(self.parameters)}.", "Give names with values.")
         for name in ("n", "keep"):  # of every strategy that has them
             if name in self.parameters:
                 _number(name, self.parameters[name], 1, MAX_N, whole=True)
@@ -216,7 +217,7 @@ def parse_parameters(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = (part.strip() for part in pair.partition("="))
         if not (name.isidentifier() and equals and value):
-            raise ConfigError(f"A parameter is {pair!r}.", "Write name=value, such as n=4.")
+            raise ConfigError(f"A parameter is {shown(pair)}.", "Write name=value, such as n=4.")
         parameters[name] = scalar(value)
     return parameters
 
@@ -237,21 +238,21 @@ def scalar(text: str) -> bool | int | float | str:
 
 def _text(name: str, value: Any) -> None:
     if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{name} is {value!r}.", "Give a text that is not empty.")
+        raise ConfigError(f"{name} is {shown(value)}.", "Give a text that is not empty.")
 
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         known = [item for item in allowed if item is not None]
-        near = UnknownNameError(name, str(value), known).hint
+        near = UnknownNameError(name, shown(value).strip("'"), known).hint
         listed = f"It must be {', '.join(known[:-1])} or {known[-1]}."
         hint = f"{near} {listed}" if near.startswith("Did") else listed
-        raise ConfigError(f"{name} is {value!r}.", hint)
+        raise ConfigError(f"{name} is {shown(value)}.", hint)
 
 
 def _number(name: str, value: Any, low: float, high: float, whole: bool = False) -> None:
     kinds = int if whole else (int, float)
-    good = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-    if not (good and low <= value <= high):
+    good = isinstance(value, kinds) and not isinstance(value, bool)
+    if not (good and low <= value <= high):  # NaN is not; no integer is turned into a float
         kind = "a whole number" if whole else "a number"
-        raise ConfigError(f"{name} is {value!r}.", f"It must be {kind} from {low} to {high}.")
+        raise ConfigError(f"{name} is {shown(value)}.", f"It must be {kind} from {low} to {high}.")

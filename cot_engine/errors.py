@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value as an error names it: its repr, cut to `most` characters. Never raises, not even for
+    an integer that is too long for Python to print."""
+    cut = reprlib.Repr()
+    cut.maxstring = cut.maxother = cut.maxlong = most
+    try:
+        text = cut.repr(value)
+    except Exception:  # a repr that fails; digits without end, which may also be deep inside
+        digits = value.bit_length() * 0.30103 if isinstance(value, int) else 0
+        text = f"<{type(value).__name__}{f' of {digits:,.0f} digits' if digits else ''}>"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 class CotEngineError(Exception):
@@ -33,9 +48,9 @@ class UnknownNameError(InputError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = sorted(known)
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name[:100], known, n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
-        super().__init__(f"There is no {kind} {name!r}.", hint)
+        super().__init__(f"There is no {kind} {shown(name)}.", hint)
 
 
 class ConfigError(InputError):

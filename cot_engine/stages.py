@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from cot_engine.errors import ConfigError, UnknownNameError
+from cot_engine.errors import ConfigError, UnknownNameError, shown
 from cot_engine.types import Chain
 
 Detail = Literal["brief", "normal", "full"]
@@ -42,17 +42,20 @@ class Stage:
     needs_image: bool = False
 
     def __post_init__(self) -> None:
-        if not _TAG.fullmatch(self.tag):
+        if not (isinstance(self.tag, str) and _TAG.fullmatch(self.tag)):
             raise ConfigError(
-                f"A stage's tag is {self.tag!r}.",
+                f"A stage's tag is {shown(self.tag)}.",
                 "Use 1 to 32 capital letters, digits or underscores, a letter first.",
             )
-        if not 1 <= self.length <= _LONGEST:
+        if not (type(self.length) is int and 1 <= self.length <= _LONGEST):
             raise ConfigError(
-                f"Stage {self.tag} has length {self.length}.", f"It must be 1 to {_LONGEST} tokens."
+                f"Stage {self.tag} has length {shown(self.length)}.",
+                f"It must be 1 to {_LONGEST} tokens.",
             )
-        if self.width is not None and not 1 <= self.width <= 1024:
-            raise ConfigError(f"Stage {self.tag} has width {self.width}.", "It must be 1 to 1024.")
+        if self.width is not None and not (type(self.width) is int and 1 <= self.width <= 1024):
+            raise ConfigError(
+                f"Stage {self.tag} has width {shown(self.width)}.", "It must be 1 to 1024."
+            )
 
     @property
     def open(self) -> str:
@@ -145,7 +148,7 @@ def _stage(table: dict, path: str) -> Stage:
             raise UnknownNameError(f"stage key in {path!r} called", key, known)
         if type(value) is not kinds[key]:
             raise ConfigError(
-                f"Stage key {key} in {path!r} is {value!r}.", f"Give a {kinds[key].__name__}."
+                f"Stage key {key} in {path!r} is {shown(value)}.", f"Give a {kinds[key].__name__}."
             )
     missing = [key for key in ("tag", "purpose", "question") if key not in table]
     if missing:

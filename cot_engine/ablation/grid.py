@@ -43,7 +43,7 @@ from cot_engine.ablation.labels import Draft, labelled
 from cot_engine.ablation.matching import has, levelled
 from cot_engine.budget import Unit, parse_budget, parse_unit
 from cot_engine.config import KEYS, RunConfig
-from cot_engine.errors import ConfigError, CotEngineError, UnknownNameError
+from cot_engine.errors import ConfigError, CotEngineError, UnknownNameError, shown
 from cot_engine.stages import Plan
 from cot_engine.tournament import TOURNAMENTS
 
@@ -171,7 +171,7 @@ def parse_ablation(table: dict[str, Any], *, name: str, folder: Path = Path()) -
     _known("key called", table, _TOP)
     for key in ("data", "run", "match"):
         if not isinstance(table.get(key, {}), dict):
-            raise ConfigError(f"{key} is {table[key]!r}.", f"Write it as a table, [{key}].")
+            raise ConfigError(f"{key} is {shown(table[key])}.", f"Write it as a table, [{key}].")
     data = dict(table.get("data", {}))
     _known("key of [data] called", data, _DATA)
     data.setdefault("source", "scenes")
@@ -194,7 +194,7 @@ def parse_ablation(table: dict[str, Any], *, name: str, folder: Path = Path()) -
     name = table.get("name", name)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(
-            f"name is {name!r}.", "Give 1 to 64 letters, digits, spaces, dots, - or _."
+            f"name is {shown(name)}.", "Give 1 to 64 letters, digits, spaces, dots, - or _."
         )
     return Ablation(name, cells, _seeds(table), data, base, folder, reference)
 
@@ -202,10 +202,12 @@ def parse_ablation(table: dict[str, Any], *, name: str, folder: Path = Path()) -
 def _seeds(table: dict[str, Any]) -> tuple[int, ...]:
     seeds = table.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds:
-        raise ConfigError(f"seeds is {seeds!r}.", "Give a list of whole numbers, such as [0, 1].")
+        raise ConfigError(
+            f"seeds is {shown(seeds)}.", "Give a list of whole numbers, such as [0, 1]."
+        )
     numbers = tuple(_whole("seeds", seed, 0, 2**63 - 1) for seed in seeds)
     if len(set(numbers)) < len(numbers):
-        raise ConfigError(f"seeds is {seeds!r}.", "Each seed counts once: name it once.")
+        raise ConfigError(f"seeds is {shown(seeds)}.", "Each seed counts once: name it once.")
     return numbers
 
 
@@ -215,7 +217,7 @@ def _seeds(table: dict[str, Any]) -> tuple[int, ...]:
 def _drafts(entry: Any, base: RunConfig, folder: Path) -> list[Draft]:
     """The cells of one [[cells]] table: one for each combination of its lists' values."""
     if not isinstance(entry, dict) or not isinstance(entry.get("strategy"), (str, list)):
-        raise ConfigError(f"A [[cells]] table is {entry!r}.", 'It needs strategy = "NAME".')
+        raise ConfigError(f"A [[cells]] table is {shown(entry)}.", 'It needs strategy = "NAME".')
     if "seed" in entry or "budget" in entry:
         key = "seed" if "seed" in entry else "budget"
         where = "seeds = [...] at the top" if key == "seed" else "the [match] table"
@@ -225,7 +227,9 @@ def _drafts(entry: Any, base: RunConfig, folder: Path) -> list[Draft]:
             raise ConfigError(f"A [[cells]] table has {key}.", "All cells share it: see [run].")
     own = {key: entry[key] for key in _OWN if key in entry}
     if not isinstance(own.get("matched", False), bool):
-        raise ConfigError(f"matched is {own['matched']!r}.", "It must be true or false.")
+        raise ConfigError(f"matched is {shown(own['matched'])}.", "It must be true or false.")
+    if not isinstance(own.get("name", ""), str):
+        raise ConfigError(f"A cell's name is {shown(own['name'])}.", "Give a text.")
     if "rollouts" in own:
         _whole("rollouts", own["rollouts"], 0, 64)
     rest = {key: value for key, value in entry.items() if key not in _OWN}
@@ -326,7 +330,7 @@ def _matched(
         budget = parse_budget(match["amount"])
         if "unit" in match and parse_unit(match["unit"]) != budget.unit:
             raise ConfigError(
-                f"[match] has unit {match['unit']!r} and amount {match['amount']!r}.",
+                f"[match] has unit {shown(match['unit'])} and amount {shown(match['amount'])}.",
                 "The amount names its unit itself: leave the unit out.",
             )
         goal = Match(budget.unit, budget.amount)
@@ -375,5 +379,7 @@ def _known(what: str, table: dict[str, Any], known: Any) -> None:
 
 def _whole(name: str, value: Any, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigError(f"{name} is {value!r}.", f"It must be a whole number, {low} to {high}.")
+        raise ConfigError(
+            f"{name} is {shown(value)}.", f"It must be a whole number, {low} to {high}."
+        )
     return value

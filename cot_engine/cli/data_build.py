@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cot_engine.cli.options import Action, Json, Quiet, Verbose, option
-from cot_engine.errors import ConfigError, CotEngineError
+from cot_engine.errors import ConfigError, CotEngineError, shown
 from cot_engine.escape import terminal
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         match = _AMOUNT.fullmatch(budget)
         amount = float(re.sub("[_,]", "", match[1])) if match else 0.0
         if not 0 < amount < 1e15:
-            raise ConfigError(f"--budget is {budget!r}.", 'Give one like "2e6 tokens" or "5".')
+            raise ConfigError(f"--budget is {shown(budget)}.", 'Give one like "2e6 tokens" or "5".')
         if match and match[2]:
             values["budget_tokens"] = int(amount)
         else:

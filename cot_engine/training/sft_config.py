@@ -29,14 +29,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cot_engine.errors import ConfigError, CotEngineError, UnknownNameError
+from cot_engine.errors import ConfigError, CotEngineError, UnknownNameError, shown
 
 Config = TypeVar("Config")
 
@@ -326,7 +325,7 @@ def parse_config(table: dict[str, Any], folder: Path = Path()) -> SFTConfig:
     _known("key called", table, _TOP)
     for key in ("output", "format"):
         if key in table and (not isinstance(table[key], str) or not table[key].strip()):
-            raise ConfigError(f"{key} is {table[key]!r}.", "It must be a text.")
+            raise ConfigError(f"{key} is {shown(table[key])}.", "It must be a text.")
     if "output" not in table:
         raise ConfigError("output is missing.", 'Name the folder to write: output = "runs/NAME".')
     parts: dict[str, Any] = {}
@@ -342,7 +341,9 @@ def _set(table: dict[str, Any], setting: str) -> None:
     """Apply "train.steps=100"; a value that is no TOML is a text."""
     key, sign, value = setting.partition("=")
     if not sign or not key.strip():
-        raise ConfigError(f"--set got {setting!r}.", "Write KEY=VALUE, such as train.steps=100.")
+        raise ConfigError(
+            f"--set got {shown(setting)}.", "Write KEY=VALUE, such as train.steps=100."
+        )
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except (tomllib.TOMLDecodeError, KeyError):
@@ -351,13 +352,13 @@ def _set(table: dict[str, Any], setting: str) -> None:
     for name in tables:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"--set got {setting!r}.", f"{name} is not a table.")
+            raise ConfigError(f"--set got {shown(setting)}.", f"{name} is not a table.")
     table[last] = parsed
 
 
 def _table(name: str, kind: type, values: Any) -> Any:
     if not isinstance(values, dict):
-        raise ConfigError(f"{name} is {values!r}.", f"Write it as a table, [{name}].")
+        raise ConfigError(f"{name} is {shown(values)}.", f"Write it as a table, [{name}].")
     known = {f.name: f for f in fields(kind)}
     _known(f"key of [{name}] called", values, known)
     for key, f in known.items():
@@ -372,7 +373,7 @@ def _checked(name: str, rule: Any, value: Any) -> Any:
     kind = rule["kind"]
 
     def wrong(must: str) -> ConfigError:
-        return ConfigError(f"{name} is {value!r}.", f"It must be {must}.")
+        return ConfigError(f"{name} is {shown(value)}.", f"It must be {must}.")
 
     if kind == "text":
         if not isinstance(value, str) or not value.strip():
@@ -403,7 +404,7 @@ def _checked(name: str, rule: Any, value: Any) -> Any:
             raise wrong(" or ".join(map(str, rule["choices"])))
     elif kind == "held_out":
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        good = number and math.isfinite(value) and value > 0 and (value < 1 or value == int(value))
+        good = number and 0 < value < 2**63 and (value < 1 or value == int(value))
         if not good and not (isinstance(value, str) and value.strip()):
             raise wrong("a file, a whole number, or a share of the rows between 0 and 1")
     return value

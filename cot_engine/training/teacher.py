@@ -74,7 +74,7 @@ class Reply:
 def read_reply(body: str) -> Reply:
     """The reply in the body of an HTTP 200. Never raises: anything may be in there."""
     try:
-        found = json.loads(body)
+        found = json.loads(body, parse_int=_int)
     except (ValueError, RecursionError) as error:
         return Reply(garbage=f"the reply is not JSON: {error}")
     usage = found.get("usage") if isinstance(found, dict) else None
@@ -100,6 +100,12 @@ def read_reply(body: str) -> Reply:
     text = _THOUGHT.sub("", text or "").strip().encode("utf-8", "replace").decode()
     finish = finish if isinstance(finish, str) else ""
     return Reply(text, finish, refusal if isinstance(refusal, str) else "", **tokens)
+
+
+def _int(text: str) -> int | None:
+    """An integer of JSON; None for one that nobody counted to, which is no reason to lose a text
+    that was paid for."""
+    return int(text) if len(text) < 16 else None
 
 
 def _count(value: Any) -> int | None:
@@ -305,7 +311,7 @@ class Teacher:
         try:
             response = await self._client.get(f"{self.base_url}/models", timeout=10)
             return [str(m["id"]) for m in response.json()["data"]]
-        except (self._http.HTTPError, ValueError, KeyError, TypeError):
+        except (self._http.HTTPError, ValueError, KeyError, TypeError, RecursionError):
             return []
 
     def _unreachable(self, error: Exception) -> TeacherError:
@@ -368,5 +374,5 @@ def _retry_after(headers: Any) -> float | None:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
