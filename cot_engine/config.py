@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cot_engine.errors import ConfigError, InputError, UnknownNameError, shown
+from cot_engine.reading import named, read_toml
 from cot_engine.stages import DEFAULT_PLAN, DETAILS, Detail, Plan
 
 MAX_N = 1024
@@ -144,7 +144,8 @@ def load_config(
     """
     config = RunConfig()
     if file is not None:
-        config = _apply(config, _read(Path(file)), f" in {str(file)!r}", Path(file).parent)
+        values = read_toml(file, "configuration", ConfigError)
+        config = _apply(config, values, f" in {named(file)}", Path(file).parent)
     if environment is not None:
         values, where = _from_environment(environment), " in the environment"
         config = _apply(config, values, where, Path())
@@ -172,20 +173,6 @@ def _apply(config: RunConfig, values: dict[str, Any], where: str, folder: Path) 
     if not isinstance(config.plan, Plan):
         return replace(config, plan=Plan.from_toml(folder / config.plan))
     return config
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"The configuration {str(path)!r} cannot be read: {error.strerror}.",
-            "Check its name and permissions.",
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"The configuration {str(path)!r} is not valid TOML: {error}.", "Correct it there."
-        ) from None
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -6,18 +6,19 @@ Display, trace viewer, statistics and tests listen to the same events. Only fiel
 
 from __future__ import annotations
 
-import functools
+import binascii
 import json
-import types
 import typing
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cot_engine.backends import BackendInfo
 from cot_engine.errors import ConfigError, TraceError
-from cot_engine.stages import Plan
+from cot_engine.plain import Wrong, plain, reader
+from cot_engine.reading import cut, parse_json, read_bytes
+from cot_engine.stages import Detail, Plan
 from cot_engine.types import Chain, Match, Role, Sampling, Usage
 
 SCHEMA = 1
@@ -40,7 +41,15 @@ class ImageRecord:
     size: tuple[int, int]
     notes: tuple[str, ...] = ()
     data: str = field(default="", compare=False, repr=False)
-    image: Any = field(default=None, compare=False, repr=False)
+    image: Any = field(default=None, compare=False, repr=False, metadata={"read": False})
+
+    def __post_init__(self) -> None:
+        if self.data:
+            binascii.a2b_base64(self.data, strict_mode=True)  # raises binascii.Error, a ValueError
+
+    def written(self) -> ImageRecord:
+        """The record with its pixels in it."""
+        return replace(self, data=self.png(), image=None)
 
     def png(self) -> str:
         """The image as base64 PNG; "" if the trace does not hold it."""
@@ -50,7 +59,7 @@ class ImageRecord:
 @dataclass(frozen=True, slots=True)
 class Started:
     """The beginning. `parameters` are kept as JSON has them: a tuple is a list, and what JSON
-    has no word for (an object that a stranger's strategy takes) is its repr."""
+    has no word for (infinity, an object that a stranger's strategy takes) is a text."""
 
     problem: str
     question: str
@@ -63,7 +72,7 @@ class Started:
     judge_image: Literal["seen", "blank", "swap"]
     plan: Plan
     mode: Literal["trained", "prompted"]
-    detail: str
+    detail: Detail
     seed: int
     sampling: Sampling
     budget: str | None
@@ -72,7 +81,7 @@ class Started:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        plain = json.loads(json.dumps(self.parameters, default=repr))
+        plain = json.loads(json.dumps(self.parameters, default=repr), parse_constant=str)
         object.__setattr__(self, "parameters", plain)
 
 
@@ -232,62 +241,29 @@ _KINDS: dict[str, type] = {kind.__name__.lower(): kind for kind in typing.get_ar
 
 def to_json(event: Heard) -> str:
     """One line of JSON, without the line break."""
-    body = {"event": type(event).__name__.lower(), **_plain(event)}
+    body = {"event": type(event).__name__.lower(), **plain(event)}
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
 
 
 def from_json(line: str) -> Event:
     """Raises TraceError if the line is not an event of this schema."""
     try:
-        body = json.loads(line)
-        kind = _KINDS[body.pop("event")]
-        if kind is Started and body.get("schema") != SCHEMA:
+        body = parse_json(line)
+        name = body.pop("event", None) if isinstance(body, dict) else None
+        if not isinstance(name, str) or name not in _KINDS:
+            raise Wrong("", "it names no event")
+        if name == "started" and body.get("schema") != SCHEMA:
             raise TraceError(
-                f"The trace has schema {body.get('schema')!r}; this version reads {SCHEMA}.",
+                f"The trace has schema {cut(repr(body.get('schema')))}; this version reads"
+                f" {SCHEMA}.",
                 "Use the cot-engine version that wrote it.",
             )
-        return _build(kind, body)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise TraceError(f"Not a trace event ({error!r}): {line[:80]!r}.") from None
+        return reader(_KINDS[name])(body)
+    except ValueError as error:
+        why = str(error)
     except ConfigError as error:  # a plan that could not be
-        raise TraceError(f"Not a trace event ({error.message}): {line[:80]!r}.") from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, ImageRecord):
-        value = {f.name: getattr(value, f.name) for f in fields(value)} | {"data": value.png()}
-        value.pop("image")
-    if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _build(kind: Any, value: Any) -> Any:
-    """The value of type `kind` that `_plain` wrote as `value`."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if is_dataclass(kind):
-        hints = _hints(kind)
-        if set(value) - set(hints):
-            raise KeyError(f"unknown fields {sorted(set(value) - set(hints))} of {kind.__name__}")
-        return kind(**{name: _build(hints[name], item) for name, item in value.items()})
-    if origin is tuple:
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_build(args[0], item) for item in value)
-        return tuple(_build(arg, item) for arg, item in zip(args, value, strict=True))
-    if origin is dict:
-        return {key: _build(args[1], item) for key, item in value.items()}
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _build(next(arg for arg in args if arg is not type(None)), value)
-    return value
-
-
-_hints = functools.cache(typing.get_type_hints)  # slow, and asked for every value of a trace
+        why = error.message.removesuffix(".")
+    raise TraceError(f"Not a trace event ({why}): {line[:80]!r}.")
 
 
 @dataclass
@@ -350,11 +326,7 @@ class Trace:
 
         Raises TraceError if the file is missing, empty or not a trace.
         """
-        try:
-            data = Path(path).read_bytes()
-        except (OSError, ValueError) as error:
-            raise TraceError(f"The trace {str(path)!r} cannot be read: {error}.") from None
-        return cls.parse(data, str(path))
+        return cls.parse(read_bytes(path, "trace", TraceError), str(path))
 
     @classmethod
     def parse(cls, data: bytes, name: str) -> Trace:

@@ -20,6 +20,7 @@ from cot_engine.errors import ConfigError, UnknownNameError
 from cot_engine.escape import visible
 from cot_engine.judges import Judge
 from cot_engine.prompts import FORMS, Form
+from cot_engine.reading import read_json
 
 FILE = "cot_engine.json"
 
@@ -42,13 +43,9 @@ class Profile:
         UnknownNameError for keys and judges that do not exist.
         """
         path = Path(folder) / FILE
-        try:
-            found = json.loads(path.read_text("utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
+        if not os.path.lexists(path):
             return cls()
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"The profile {str(path)!r} cannot be read: {error}.") from None
-        return cls._checked(found, str(path))
+        return cls._checked(read_json(path, "profile", ConfigError), str(path))
 
     @classmethod
     def _checked(cls, found: Any, path: str) -> Profile:

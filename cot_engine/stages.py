@@ -7,13 +7,13 @@ else is data, never an exception: `read` names each fault and FAULTS says what i
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from cot_engine.errors import ConfigError, UnknownNameError, shown
+from cot_engine.reading import read_toml
 from cot_engine.types import Chain
 
 Detail = Literal["brief", "normal", "full"]
@@ -123,12 +123,7 @@ class Plan:
 
         Raises ConfigError for a missing file, broken TOML, unknown keys or wrong types.
         """
-        try:
-            data = tomllib.loads(Path(path).read_text("utf-8"))
-        except OSError as error:
-            raise ConfigError(f"The plan {str(path)!r} cannot be read: {error.strerror}.") from None
-        except ValueError as error:  # broken TOML, not UTF-8, or no possible path
-            raise ConfigError(f"The plan {str(path)!r} is not valid TOML: {error}.") from None
+        data = read_toml(path, "plan", ConfigError)
         unknown = sorted(set(data) - {"stage"})
         tables = data.get("stage", [])
         if unknown or not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):

@@ -353,7 +353,7 @@ def test_a_picture_of_a_row_that_is_not_taken_counts(tsv):
         ([line(answer=""), line()], ["line 1", "no answer"]),
         ([line(answer=[])], ["no answer"]),
         ([line(answer=True)], ["answer is true", '"yes" or "no"']),
-        ([line(answer=float("nan"))], ["answer is NaN"]),
+        ([line(answer=float("nan"))], ["NaN is no number"]),
         ([line(answer={"a": 1})], ["answer is"]),
         ([{"question": "x", "anwser": "y"}], ["no answer", "'anwser'"]),
         ([line(id=[1])], ["id is [1]"]),
@@ -442,7 +442,7 @@ def test_a_file_that_is_not_there(tmp_path):
     (tmp_path / "folder.tsv").mkdir()
     fails("dats.jsonl", "No such file", "data.jsonl", folder=tmp_path)
     fails("gone/data.jsonl", "no folder", folder=tmp_path)
-    fails("folder.tsv", "not a file", folder=tmp_path)
+    fails("folder.tsv", "it is a folder", folder=tmp_path)
 
 
 def test_missing_pictures_are_counted_and_the_first_named(jsonl):

@@ -106,7 +106,11 @@ def test_an_event_survives_json(event):
     assert from_json(line) == event
 
 
-@given(st.text(), st.floats(allow_nan=False), st.dictionaries(st.text(), st.integers()))
+@given(
+    st.text(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.dictionaries(st.text(), st.integers()),
+)
 def test_any_values_survive_json(text, number, counts):
     for event in (
         Notice(text),

@@ -20,7 +20,7 @@ STRATEGIES = Path(importlib.util.find_spec("cot_engine_strategies").submodule_se
 LAYERS = [
     {"__version__"},
     {  # values
-        *("errors", "checks", "escape", "concurrency"),
+        *("errors", "checks", "escape", "concurrency", "reading", "plain"),
         *("types", "boundaries", "images", "download", "flops"),
         "statistics",
     },

@@ -11,6 +11,7 @@ import difflib
 import io
 import json
 import math
+import os
 import re
 import string
 import threading
@@ -21,6 +22,7 @@ from typing import Any, Literal
 
 from cot_engine.ablation.cells import entries
 from cot_engine.errors import InputError
+from cot_engine.reading import cut, parse_json, read_bytes
 
 LETTERS = string.ascii_uppercase
 _JSON_KEYS = "id image images question answer choices hint type category split".split()
@@ -80,16 +82,8 @@ def wrong(path: Path, place: str, said: str, hint: str) -> InputError:
 def _decoded(path: Path, lenient: bool = False) -> str:
     """The file's text. `lenient` keeps bytes that are not UTF-8 as lone surrogates, for which the
     rows that hold them are refused, and no others."""
-    name = repr(str(path))
-    try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"The data set {name} is not a file.", "Name a .jsonl or .tsv file.")
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"The data set {name} cannot be read: {reason}.", _near(path) or "Check its name."
-        ) from None
+    hint = "Name a .jsonl or .tsv file." if os.path.exists(path) else _near(path)
+    data = read_bytes(path, "data set", InputError, hint or "Check its name.")
     try:
         # With or without a BOM.
         return data.decode("utf-8-sig", "surrogateescape" if lenient else "strict")
@@ -109,7 +103,7 @@ def _near(path: Path) -> str:
         names = [entry.name for entry in folder.iterdir()]
     except (NotADirectoryError, FileNotFoundError):
         return f"There is no folder {str(folder)!r} either."
-    except OSError:
+    except (OSError, ValueError):
         return ""
     close = difflib.get_close_matches(path.name, names, n=1)
     return f"Did you mean {str(folder / close[0])!r}?" if close else ""
@@ -130,8 +124,8 @@ def _jsonl(path: Path, text: str, tell: Faulty) -> Iterator[Row]:
 def _from_json(path: Path, number: int, line: str) -> Row:
     place = f"line {number}"
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(line)
+    except ValueError as error:
         raise wrong(
             path, place, f"this is not JSON: {error}.", "Each line must be one JSON object."
         ) from None
@@ -225,10 +219,7 @@ def _kind(text: str, folder: Path) -> Literal["path", "base64", "url"]:
     if _URL.match(text):
         return "url"
     if len(text) > 4096 or _BASE64.fullmatch(text):
-        try:
-            return "path" if (folder / text).exists() else "base64"
-        except (OSError, ValueError):  # too long a name
-            return "base64"
+        return "path" if os.path.exists(folder / text) else "base64"
     return "path"
 
 
@@ -326,8 +317,3 @@ def _spellings(path: Path, place: str, cell: str) -> list[str]:
 def _listed(cell: str) -> list[str]:
     """A cell that holds several pictures writes them as a list of texts."""
     return [text for text in entries(cell) or [] if text] or [cell]
-
-
-def cut(text: str) -> str:
-    """The text as an error shows it."""
-    return text if len(text) <= 80 else f"{text[:60]}…"

@@ -33,7 +33,6 @@ import hashlib
 import itertools
 import json
 import re
-import tomllib
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ from cot_engine.ablation.matching import has, levelled
 from cot_engine.budget import Unit, parse_budget, parse_unit
 from cot_engine.config import KEYS, RunConfig
 from cot_engine.errors import ConfigError, CotEngineError, UnknownNameError, shown
+from cot_engine.reading import read_toml
 from cot_engine.stages import Plan
 from cot_engine.tournament import TOURNAMENTS
 
@@ -153,12 +153,7 @@ class Ablation:
 def load_ablation(path: str | Path) -> Ablation:
     """Read a grid. Raises ConfigError naming the file, the key and what is allowed."""
     path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"The ablation {str(path)!r} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The ablation {str(path)!r} is not valid TOML: {error}.") from None
+    table = read_toml(path, "ablation", ConfigError)
     try:
         return parse_ablation(table, name=path.stem, folder=path.parent)
     except CotEngineError as error:

@@ -8,10 +8,11 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cot_engine.ablation.files import Row, cut, wrong
+from cot_engine.ablation.files import Row, wrong
 from cot_engine.download import download
 from cot_engine.errors import ImageError
 from cot_engine.images import Image, load_image
+from cot_engine.reading import cut
 
 _SHOWN = 3  # of what is missing, before "and 14 more"
 

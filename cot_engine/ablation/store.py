@@ -87,7 +87,7 @@ class Store:
 
     def __init__(self, path: str | Path, *, create: bool = False) -> None:
         self.path = Path(path)
-        if not create and not self.path.is_file():
+        if not create and not os.path.isfile(self.path):
             raise StoreError(
                 f"There is no store {str(path)!r}.", "cot-engine ablate CONFIG.toml makes one."
             )
@@ -99,7 +99,7 @@ class Store:
                 self._db = self._reading()
             self._db.row_factory = sqlite3.Row
             self._check(create)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a NUL in the name
             raise StoreError(
                 f"The store {str(path)!r} cannot be opened: {error}.",
                 "Check its name and permissions; it must be a file that cot-engine ablate wrote.",

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,8 +78,8 @@ def load(
 
 def find_folder(model: str | Path) -> Path:
     """The local folder of a checkpoint; a hub name is looked up in the cache, then downloaded."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(model))  # and not Path's, which raises for a strange name
+    if os.path.isdir(folder):
         if not (folder / "config.json").is_file():
             raise ModelError(
                 f"{folder} is not a model folder: it has no config.json.",
@@ -86,7 +87,7 @@ def find_folder(model: str | Path) -> Path:
             )
         return folder
     name = str(model)
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.is_file()
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or os.path.isfile(folder)
     if not looks_local:
         from huggingface_hub import snapshot_download
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections import Counter
@@ -75,8 +76,8 @@ def _read(config: str, flags: dict[str, Any]) -> Ablation:
 
     path = Path(config)
     preset = PRESETS / f"{config}.toml"
-    if not path.suffix and not path.exists():
-        if not preset.is_file():
+    if not path.suffix and not os.path.exists(path):
+        if not os.path.isfile(preset):
             known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
             raise ConfigError(
                 f"There is no file {config!r}, and no preset of that name.",

@@ -173,7 +173,7 @@ def _entries(file: Path, out: Path, given: dict[str, Any]) -> list:
     from cot_engine.training.staged import CHECKS, staged_entries
 
     images = Path(given["images"]) if given["images"] else None
-    if images is not None and not images.is_dir():
+    if images is not None and not os.path.isdir(images):
         raise ConfigError(f"--images {str(images)!r} is not a folder.", "Check its name.")
     if given["teacher"] == "llava":
         for name in ("check", "checker_model"):

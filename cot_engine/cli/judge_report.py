@@ -143,7 +143,7 @@ def plain(found: JudgeReport) -> dict[str, Any]:
 
 def _check_folder(folder: Path) -> None:
     """Raises ConfigError if no profile can be written there."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ConfigError(
             f"The model {str(folder)!r} is no folder on this machine.",
             "--write-profile needs one: download the model and give its folder.",

@@ -22,9 +22,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
-from cot_engine.ablation.files import cut
 from cot_engine.errors import ImageError, InputError, UnknownNameError
 from cot_engine.images import load_image
+from cot_engine.reading import cut
 from cot_engine.stages import DEFAULT_PLAN, FAULTS, Plan, read
 from cot_engine.training.leaks import leaks, pasted, words
 from cot_engine.training.rows import MARKER, BadRow, Row, numbered_rows
@@ -166,8 +166,8 @@ def check(
     """
     path = Path(path)
     folder = path.parent if images is None else Path(images)
-    if images is not None and not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
+    if images is not None and not os.path.isdir(folder):
+        what = "is not a folder" if os.path.exists(folder) else "does not exist"
         raise InputError(f"The image folder {str(folder)!r} {what}.", "Name another one.")
     if max_tokens is not None and (tokenizer is None or max_tokens < 1):
         said = "has no tokenizer to count with" if tokenizer is None else "is not above 0"
@@ -381,10 +381,7 @@ class _Looker:
         if os.path.isabs(name) or ".." in Path(name).parts:
             found.append(("image-outside", f"{cut(name)!r}: write it relative to the folder."))
         path = self.folder / name
-        try:
-            there = path.exists()
-        except (OSError, ValueError):  # too long a name, a NUL in it: explained below
-            there = False
+        there = os.path.exists(path)
         if not there:
             self.missing += 1
             # Only so often: a similar name is looked for among all names of a folder.

@@ -13,12 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cot_engine.errors import ImageError, InputError, UnknownNameError
+from cot_engine.reading import parse_json, read_bytes
 from cot_engine.training.questions import Entry, failing, faulty
 from cot_engine.training.rows import MARKER, Row
 from cot_engine.training.staged import relative
@@ -145,12 +147,7 @@ def read_described(
     for kind in kinds:
         if kind not in KINDS:
             raise UnknownNameError("kind of text called", kind, KINDS)
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        said = f"The data {str(path)!r} cannot be read: {reason}."
-        raise InputError(said, "Check its name.") from None
+    lines = read_bytes(path, "data", InputError).split(b"\n")
     entries: list[Entry] = []
     first: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
@@ -163,7 +160,7 @@ def read_described(
                 raise InputError(f"the id {id!r} is that of {first[id]} too.", "Give it its own.")
             first[id] = place
             picture = Path((images or path.parent).absolute(), told[0])
-            if not picture.is_file():
+            if not os.path.isfile(picture):
                 said = f"{str(path)!r}, {place}: there is no picture {str(told[0])!r}."
                 raise ImageError(said, f"Paths are relative to {str(picture.parent)!r}.")
         except ImageError as error:
@@ -184,8 +181,8 @@ def read_described(
 def _told(line: bytes, number: int) -> tuple[str, str, tuple, tuple]:
     """Id, picture, captions and boxes of a line. Raises InputError."""
     try:
-        found = json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
+        found = parse_json(line.decode())
+    except ValueError as error:
         raise InputError(f"this is not JSON: {error}.", "Write an object a line.") from None
     if not isinstance(found, dict):
         raise InputError(f"this is a {type(found).__name__}.", "Each line must be an object.")

@@ -217,7 +217,7 @@ class PairsFile:
             for line in lines:
                 done = _read_line(line.decode())
                 self.done[done.index] = done
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise self._broken(f"it is no pairs file ({error})") from None
         if recipe is not None and self.recipe != json.loads(json.dumps(recipe)):
             keys = [k for k in {**self.recipe, **recipe} if self.recipe.get(k) != recipe.get(k)]

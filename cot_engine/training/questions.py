@@ -7,7 +7,6 @@ given out. One row that is no good never keeps the others from being read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Generic, TypeVar
 from cot_engine.ablation.data import Item, item_of
 from cot_engine.ablation.files import Row, read_file
 from cot_engine.errors import InputError
+from cot_engine.reading import opened, parse_json
 from cot_engine.stages import DEFAULT_PLAN, conclusion
 from cot_engine.training.rows import MARKER, BadRow, numbered_rows
 
@@ -79,18 +79,18 @@ def _has_conversations(path: Path) -> bool:
     if path.suffix.lower() == ".tsv":
         return False
     try:
-        with path.open("rb") as file:
+        with opened(path, "data", InputError) as file:
             for line in file:
                 text = line.decode("utf-8-sig", "replace").strip()
                 if text.startswith("["):
                     return True
                 try:
-                    found = json.loads(text)
-                except (ValueError, RecursionError):
+                    found = parse_json(text)
+                except ValueError:
                     continue
                 if isinstance(found, dict):
                     return "conversations" in found
-    except (OSError, ValueError):
+    except (OSError, InputError):
         pass  # the reader explains it
     return False
 

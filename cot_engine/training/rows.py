@@ -14,7 +14,6 @@ from __future__ import annotations
 import difflib
 import io
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cot_engine.errors import InputError
+from cot_engine.reading import DECODER, check_depth, opened, parse_json
 
 MARKER = "<image>"
 """Where the picture stands in a human turn."""
@@ -170,16 +170,11 @@ def writing(path: str | os.PathLike[str]) -> Iterator[Callable[[str], None]]:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    name = repr(str(path))
-    try:
-        if path.is_dir():
-            inside = sorted(p.name for p in path.iterdir() if p.suffix in (".jsonl", ".json"))
-            hint = f"Name a file in it, such as {inside[0]!r}." if inside else "Name a .jsonl file."
-            raise InputError(f"{name} is a folder.", hint)
-        return path.open("rb")
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{name} cannot be read: {reason}.", "Check its name.") from None
+    inside: list[str] = []
+    with suppress(OSError, ValueError):  # no folder, or none that may be looked into
+        inside = sorted(p.name for p in path.iterdir() if p.suffix in (".jsonl", ".json"))
+    hint = f"Name a file in it, such as {inside[0]!r}." if inside else "Name a .jsonl file."
+    return opened(path, "data", InputError, hint)
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, Row | BadRow]]:
@@ -247,7 +242,8 @@ def _array(file: IO[bytes]) -> Iterator[tuple[int, Row | BadRow]]:
             return
         while True:
             try:
-                found, end = _DECODER.raw_decode(buffer, at)
+                found, end = DECODER.raw_decode(buffer, at)
+                check_depth(found)
                 if end < len(buffer) or not more():
                     break
             except json.JSONDecodeError as error:
@@ -275,25 +271,13 @@ _BLANK = re.compile(r"[ \t\n\r]*")
 def _parsed(number: int, text: str) -> Row | BadRow:
     hint = "Each line must be one JSON object."
     try:
-        found = _DECODER.decode(text.rstrip())  # else a line cut off is wrong in the next one
+        found = parse_json(text.rstrip())  # else a line cut off is wrong in the next one
     except json.JSONDecodeError as error:
         said = f"this is not JSON: {error.msg}, at character {error.colno}."
         return BadRow(number, said, hint, _shown(text))
-    except (ValueError, RecursionError) as error:  # a number too long, too deep a nesting
+    except ValueError as error:  # a number too long, too deep a nesting
         return BadRow(number, f"this is not JSON: {error}.", hint, _shown(text))
     return _row(number, found, text)
-
-
-def _constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _constant(text)
-
-
-_DECODER = json.JSONDecoder(parse_constant=_constant, parse_float=_float)
 
 
 def _shown(text: str) -> str:

@@ -344,7 +344,7 @@ def _needs() -> None:
 def _relative(config: SFTConfig, path: Any) -> Any:
     """A model folder given relative to the configuration's folder, or to the current one."""
     beside = config.folder / str(path)
-    return beside if not Path(path).is_dir() and beside.is_dir() else path
+    return beside if not os.path.isdir(path) and os.path.isdir(beside) else path
 
 
 def _check_output(output: Path) -> None:

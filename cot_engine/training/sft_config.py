@@ -29,13 +29,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cot_engine.errors import ConfigError, CotEngineError, UnknownNameError, shown
+from cot_engine.reading import parse_toml, read_toml
 
 Config = TypeVar("Config")
 
@@ -302,14 +302,7 @@ def read_config(
 ) -> Config:
     """What `parse` makes of a TOML file's table and folder, its errors with the file's name."""
     path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"The configuration {str(path)!r} cannot be read: {error.strerror}."
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"The configuration {str(path)!r} is not valid TOML: {error}.") from None
+    table = read_toml(path, "configuration", ConfigError)
     table |= {key: value for key, value in flags.items() if value is not None}
     for setting in settings:
         _set(table, setting)
@@ -345,8 +338,8 @@ def _set(table: dict[str, Any], setting: str) -> None:
             f"--set got {shown(setting)}.", "Write KEY=VALUE, such as train.steps=100."
         )
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
+        parsed = parse_toml(f"value = {value}")["value"]
+    except (ValueError, KeyError):
         parsed = value.strip()
     *tables, last = key.strip().split(".")
     for name in tables:

@@ -1,0 +1,150 @@
+"""Frozen values to what JSON has and back, by their type hints alone.
+
+`plain` takes apart what `reader` puts together again. A field with the metadata {"read": False} is
+not part of it; a class that is written as another value says so in a method `written`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import types
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal
+
+from cot_engine.reading import cut
+
+
+def plain(value: Any) -> Any:
+    """The value as dicts, lists, texts and numbers."""
+    if is_dataclass(value):
+        value = value.written() if hasattr(value, "written") else value
+        return {name: plain(getattr(value, name)) for name in _fields(type(value))}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    return value
+
+
+@functools.cache
+def _fields(kind: Any) -> dict[str, Any]:
+    return {f.name: f for f in fields(kind) if f.metadata.get("read", True)}
+
+
+class Wrong(ValueError):
+    """A value is not what its field holds: where it stands, and what is wrong with it."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(f"{where.removeprefix('.')} {why}".lstrip())
+        self.where, self.why = where, why
+
+    def inside(self, outer: str) -> Wrong:
+        return Wrong(outer + self.where, self.why)
+
+
+_PLAIN = {  # types that JSON has, with what an error calls them
+    str: ((str,), "a text"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),  # finite, since JSON has no other
+    bool: ((bool,), "true or false"),
+}
+
+
+@functools.cache
+def reader(kind: Any) -> Callable[[Any], Any]:
+    """What makes a value of the type `kind` of what `plain` wrote, or raises Wrong.
+
+    Type hints are the one description of what a trace may hold: what has been read needs no
+    further check of types.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if is_dataclass(kind):
+        return _record_reader(kind)
+    if origin is tuple:
+        return _tuple_reader(args)
+    if origin is dict:
+        return _dict_reader(*map(reader, args))
+    if origin in (typing.Union, types.UnionType):
+        (other,) = (reader(arg) for arg in args if arg is not type(None))
+        return lambda value: None if value is None else other(value)
+    if kind is Any:
+        return lambda value: value
+    if origin is Literal:
+        return _checked(lambda value: isinstance(value, str) and value in args, _listed(args))
+    allowed, said = _PLAIN[kind]
+    return _checked(lambda value: type(value) in allowed, said)  # True is no 1
+
+
+def _checked(good: Callable[[Any], bool], said: str) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if not good(value):
+            raise Wrong("", f"is {cut(json.dumps(value))}, not {said}")
+        return value
+
+    return read
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " or ".join(json.dumps(name) for name in names)
+
+
+def _record_reader(kind: type) -> Callable[[Any], Any]:
+    hints = typing.get_type_hints(kind)
+    known = _fields(kind)
+    readers = {name: reader(hints[name]) for name in known}
+    needed = {
+        name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING
+    }
+    is_object = _checked(lambda value: isinstance(value, dict), "an object")
+
+    def read(value: Any) -> Any:
+        if strange := is_object(value).keys() - known.keys():
+            raise Wrong("", f"has no field {cut(repr(min(strange)))}")
+        if missing := needed - value.keys():
+            raise Wrong(f".{min(missing)}", "is missing")
+        made = {}
+        for name, item in value.items():
+            try:
+                made[name] = readers[name](item)
+            except Wrong as wrong:
+                raise wrong.inside(f".{name}") from None
+        return kind(**made)
+
+    return read
+
+
+def _tuple_reader(args: tuple[Any, ...]) -> Callable[[Any], Any]:
+    each = reader(args[0])
+    some = args[-1] is Ellipsis
+    said = "a list" if some else f"a list of {len(args)}"
+    is_list = _checked(lambda v: isinstance(v, list) and (some or len(v) == len(args)), said)
+    readers = None if some else [reader(arg) for arg in args]
+
+    def read(value: Any) -> Any:
+        made = []
+        for at, item in enumerate(is_list(value)):
+            try:
+                made.append((readers[at] if readers else each)(item))
+            except Wrong as wrong:
+                raise wrong.inside(f"[{at}]") from None
+        return tuple(made)
+
+    return read
+
+
+def _dict_reader(key_of: Callable, value_of: Callable) -> Callable[[Any], Any]:
+    is_object = _checked(lambda value: isinstance(value, dict), "an object")
+
+    def read(value: Any) -> Any:
+        made = {}
+        for key, item in is_object(value).items():
+            try:
+                made[key_of(key)] = value_of(item)
+            except Wrong as wrong:
+                raise wrong.inside(f"[{cut(repr(key))}]") from None
+        return made
+
+    return read
