@@ -1,43 +1,45 @@
 """The facade: load a model once, then solve, solve many, or stream the events of a search.
 
-Every call has an async twin (`asolve`, `asolve_many`, `astream`). The synchronous ones run on an
-event loop in a thread of the engine's own, so they work in scripts, notebooks and servers alike.
+Every call has an async twin (`asolve`, `asolve_many`, `astream`). Whichever is called, searches run
+on an event loop in a thread of the engine's own: so they work in scripts, notebooks and servers
+alike, and nothing that a search computes holds up the loop it was awaited in. Strategies, judges
+and listeners are called in that thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import queue
 import threading
-from collections import deque
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from cot_engine import plugins
 from cot_engine.backends import Backend
-from cot_engine.boundaries import Until
-from cot_engine.concurrency import cancel
 from cot_engine.config import RunConfig
-from cot_engine.errors import ConfigError, CotEngineError, InputError
+from cot_engine.errors import ConfigError, CotEngineError, InputError, StrategyError
 from cot_engine.events import Event, Trace
+from cot_engine.feed import Feed
 from cot_engine.judges import Judge
+from cot_engine.loop import LoopThread, Sent, handing_over, in_thread
+from cot_engine.modes import SAID, Modes
 from cot_engine.profile import Profile
 from cot_engine.rejudge import Rejudged, rejudge
-from cot_engine.run import Run, grey
+from cot_engine.run import Run
 from cot_engine.search import search
-from cot_engine.stages import Plan
-from cot_engine.types import GREEDY, Answer, Generate, Problem, Prompt
+from cot_engine.types import Answer, Problem
 
 BUNDLED = "bundled"
 
-_MODES = {
-    "trained": "The model opens {} by itself, as one trained on the tags does.",
-    "prompted": "The model does not open {} by itself: it is prompted, each opening tag forced.",
-}
-
+T = TypeVar("T")
 Listener = Callable[[Event], None]
+
+_LOADING = 8  # problems whose pictures are read at once: each takes a thread, and memory
 
 
 def model_path(model: str | Path) -> str | Path:
@@ -58,9 +60,11 @@ class Engine:
         self.profile = profile or Profile()
         self.in_flight = in_flight
         self._scopes = itertools.count()
-        self._modes: dict[str, Literal["trained", "prompted"]] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._lock = threading.Lock()
+        self._modes = Modes(backend)
+        self._loading = asyncio.Semaphore(_LOADING)
+        self._loop = LoopThread("cot-engine")
+        # An engine that is dropped without being closed leaves no thread behind.
+        weakref.finalize(self, self._loop.close, wait=False).atexit = False
 
     @classmethod
     def from_pretrained(
@@ -107,11 +111,13 @@ class Engine:
         """Answer one question about an image (a path, URL, PIL image, array, bytes; a list of
         them for several; None for a question alone), or a Problem that holds both.
 
-        `options` are fields of RunConfig; `strategy` and `judge` may also be objects, and any
-        other name is a parameter of the strategy: `solve(img, q, strategy="best-of-n", n=8)`.
-        `on_event` is called with each event, in the engine's thread. Raises CotEngineError.
+        `options` are fields of RunConfig but those that an engine is made with; `strategy` and
+        `judge` may also be objects, and any other name is a parameter of the strategy:
+        `solve(img, q, strategy="best-of-n", n=8)`. `on_event` is called with each event, in the
+        engine's thread. Raises CotEngineError: a StrategyError if called in the engine's thread
+        (by a listener, a judge or a strategy), a ModelError if the engine is closed.
         """
-        return self._run(self.asolve(image, question, config=config, on_event=on_event, **options))
+        return self._run(self._solve(self._made(config, options), image, question, on_event))
 
     async def asolve(
         self,
@@ -122,32 +128,52 @@ class Engine:
         on_event: Listener | None = None,
         **options: Any,
     ) -> Answer:
-        """`solve`, awaitable."""
-        run = Run(self.profile, config, options)
-        return await self._search(run.problem(image, question), run, on_event)
+        """`solve`, awaitable. `on_event` is called in the engine's thread here, too: `astream`
+        hands the events over to the loop that asks."""
+        run = self._made(config, options)
+        return await self._there(self._solve(run, image, question, on_event))
 
     def stream(
-        self, image: Any, question: str, *, config: RunConfig | None = None, **options: Any
+        self,
+        image: Any,
+        question: str | None = None,
+        *,
+        config: RunConfig | None = None,
+        **options: Any,
     ) -> Iterator[Event]:
         """The events of one search as they happen; the last one is Finished. Leaving the loop
         early stops the search. Raises what `solve` raises, after the Failed event."""
-        return self._iterate(self.astream(image, question, config=config, **options))
+        events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        run = self._made(config, options)
+        sent = self._send(self._solve(run, image, question, events.put))
+        sent.result.add_done_callback(lambda _: events.put(None))
+        try:
+            while (event := events.get()) is not None:
+                yield event
+            sent.result.result()
+        finally:
+            sent.result.cancel()
 
     async def astream(
-        self, image: Any, question: str, *, config: RunConfig | None = None, **options: Any
+        self,
+        image: Any,
+        question: str | None = None,
+        *,
+        config: RunConfig | None = None,
+        **options: Any,
     ) -> AsyncIterator[Event]:
         """`stream`, as an async iterator."""
-        queue: asyncio.Queue[Event | None] = asyncio.Queue()
-        task = asyncio.ensure_future(
-            self.asolve(image, question, config=config, on_event=queue.put_nowait, **options)
-        )
-        task.add_done_callback(lambda _: queue.put_nowait(None))
+        events: asyncio.Queue[Event | None] = asyncio.Queue()
+        put = handing_over(events.put_nowait)
+        run = self._made(config, options)
+        sent = self._loop.send(self._solve(run, image, question, put))
+        sent.result.add_done_callback(lambda _: put(None))
         try:
-            while (event := await queue.get()) is not None:
+            while (event := await events.get()) is not None:
                 yield event
-            await task
+            sent.result.result()
         finally:
-            await cancel([task])
+            sent.result.cancel()
 
     # --- many problems ---
 
@@ -164,14 +190,22 @@ class Engine:
 
         Takes (image, question) pairs or Problems, lazily; yields answers in their order, each as
         soon as it and those before it are there. A problem's trace is the same as if it were
-        solved alone. `on_event` gets the problem's position and the event, as it happens. With
-        `on_error="keep"` a problem that fails yields its error in its place and the rest go on.
+        solved alone. `on_event` gets the problem's position and the event, as it happens, in the
+        engine's thread. With `on_error="keep"` a problem that fails yields its error in its place
+        and the rest go on. What was answered before `problems` raised, or before the engine was
+        closed, is yielded before that error is raised.
         """
-        return self._iterate(
-            self.asolve_many(
-                problems, config=config, on_event=on_event, on_error=on_error, **options
-            )
-        )
+        finished = threading.Event()
+        feed = self._feed(problems, config, on_event, on_error, options, self._send, finished.set)
+        try:
+            while feed.fill():
+                if feed.ready:
+                    yield feed.take()
+                else:
+                    finished.wait()
+                    finished.clear()
+        finally:
+            feed.cancel()
 
     async def asolve_many(
         self,
@@ -183,31 +217,19 @@ class Engine:
         **options: Any,
     ) -> AsyncIterator[Answer | CotEngineError]:
         """`solve_many`, as an async iterator."""
-        run = Run(self.profile, config, options)
-        waiting: deque[asyncio.Task] = deque()
-
-        async def one(index: int, item: Problem | tuple[Any, str]) -> Answer | CotEngineError:
-            listen = None if on_event is None else lambda event: on_event(index, event)
-            try:
-                problem = run.problem(item) if isinstance(item, Problem) else run.problem(*item)
-                return await self._search(problem, run, listen)
-            except CotEngineError as error:
-                if on_error == "keep":
-                    return error
-                raise
-
+        finished = asyncio.Event()
+        wake = handing_over(lambda _: finished.set())
+        send = self._loop.send
+        feed = self._feed(problems, config, on_event, on_error, options, send, lambda: wake(None))
         try:
-            for index, item in enumerate(problems):
-                waiting.append(asyncio.ensure_future(one(index, item)))
-                while sum(not task.done() for task in waiting) >= self.in_flight:
-                    busy = [task for task in waiting if not task.done()]
-                    await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
-                while waiting and waiting[0].done():
-                    yield waiting.popleft().result()
-            while waiting:
-                yield await waiting.popleft()
+            while feed.fill():
+                if feed.ready:
+                    yield feed.take()
+                else:
+                    await finished.wait()
+                    finished.clear()
         finally:
-            await cancel(waiting)
+            feed.cancel()
 
     # --- recorded searches ---
 
@@ -224,15 +246,7 @@ class Engine:
 
         `judge_image` is what the judge sees; `on_event` is called with each event.
         """
-        return self._run(
-            self.arejudge(
-                trace,
-                judge=judge,
-                tournament=tournament,
-                judge_image=judge_image,
-                on_event=on_event,
-            )
-        )
+        return self._run(self._rejudge(trace, judge, tournament, judge_image, on_event))
 
     async def arejudge(
         self,
@@ -244,8 +258,19 @@ class Engine:
         on_event: Listener | None = None,
     ) -> Rejudged:
         """`rejudge`, awaitable."""
-        config = RunConfig(tournament=tournament, judge_image=judge_image)
-        run = Run(self.profile, config, {"judge": judge})
+        return await self._there(self._rejudge(trace, judge, tournament, judge_image, on_event))
+
+    async def _rejudge(
+        self,
+        trace: Trace,
+        judge: str | Judge,
+        tournament: str,
+        judge_image: Literal["seen", "blank", "swap"],
+        listen: Listener | None,
+    ) -> Rejudged:
+        run = self._made(
+            RunConfig(tournament=tournament, judge_image=judge_image), {"judge": judge}
+        )
         return await rejudge(
             trace,
             run.judge,
@@ -254,17 +279,15 @@ class Engine:
             judge_image=judge_image,
             shown=run.judge_images,
             scope=f"rejudge:{trace.started.problem}#{next(self._scopes)}",
-            listen=on_event,
+            listen=listen,
         )
 
     # --- life ---
 
     def close(self) -> None:
-        """Stop what is running and free the model."""
-        with self._lock:
-            loop, self._loop = self._loop, None
-        if loop is not None:
-            loop.call_soon_threadsafe(loop.stop)
+        """Stop what is running, which ends with a ModelError, and free the model. Takes about a
+        second at most; a second time it does nothing."""
+        self._loop.close()
         self.backend.close()
 
     def __enter__(self) -> Engine:
@@ -275,18 +298,26 @@ class Engine:
 
     # --- inside ---
 
-    async def _search(self, problem: Problem, run: Run, listen: Listener | None) -> Answer:
+    def _made(self, config: RunConfig | None, options: dict[str, Any]) -> Run:
+        return Run(self.profile, config, options)
+
+    async def _solve(
+        self, run: Run, image: Any, question: str | None, listen: Listener | None
+    ) -> Answer:
+        """One search, from what the user gave. Runs in the engine's thread."""
+        problem = await self._load(lambda: run.problem(image, question))
         if len(problem.images) > self.backend.info.max_images:
             raise InputError(
                 f"The problem has {len(problem.images)} images; {self.backend.info.model} takes"
                 f" at most {self.backend.info.max_images}.",
                 "Give fewer images, or a model that takes several.",
             )
+        shown = await self._load(lambda: run.judge_images(problem))
         plan = run.settings.plan.fit(len(problem.images), run.settings.detail)
         mode, notes = run.mode, ()
         if mode is None:
-            mode = await self._mode(plan)
-            notes = (_MODES[mode].format(plan.stages[0].open),)
+            mode = await self._modes.of(plan)
+            notes = (SAID[mode].format(plan.stages[0].open),)
         return await search(
             problem,
             run.strategy,
@@ -294,67 +325,86 @@ class Engine:
             self.backend,
             replace(run.settings, mode=mode),
             scorers=lambda name: plugins.make("scorer", name, {}),
-            judge_images=run.judge_images(problem),
+            judge_images=shown,
             scope=f"{problem.id}#{next(self._scopes)}",
             notes=notes,
             listen=listen,
         )
 
-    async def _mode(self, plan: Plan) -> Literal["trained", "prompted"]:
-        """Whether the model opens the plan's first stage itself, asked once on a fixed problem
-        (a grey image, so that the decision never depends on which question came first)."""
-        tag = plan.stages[0].open
-        if tag not in self._modes:
-            images = (grey((64, 64)),) if self.backend.info.max_images else ()
-            scope = f"probe#{next(self._scopes)}"
-            request = Generate(
-                scope, Prompt("What is shown?", images), (), Until((tag,)), (0,), 16, GREEDY
+    async def _load(self, act: Callable[[], T]) -> T:
+        """What takes pictures to be read, in a thread: other searches go on meanwhile."""
+        async with self._loading:
+            return await in_thread(act)
+
+    def _feed(
+        self,
+        problems: Iterable[Problem | tuple[Any, str]],
+        config: RunConfig | None,
+        on_event: Callable[[int, Event], None] | None,
+        on_error: Literal["raise", "keep"],
+        options: dict[str, Any],
+        send: Callable[[Coroutine], Sent],
+        wake: Callable[[], None],
+    ) -> Feed:
+        """What `solve_many` and its twin take their answers from; they differ in how they wait."""
+        if on_error not in ("raise", "keep"):
+            raise ConfigError(f"on_error is {on_error!r}.", "It must be raise or keep.")
+        run = self._made(config, options)
+
+        async def one(index: int, item: Any) -> Answer | CotEngineError:
+            listen = None if on_event is None else lambda event: on_event(index, event)
+            try:
+                return await self._solve(run, *_asked(index, item), listen)
+            except CotEngineError as error:
+                if on_error == "keep" and not self._loop.closed:
+                    return error
+                raise
+
+        def sent(index: int, item: Any) -> Future:
+            result = send(one(index, item)).result
+            result.add_done_callback(lambda _: wake())
+            return result
+
+        return Feed(problems, sent, self.in_flight)
+
+    def _send(self, coroutine: Coroutine[Any, Any, T]) -> Sent[T]:
+        """For the synchronous calls, which wait for the loop."""
+        if self._loop.inside:
+            coroutine.close()
+            raise StrategyError(
+                "The engine was asked to solve, and to wait for it, in its own thread, by a"
+                " listener, a judge or a strategy of a search: that would never end.",
+                "Await asolve() in a judge, or ask in another thread.",
             )
-            try:
-                written = (await self.backend.generate(request)).generations[0].text
-            finally:
-                self.backend.release(scope)
-            trained = written.lstrip().startswith(tag)
-            self._modes[tag] = "trained" if trained else "prompted"
-        return self._modes[tag]
+        return self._loop.send(coroutine)
 
-    def _run(self, coroutine: Coroutine) -> Any:
-        done = threading.Event()
-
-        async def watched() -> Any:
-            try:
-                return await coroutine
-            finally:
-                done.set()
-
-        future = asyncio.run_coroutine_threadsafe(watched(), self._running_loop())
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        sent = self._send(coroutine)
         try:
-            return future.result()
+            return sent.result.result()
         except KeyboardInterrupt:
             # The search gets to record that it was stopped before the interrupt goes on.
-            future.cancel()
-            done.wait(5)
+            sent.result.cancel()
+            wait([sent.over], timeout=5)
             raise
 
-    def _iterate(self, items: AsyncIterator) -> Iterator:
-        end = object()
-
-        async def following() -> Any:
-            return await anext(items, end)
-
-        async def stop() -> None:
-            await items.aclose()  # type: ignore[attr-defined]
-
+    async def _there(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine that runs in the engine's loop, awaited in any other."""
+        sent = self._loop.send(coroutine)
         try:
-            while (item := self._run(following())) is not end:
-                yield item
-        finally:
-            self._run(stop())
+            return await asyncio.wrap_future(sent.result)
+        except asyncio.CancelledError:
+            sent.result.cancel()
+            await asyncio.wait([asyncio.wrap_future(sent.over)], timeout=5)  # as in `_run`
+            raise
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                name = "cot-engine"
-                threading.Thread(target=self._loop.run_forever, name=name, daemon=True).start()
-            return self._loop
+
+def _asked(index: int, item: Any) -> tuple[Any, str | None]:
+    """The image and question of one of many. Raises InputError."""
+    if isinstance(item, Problem):
+        return item, None
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        return item[0], item[1] if item[1] is not None else ""
+    raise InputError(
+        f"Problem {index} is {type(item).__name__}.", "Give a Problem, or an image and a question."
+    )

@@ -70,8 +70,8 @@ def make(kind: Kind, name: str, parameters: Mapping[str, Any]) -> Any:
     bool, "none" a None). Raises ConfigError or UnknownNameError for a parameter that is wrong.
     """
     part = load(kind, name)
-    ready = not isinstance(part, type) and hasattr(part, _METHOD[kind])
-    known = [f for f in fields(part) if f.init] if is_dataclass(part) and not ready else []
+    ready = _ready(kind, part)
+    known = _parameters(kind, part)
     unknown = sorted(set(parameters) - {f.name for f in known})
     if unknown and not known:
         raise ConfigError(f"The {kind} {name} has no parameters; {unknown[0]!r} was given.")
@@ -96,6 +96,21 @@ def make(kind: Kind, name: str, parameters: Mapping[str, Any]) -> Any:
             f"The {kind} {name!r} is {made!r}.", f"It needs a method {_METHOD[kind]}()."
         )
     return made
+
+
+def parameters(kind: Kind, name: str) -> list[str]:
+    """The names of a part's parameters. Raises what `load` raises."""
+    return _names(_parameters(kind, load(kind, name)))
+
+
+def _ready(kind: Kind, part: Any) -> bool:
+    """Whether it is the part itself, and not what makes one."""
+    return not isinstance(part, type) and hasattr(part, _METHOD[kind])
+
+
+def _parameters(kind: Kind, part: Any) -> list:
+    made = is_dataclass(part) and not _ready(kind, part)
+    return [f for f in fields(part) if f.init] if made else []
 
 
 # --- finding -------------------------------------------------------------------------------------

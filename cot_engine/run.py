@@ -9,7 +9,7 @@ from typing import Any
 from cot_engine import plugins
 from cot_engine.budget import parse_budget
 from cot_engine.config import RunConfig, check_question
-from cot_engine.errors import ConfigError, UnknownNameError
+from cot_engine.errors import ConfigError, InputError, UnknownNameError
 from cot_engine.images import Image, load_image
 from cot_engine.judges import Judge
 from cot_engine.profile import Profile
@@ -20,20 +20,32 @@ from cot_engine.strategy import Strategy
 from cot_engine.tournament import TOURNAMENTS
 from cot_engine.types import Problem, Sampling
 
+_ENGINES = ("model", "device", "dtype", "quantize", "in_flight")
+"""Fields of RunConfig that an engine is made with: a call cannot change them."""
+_CALLS = tuple(f.name for f in fields(RunConfig) if f.name not in _ENGINES)
+
 
 class Run:
     """A RunConfig with its names resolved to parts, checked before any model is asked."""
 
     def __init__(self, profile: Profile, config: RunConfig | None, options: dict[str, Any]) -> None:
+        if config is not None and not isinstance(config, RunConfig):
+            raise ConfigError(f"config is a {type(config).__name__}.", "Give a RunConfig.")
         config = config or RunConfig()
-        parts = {key: options.pop(key) for key in ("strategy", "judge") if key in options}
-        known = {field.name for field in fields(RunConfig)}
-        own = {key: value for key, value in options.items() if key in known}
-        rest = {key: value for key, value in options.items() if key not in known}
+        for key in options:
+            if key in _ENGINES:
+                raise ConfigError(
+                    f"{key} is an option of the engine, which cannot change it for one call.",
+                    f"Give it where the engine is made: Engine.from_pretrained({key}=...).",
+                )
+        parts = {key: options[key] for key in ("strategy", "judge") if key in options}
+        own = {key: options[key] for key in options if key in _CALLS and key not in parts}
+        rest = {key: options[key] for key in options if key not in _CALLS}
         named = {key: value for key, value in parts.items() if isinstance(value, str)}
         if "strategy" in parts and "parameters" not in own:
             own["parameters"] = {}  # those of the config belong to its own strategy
         config = replace(config, **own, **named)
+        self._check_known(rest, parts.get("strategy", config.strategy))
         self.config = replace(config, parameters={**config.parameters, **rest})
         self.strategy = self._strategy(parts.get("strategy"))
         self.judge = self._judge(parts.get("judge"), profile)
@@ -53,14 +65,24 @@ class Run:
             judge_image=c.judge_image,
         )
 
+    @staticmethod
+    def _check_known(rest: dict[str, Any], strategy: Any) -> None:
+        """What is no option must be a parameter of the strategy: a slip is likelier the former."""
+        named = isinstance(strategy, str)
+        known = plugins.parameters("strategy", strategy) if named else []
+        for key in rest:
+            if key not in known:
+                kind = "option" + (f", or parameter of the strategy {strategy}," if named else "")
+                raise UnknownNameError(f"{kind} called", key, [*_CALLS, *known])
+
     def _strategy(self, part: Any) -> Named:
         if part is None or isinstance(part, str):
             name = self.config.strategy
             return Named(name, plugins.make("strategy", name, self.config.parameters))
         if self.config.parameters:
             raise ConfigError(
-                f"Unknown options: {', '.join(sorted(self.config.parameters))}.",
-                "A strategy object carries its own parameters.",
+                f"A strategy object was given beside {', '.join(self.config.parameters)}.",
+                "The object carries its own; leave these out.",
             )
         if not isinstance(part, Strategy):
             raise ConfigError(f"{part!r} is not a strategy.", "It needs a method search(task).")
@@ -80,7 +102,7 @@ class Run:
         """A Problem from what the user gave, if it is none already. Its id is then a digest of
         question and images."""
         if isinstance(image, Problem) and question is None:
-            return image
+            return check_problem(image)
         question = check_question(question)  # type: ignore[arg-type]
         if image is None:
             given: list[Any] = []
@@ -99,6 +121,25 @@ class Run:
                 return tuple(other(image, k) for k, image in enumerate(problem.images))
             case _:
                 return problem.images
+
+
+def check_problem(problem: Problem) -> Problem:
+    """The problem as it came, if it can be solved. Raises InputError."""
+    if not isinstance(problem.id, str) or not problem.id:
+        raise InputError(f"A problem's id is a {type(problem.id).__name__}.", "Give a text.")
+    check_question(problem.question)
+    if not isinstance(problem.images, tuple):
+        raise InputError(
+            f"The images of problem {problem.id!r} are a {type(problem.images).__name__}.",
+            "Give a tuple of what load_image() returns.",
+        )
+    for image in problem.images:
+        if not isinstance(image, Image):
+            raise InputError(
+                f"An image of problem {problem.id!r} is a {type(image).__name__}.",
+                "Read it with load_image(), or give the image and the question as a pair.",
+            )
+    return problem
 
 
 def grey(size: tuple[int, int]) -> Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import threading
 
 import pytest
 
@@ -241,7 +242,7 @@ def test_events_of_many_come_with_their_position():
 
 
 def test_a_cancelled_search_leaves_a_partial_trace(tmp_path):
-    stuck = asyncio.Event()
+    stuck = threading.Event()
 
     class Stuck(ScriptedBackend):
         async def generate(self, request):
@@ -254,7 +255,7 @@ def test_a_cancelled_search_leaves_a_partial_trace(tmp_path):
 
     async def go(file):
         task = asyncio.create_task(engine.asolve(None, "How?", on_event=file, mode="trained"))
-        await stuck.wait()
+        await asyncio.to_thread(stuck.wait)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

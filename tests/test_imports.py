@@ -30,6 +30,7 @@ LAYERS = [
     {"progress", "session", "growth", "filling", "arena", "search", "rejudge"},
     {"plugins", "config", "profile", "testing", "scenes"},
     {"run"},
+    {"loop", "feed", "modes"},
     {"engine"},
     {"ablation", "views"},
     {"report"},

@@ -1,0 +1,53 @@
+"""Many problems on their way at once: sent as there is room, answered in their order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any
+
+
+class Feed:
+    """Takes from `problems` and sends, with its position, what there is room for: at most
+    `in_flight` that are not answered yet."""
+
+    def __init__(
+        self, problems: Iterable[Any], send: Callable[[int, Any], Future], in_flight: int
+    ) -> None:
+        self.problems = iter(problems)
+        self.send = send
+        self.in_flight = in_flight
+        self.sent: deque[Future] = deque()  # not taken yet, in order
+        self.count = 0
+        self.over = False
+        self.error: Exception | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.sent[0].done()
+
+    def fill(self) -> bool:
+        """Send what there is room for. False when all was sent and taken.
+
+        An error of `problems`, or of sending, is raised once what was sent before was taken.
+        """
+        while not self.over and sum(not it.done() for it in self.sent) < self.in_flight:
+            try:
+                self.sent.append(self.send(self.count, next(self.problems)))
+                self.count += 1
+            except StopIteration:
+                self.over = True
+            except Exception as error:
+                self.over, self.error = True, error
+        if not self.sent and self.error is not None:
+            raise self.error
+        return bool(self.sent)
+
+    def take(self) -> Any:
+        """The next answer, which is ready; or its error, raised."""
+        return self.sent.popleft().result()
+
+    def cancel(self) -> None:
+        for result in self.sent:
+            result.cancel()
