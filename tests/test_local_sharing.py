@@ -93,10 +93,10 @@ def test_each_token_is_prefilled_once(tmp_path, architecture):
         backend.worker.submit = watched
         finish = backend.worker._store
 
-        def stored(row, ids, kv):
+        def stored(row, ids):
             keys = row.sequence.keys
             decoded_into.update((*keys, *ids[: i + 1]) for i in range(len(ids)))
-            finish(row, ids, kv)
+            finish(row, ids)
 
         backend.worker._store = stored
         _, spent = run(stages(backend, "s", PROMPT))
@@ -298,7 +298,7 @@ def test_out_of_memory_for_good(backend, monkeypatch):
 
 def test_an_error_reaches_who_asked_and_nobody_else(backend, monkeypatch):
     Shortage(monkeypatch, backend.adapter, "logits", lambda n, *_: n == 1, ValueError)
-    with pytest.raises(ValueError, match="memory"):
+    with pytest.raises(ModelError, match="ValueError: out of memory"):
         run(backend.generate(ask()))
     assert len(run(backend.generate(ask())).generations) == 4
 
@@ -348,7 +348,7 @@ def test_closing_fails_what_is_in_flight(folder):
             await backend.generate(ask())
 
     run(go())
-    assert not backend.worker.thread.is_alive()
+    assert not backend.worker.life.thread.is_alive()
 
 
 def test_too_long(backend):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cot_engine.backends.adapters import Adapter, Features, Rows
-from cot_engine.backends.jobs import Row
+from cot_engine.backends.jobs import Job, Row
 from cot_engine.backends.kv import KVShape, RowCache, Slots
 from cot_engine.backends.sampling import Settings, draw, keys, seed64
 from cot_engine.flops import Flops
@@ -79,15 +79,17 @@ class Batch:
         slots.reserve(rows, columns, used=len(self.rows))
         self._changed()
 
-    def tail(self, row: Row, tokens: int) -> torch.Tensor | None:
-        """A copy of the keys and values of the row's first `tokens` own tokens."""
-        if tokens <= 0:
-            return None
+    def copy(self, row: Row, start: int, end: int) -> torch.Tensor:
+        """The keys and values of the row's tokens at start..end, in memory of their own."""
         if row.tail is not None:
-            return row.tail[..., :tokens, :]
-        if row not in self.rows:
-            return None
-        return self.slots.take(self.rows.index(row), row.start, row.start + tokens)
+            return row.tail[..., start - row.start : end - row.start, :].clone()
+        return self.slots.take(self.rows.index(row), start, end)
+
+    def wipe(self, row: Row) -> None:
+        """Zero the row's slot: what is masked still meets the softmax's 0, and 0 * nan is nan, so
+        the row that has this slot next would not be a number either."""
+        if row in self.rows:
+            self.slots.data[:, :, self.rows.index(row)] = 0
 
     def leave(self, row: Row) -> None:
         if row not in self.rows:
@@ -103,8 +105,8 @@ class Batch:
         """Take all but the first `keep` rows out, losing nothing; they can join again."""
         parked = self.rows[keep:]
         for row in parked:
-            tail = self.tail(row, row.length - row.start)
-            row.tail = None if tail is None else tail.cpu()
+            if row.tail is None and row.length > row.start:
+                row.tail = self.copy(row, row.start, row.length).cpu()
         del self.rows[keep:]
         self.slots.shrink(keep)
         self._changed()
@@ -151,11 +153,15 @@ class Batch:
             row.length += 1
         return tokens, logprobs
 
-    def first(self, hidden: torch.Tensor, rows: list[Row]) -> tuple[list[int], list[float]]:
-        """The first tokens of new rows, from their prompts' final states [rows, width]."""
+    def first(self, jobs: list[Job], rows: list[Row]) -> tuple[list[int], list[float]]:
+        """The first tokens of new `rows`, from the final states of their jobs' prompts: logits are
+        computed once for each prompt, as they are charged, however many rows begin there."""
+        hidden = torch.stack([job.sequences[0].end.hidden for job in jobs])
+        at = {id(job): i for i, job in enumerate(jobs)}
         settings, seeds = streams(rows)
         first = keys(seeds, np.zeros_like(seeds))
-        return draw(self.adapter.logits(hidden), settings, first, self.banned)
+        of = np.array([at[id(row.job)] for row in rows])
+        return draw(self.adapter.logits(hidden), settings, first, self.banned, of)
 
     def _ahead(self, seeds: np.ndarray) -> list[np.ndarray]:
         """The rows' keys for the next steps, the first step's last: token i of a row is drawn with

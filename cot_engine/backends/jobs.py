@@ -36,7 +36,8 @@ class Sequence:
     """A prompt with the reply so far. `keys` are `ids` with images told apart; see `prefix`.
 
     `places` are, per image, the positions of its placeholders. `rope` [3, prompt tokens] and
-    `delta` are the prompt's positions where they are not 0, 1, 2, ...
+    `delta` are the prompt's positions where they are not 0, 1, 2, ... `end` is the sequence's place
+    in the tree below `root`, which is held so that a search may be released while this is computed.
     """
 
     ids: tuple[int, ...]
@@ -45,6 +46,7 @@ class Sequence:
     places: tuple[torch.Tensor, ...]
     rope: torch.Tensor | None
     delta: int
+    root: Node | None = None
     end: Node | None = None
 
     def positions(self, start: int, end: int) -> torch.Tensor:

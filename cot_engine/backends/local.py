@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,6 +32,25 @@ from cot_engine.types import Choose, Chosen, Generate, Generated, Prompt, Usage
 _KEPT = 256  # preprocessed images, and tokenised prompts, kept for reuse
 
 
+@dataclass(slots=True)
+class Notes:
+    """What a user should know of: called in the model's thread, which must not hold the backend."""
+
+    said: list[str]
+    listener: Callable[[str], None] | None
+
+    def __call__(self, note: str) -> None:
+        self.said.append(note)
+        if self.listener is not None:
+            try:
+                self.listener(note)
+            except BaseException as error:  # it is no part of what is computed
+                self.listener = None
+                self.said.append(
+                    f"The listener for notices raised {type(error).__name__} and hears no more."
+                )
+
+
 class LocalBackend:
     """Implements `Backend`. Make one with `load`; `close` it, or use it in a `with`."""
 
@@ -45,8 +64,7 @@ class LocalBackend:
         self.adapter = loaded.adapter
         self.text = loaded.text
         self._loaded = loaded
-        self._notes = list(loaded.notes)
-        self._on_notice = on_notice
+        self._notes = Notes(list(loaded.notes), on_notice)
         self._context = int(self.adapter.text.max_position_embeddings)
         self._scopes: dict[str, Scope] = {}
         self._pixels: OrderedDict[str, Pixels] = OrderedDict()
@@ -60,7 +78,7 @@ class LocalBackend:
             max_rows or 256,
             prefill_columns or (65536 if gpu else 16384),
             self._context,
-            self._notice,
+            self._notes,
         )
 
     @classmethod
@@ -90,11 +108,6 @@ class LocalBackend:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _notice(self, note: str) -> None:
-        self._notes.append(note)
-        if self._on_notice is not None:
-            self._on_notice(note)
-
     @property
     def info(self) -> BackendInfo:
         return BackendInfo(
@@ -106,12 +119,13 @@ class LocalBackend:
             dtype=str(self.adapter.dtype).removeprefix("torch."),
             context=self._context,
             max_images=self.adapter.max_images,
-            notes=tuple(self._notes),
+            notes=tuple(self._notes.said),
         )
 
     # --- requests --------------------------------------------------------------------------------
 
     async def generate(self, request: Generate) -> Generated:
+        self.worker.life.check()
         if not request.seeds or request.max_new_tokens < 1:
             raise InputError("A request to write needs at least one seed and one new token.")
         sequence = self._reply(request)
@@ -122,6 +136,7 @@ class LocalBackend:
         return await self._run(job)
 
     async def choose(self, request: Choose) -> Chosen:
+        self.worker.life.check()
         if not request.tails or not request.choices:
             raise InputError("A request to choose needs at least one tail and one choice.")
         sequences = self._questions(request)
@@ -131,6 +146,7 @@ class LocalBackend:
         return await self._run(job)
 
     def estimate(self, request: Generate | Choose) -> Usage:
+        self.worker.life.check()
         generating = isinstance(request, Generate)
         sequences = [self._reply(request)] if generating else self._questions(request)
         scope = self._scopes.get(request.scope)
@@ -174,8 +190,12 @@ class LocalBackend:
             found.released = True
 
     def close(self) -> None:
+        """Fail what is in flight at once; wait at most about a second for a forward pass to end."""
         self.worker.close()
-        self._scopes.clear()
+        for scope in list(self._scopes):
+            self.release(scope)
+        self._pixels.clear()
+        self._turns.clear()
 
     # --- from requests to token sequences --------------------------------------------------------
 
@@ -184,7 +204,7 @@ class LocalBackend:
         try:
             return await job.done
         finally:
-            job.cancelled = True  # done, failed or given up: nothing more is wanted of it
+            self.worker.life.forget(job)  # done, failed or given up: nothing more is wanted of it
 
     def _job(self, request: Generate | Choose, sequences: list[Sequence]) -> Job:
         loop = asyncio.get_running_loop()

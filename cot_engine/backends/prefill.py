@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +68,10 @@ class Prefill:
         self.lock = lock
         self.slots = Slots(shape)
 
+    def clear(self) -> None:
+        """Let go of the memory; zeros again, whatever was in it."""
+        self.slots = Slots(self.shape)
+
     def encode(self, part: Part) -> None:
         """Encode the images that the part needs and its search has not encoded yet."""
         needed = [
@@ -106,15 +109,18 @@ class Prefill:
         ends = torch.tensor([part.size - 1 for part in parts], device=hidden.device)
         last = hidden[torch.arange(len(parts), device=hidden.device), ends]
         kvs = [slots.take(r, part.node.start, part.node.end) for r, part in enumerate(parts)]
-        if slots.data.nbytes > KEPT_BYTES:
-            self.slots = Slots(self.shape)
+        # What is masked still meets the softmax's 0, and 0 * nan is nan: not to be used again.
+        if slots.data.nbytes > KEPT_BYTES or not bool(last.isfinite().all()):
+            self.clear()
         if self.shape.device.type == "cuda":
             torch.cuda.synchronize(self.shape.device)
         seconds = time.perf_counter() - began
         total = sum(part.size for part in parts)
         with self.lock:
             for row, part in enumerate(parts):
-                part.node.kv, part.node.redo = kvs[row], False
+                if part.node.kv is None:  # else it was computed again for its final state alone
+                    part.node.kv = kvs[row]
+                part.node.redo = False
                 part.node.hidden = last[row].clone()
         for part in parts:
             tally = part.job.tally
@@ -153,14 +159,3 @@ class Prefill:
         flat = all(part.sequence.rope is None for part in parts)
         rope = rope.to(device)
         return Rows(ids.to(device), positions, rope[0] if flat else rope, spots, pictures)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """CUDA says so by type; the CPU allocator only in words."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
-    )
-
-
-Notice = Callable[[str], None]

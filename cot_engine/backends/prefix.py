@@ -4,10 +4,15 @@ A key is a token id, or for an image placeholder a negative number made from the
 Inserting a sequence yields the node it ends in. New nodes are *pending*: they are planned but not
 computed. Two sequences that are planned together share their pending nodes too, so nothing is
 computed twice. A node is split where sequences part; splitting needs no copy.
+
+A node owns its children and only knows its parent, so a tree goes with its root, at once, and does
+not wait for the garbage collector. Whoever holds a node and needs its path holds the root as well.
 """
 
 from __future__ import annotations
 
+import heapq
+import weakref
 from collections.abc import Iterator, Sequence
 from itertools import count
 
@@ -23,7 +28,17 @@ class Node:
     `redo` asks for the node to be computed again for its sake.
     """
 
-    __slots__ = ("children", "end", "hidden", "keys", "kv", "parent", "redo", "used")
+    __slots__ = (
+        "__weakref__",
+        "_parent",
+        "children",
+        "end",
+        "hidden",
+        "keys",
+        "kv",
+        "redo",
+        "used",
+    )
 
     def __init__(self, keys: Sequence[int], end: int, parent: Node | None) -> None:
         self.keys = tuple(keys)
@@ -31,9 +46,17 @@ class Node:
         self.kv: torch.Tensor | None = None
         self.hidden: torch.Tensor | None = None
         self.redo = False
-        self.parent = parent
+        self._parent = None if parent is None else weakref.ref(parent)
         self.children: dict[int, Node] = {}
         self.used = next(_clock)
+
+    @property
+    def parent(self) -> Node | None:
+        if self._parent is None:
+            return None
+        if (found := self._parent()) is None:  # computing on without it would be silently wrong
+            raise RuntimeError("A node of a prefix tree was used after its tree was dropped.")
+        return found
 
     @property
     def start(self) -> int:
@@ -41,14 +64,14 @@ class Node:
 
     @property
     def pending(self) -> bool:
-        return self.parent is not None and (self.kv is None or self.redo)
+        return self._parent is not None and (self.kv is None or self.redo)
 
     def path(self) -> list[Node]:
         """From the first node below the root to this one."""
         nodes, node = [], self
-        while node.parent is not None:
+        while (above := node.parent) is not None:
             nodes.append(node)
-            node = node.parent
+            node = above
         return nodes[::-1]
 
     def split(self, size: int) -> Node:
@@ -56,12 +79,13 @@ class Node:
 
         Whoever holds self holds the end of the same sequence as before.
         """
-        upper = Node(self.keys[:size], self.start + size, self.parent)
+        above = self.parent
+        upper = Node(self.keys[:size], self.start + size, above)
         upper.children = {self.keys[size]: self}
-        upper.parent.children[self.keys[0]] = upper
+        above.children[self.keys[0]] = upper
         if self.kv is not None:
             upper.kv, self.kv = self.kv.tensor_split((size,), dim=3)
-        self.keys, self.parent = self.keys[size:], upper
+        self.keys, self._parent = self.keys[size:], weakref.ref(upper)
         return upper
 
 
@@ -118,16 +142,30 @@ def walk(root: Node) -> Iterator[Node]:
 
 
 def evict(root: Node, limit: int, spare: set[int]) -> None:
-    """Drop the leaves used longest ago until at most `limit` tokens are held.
+    """Drop the leaves used longest ago until at most `limit` tokens are held, and their memory.
 
     Nodes whose id() is in `spare` stay. The order depends on this tree's own history alone, so a
     search pays the same alone and among others.
     """
     held = sum(len(node.keys) for node in walk(root) if node.kv is not None)
-    while held > limit:
-        leaves = [n for n in walk(root) if not n.children and not n.pending and id(n) not in spare]
-        if not leaves:
-            return
-        oldest = min(leaves, key=lambda n: n.used)
-        del oldest.parent.children[oldest.keys[0]]
+    if held <= limit:
+        return
+
+    def free(node: Node) -> bool:
+        return not (node.children or node.pending or id(node) in spare or node is root)
+
+    leaves = [(node.used, node) for node in walk(root) if free(node)]  # `used` is nobody else's
+    heapq.heapify(leaves)
+    dropped = set()
+    while held > limit and leaves:
+        _, oldest = heapq.heappop(leaves)
+        above = oldest.parent
+        del above.children[oldest.keys[0]]
         held -= len(oldest.keys)
+        dropped.add(oldest.kv.untyped_storage().data_ptr())
+        if free(above):
+            heapq.heappush(leaves, (above.used, above))
+    # What a node was split from holds the memory of all its parts until none looks at it.
+    for node in walk(root):
+        if node.kv is not None and node.kv.untyped_storage().data_ptr() in dropped:
+            node.kv = node.kv.clone()

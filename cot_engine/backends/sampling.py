@@ -62,9 +62,18 @@ class Settings:
 
 
 def draw(
-    logits: torch.Tensor, settings: Settings, keys: np.ndarray, banned: int | None = None
+    logits: torch.Tensor,
+    settings: Settings,
+    keys: np.ndarray,
+    banned: int | None = None,
+    of: np.ndarray | None = None,
 ) -> tuple[list[int], list[float]]:
     """One token per row of `logits` [rows, vocabulary], and its log-probability (nats).
+
+    With `of`, one per element of it, which says of which row: several draws from the same logits.
+    A log-probability that is not finite says that the logits are no numbers (one nan or +inf among
+    them, or nothing but -inf) and that the token means nothing. -inf, a token that is masked, is
+    never drawn while there is another.
 
     Temperature, then top-k, then top-p, then an exponential race: the token with the least
     E / share wins, E from an exponential distribution (the Gumbel-max trick, its logarithm taken
@@ -80,11 +89,14 @@ def draw(
         logprobs[:, banned] = float("-inf")
     widest = min(settings.widest, logits.shape[-1])
     top, ids = (part.cpu().numpy() for part in logprobs.topk(widest, dim=-1))
+    if of is not None:
+        top, ids = top[of], ids[of]
     row = np.arange(len(ids))
     if widest == 1:
         chosen = np.zeros_like(row)
     else:
-        share = np.exp((top - top[:, :1]) / settings.temperature)
+        with np.errstate(invalid="ignore"):  # -inf - -inf: such rows are told by what is returned
+            share = np.exp((top - top[:, :1]) / settings.temperature)
         share[np.arange(widest) >= settings.top_k] = 0
         share /= share.sum(-1, keepdims=True)
         below = share.cumsum(-1)  # the probability of this token and all likelier ones

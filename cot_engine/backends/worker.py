@@ -6,25 +6,30 @@ flight shares forward passes. Running out of memory halves what is attempted at 
 
 from __future__ import annotations
 
-import queue
+import functools
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
 from cot_engine.backends.adapters import Adapter
 from cot_engine.backends.decode import Batch
 from cot_engine.backends.jobs import Job, Row, Scope
-from cot_engine.backends.prefill import Part, Prefill, columns_of, out_of_memory, plan
+from cot_engine.backends.life import Life
+from cot_engine.backends.prefill import Part, Prefill, columns_of, plan
 from cot_engine.backends.prefix import evict, insert, recompute_end
 from cot_engine.backends.text import ChatText
+from cot_engine.backends.trouble import attempt, failure, not_numbers, out_of_memory
 from cot_engine.errors import ModelError
 from cot_engine.flops import Flops
 from cot_engine.types import Choose, Chosen, Finish, Generated, Generation
 
 SCOPE_BYTES = 2 << 30  # keys and values kept for one search
+HEADS = 256  # verdicts' logits are computed for so many at once: a row of them takes a megabyte
 
 
 class Worker:
@@ -52,75 +57,68 @@ class Worker:
         self.scope_tokens = max(2 * context, SCOPE_BYTES // max(1, shape.bytes_per_token))
         self.prefill = Prefill(adapter, shape, flops, self.lock)
         self.batch = Batch(adapter, shape, flops)
-        self.inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.jobs: list[Job] = []  # whose prompts are not computed yet
         self.waiting: deque[Row] = deque()  # rows without a slot
-        self.closed = False
-        self.thread = threading.Thread(target=self._run, name="cot-engine-model", daemon=True)
-        self.thread.start()
+        self.life = Life(self)
 
     # --- called from elsewhere -------------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
-        if self.closed:
-            job.fail(ModelError("The backend is closed."))
-        self.inbox.put(job)
+        """Raises ModelError once the worker is closed, and in a forked child."""
+        self.life.submit(job)
 
     def close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            self.inbox.put(None)
-        if threading.current_thread() is not self.thread:
-            self.thread.join(timeout=60)
+        """Fail what is in flight, now; wait about a second at most for the thread to end."""
+        self.life.close()
 
     # --- the thread ------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        with torch.inference_mode():
-            while self._receive():
-                try:
-                    self._work()
-                except Exception as error:  # a bug: those in flight hear of it, others go on
-                    self._fail([*self.jobs, *(row.job for row in self._rows())], error)
-                    self.batch.clear()
-        for job in {*self.jobs, *(row.job for row in self._rows())}:
-            job.fail(ModelError("The backend was closed while this request was in flight."))
+    def serve(self) -> None:
+        """Answer what arrived and all that arrives meanwhile; a trouble of one turn ends there."""
+        while not self.life.over:
+            arrived = self.life.arrived()
+            if not (arrived or self.jobs or self.waiting or self.batch.rows):
+                return
+            error = attempt(functools.partial(self._turn, arrived))
+            if error is not None:
+                self._recover(arrived, error)
+
+    def _recover(self, arrived: Job | None, error: BaseException) -> None:
+        """A bug: those in flight hear of it, others go on."""
+        everybody = self._in_flight() | ({arrived} if arrived else set())
+        self.drop()
+        self._fail(everybody, error)
+
+    def drop(self) -> None:
         self.jobs, self.waiting = [], deque()
         self.batch.clear()
+        self.prefill.clear()
 
-    def _work(self) -> None:
-        """One forward pass of whatever is due; prompts first, so that their rows join early."""
+    def _turn(self, arrived: Job | None) -> None:
+        """Take in what arrived, or else do one forward pass of whatever is due; prompts first, so
+        that their rows join early."""
+        if arrived is not None:
+            self._admit(arrived)
+            return
         self._drop_cancelled()
         if self.jobs:
             self._prefill()
         elif self.batch.rows or self.waiting:
             self._decode()
 
-    def _receive(self) -> bool:
-        """Take in all that arrived; wait only when there is nothing to do. False: stop."""
-        idle = not (self.jobs or self.waiting or self.batch.rows)
-        while True:
-            try:
-                job = self.inbox.get(block=idle)
-            except queue.Empty:
-                return not self.closed
-            idle = False
-            if job is None or self.closed:
-                if job is not None:
-                    self.jobs.append(job)
-                return False
-            self._admit(job)
-
     def _admit(self, job: Job) -> None:
         with self.lock:
             for sequence in job.sequences:
                 key = tuple(image.digest for image in sequence.images)
-                root = job.scope.root(key if self.adapter.prompt_depends_on_images else ())
-                sequence.end = insert(root, sequence.keys)
+                found = job.scope.root(key if self.adapter.prompt_depends_on_images else ())
+                sequence.root, sequence.end = found, insert(found, sequence.keys)
         self.jobs.append(job)
 
     def _rows(self) -> list[Row]:
         return [*self.batch.rows, *self.waiting]
+
+    def _in_flight(self) -> set[Job]:
+        return {*self.jobs, *(row.job for row in self._rows())}
 
     def _drop_cancelled(self) -> None:
         if any(job.over for job in self.jobs):
@@ -133,10 +131,10 @@ class Worker:
         if row in self.waiting:
             self.waiting.remove(row)
 
-    def _fail(self, jobs: list[Job], error: BaseException) -> None:
+    def _fail(self, jobs: Iterable[Job], error: BaseException) -> None:
         for job in jobs:
             if not job.over:
-                job.fail(error)
+                job.fail(failure(error))
         self._drop_cancelled()
 
     # --- prompts ---------------------------------------------------------------------------------
@@ -148,9 +146,9 @@ class Worker:
                     recompute_end(sequence.end)
         parts = plan(self.jobs, self.prefill_columns)
         if parts:
-            try:
-                self.prefill.run(parts)
-            except Exception as error:
+            error = attempt(lambda: self.prefill.run(parts))
+            if error is not None:
+                self.prefill.clear()  # as large as what failed
                 self._prefill_failed(parts, error)
                 return
         for job in self.jobs:
@@ -161,21 +159,16 @@ class Worker:
         ready = [
             j for j in self.jobs if not any(n.pending for s in j.sequences for n in s.end.path())
         ]
-        if not ready:
-            return
-        self.jobs = [job for job in self.jobs if job not in ready]
-        try:
+        if ready:
             self._begin(ready)
-        except Exception as error:
-            self._fail(ready, error)
 
-    def _prefill_failed(self, parts: list[Part], error: Exception) -> None:
+    def _prefill_failed(self, parts: list[Part], error: BaseException) -> None:
         jobs = list({id(p.job): p.job for p in parts}.values())
         if not out_of_memory(error):
             self._fail(jobs, error)
         elif len(parts) > 1:
             self.prefill_columns = max(1, min(self.prefill_columns, columns_of(parts)) // 2)
-            self._say(
+            self.notice(
                 f"Out of memory: prompts of {self.prefill_columns} tokens together are now "
                 "computed at a time. Nothing was lost."
             )
@@ -192,41 +185,62 @@ class Worker:
         self._free()
 
     def _begin(self, jobs: list[Job]) -> None:
-        """The prompts are computed: answer `Choose`, draw the first tokens of `Generate`."""
+        """The prompts are computed: answer `Choose`, draw the first tokens of `Generate`.
+
+        They stay among `self.jobs` until then: what they stand on must not be evicted.
+        """
+        asking = [job for job in jobs if isinstance(job.request, Choose)]
+        for job in asking:
+            error = attempt(functools.partial(self._choose, job))
+            if error is not None:
+                self._fail([job], error)
+        writing = [job for job in jobs if job not in asking]
+        if writing:
+            error = attempt(functools.partial(self._start, writing))
+            if error is not None:
+                self._fail(writing, error)
+        self.jobs = [job for job in self.jobs if job not in jobs]
+
+    def _choose(self, job: Job) -> None:
+        chosen: list[list[float]] = []
+        for at in range(0, len(job.sequences), HEADS):
+            some = job.sequences[at : at + HEADS]
+            logits = self.adapter.logits(torch.stack([s.end.hidden for s in some])).float()
+            chosen += logits.log_softmax(-1)[:, job.choices].tolist()
+        job.tally.flops += self.flops.head(len(job.sequences))
+        # One nan or +inf, or nothing but -inf, makes nan of all of a row.
+        if any(math.isnan(value) for row in chosen for value in row):
+            raise not_numbers(job.request)
+        self._answer(job, Chosen(tuple(map(tuple, chosen)), job.usage()))
+
+    def _start(self, jobs: list[Job]) -> None:
         rows = []
         for job in jobs:
-            job.tally.flops += self.flops.head(len(job.sequences))
-            if isinstance(job.request, Choose):
-                hidden = torch.stack([sequence.end.hidden for sequence in job.sequences])
-                logits = self.adapter.logits(hidden).float()
-                chosen = logits.log_softmax(-1)[:, job.choices].tolist()
-                answer = Chosen(tuple(map(tuple, chosen)), job.usage())
-                self._tidy(job.scope)
-                job.resolve(answer)
-            else:
-                start = len(job.sequences[0].ids)
-                rows += [Row(job, i, start) for i in range(len(job.request.seeds))]
-        if rows:
-            hidden = torch.stack([row.sequence.end.hidden for row in rows])
-            self.waiting.extend(self._take(rows, *self.batch.first(hidden, rows)))
+            start = len(job.sequences[0].ids)
+            rows += [Row(job, i, start) for i in range(len(job.request.seeds))]
+            job.tally.flops += self.flops.head(1)
+        self.waiting.extend(self._take(rows, *self.batch.first(jobs, rows)))
 
     # --- rows ------------------------------------------------------------------------------------
 
     def _decode(self) -> None:
         room = self.max_rows - len(self.batch.rows)
         joining = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
-        try:
-            self.batch.join(joining)
-            joining = []
-            drawn = self.batch.step()
-        except Exception as error:
-            missing = [row for row in joining if row not in self.batch.rows]
-            self.waiting.extendleft(reversed(missing))
-            self._decode_failed(error)
-            return
-        self._take(list(self.batch.rows), *drawn)
+        drawn: list[list[Any]] = []
 
-    def _decode_failed(self, error: Exception) -> None:
+        def step() -> None:
+            self.batch.join(joining)
+            drawn.extend(self.batch.step())
+
+        error = attempt(step)
+        if error is None:
+            self._take(list(self.batch.rows), *drawn)
+            return
+        missing = [row for row in joining if row not in self.batch.rows]
+        self.waiting.extendleft(reversed(missing))
+        self._decode_failed(error)
+
+    def _decode_failed(self, error: BaseException) -> None:
         rows = self._rows()
         if out_of_memory(error) and self.max_rows > 1 and len(rows) > 1:
             self._halve_rows()
@@ -236,14 +250,14 @@ class Worker:
                     "Not enough memory to write even one candidate.",
                     "Use a smaller image, --quantize, or a smaller model.",
                 )
-            self._fail(list({id(r.job): r.job for r in rows}.values()), error)
+            self._fail({row.job for row in rows}, error)
             self.batch.clear()
         self._free()
 
     def _halve_rows(self) -> None:
         self.max_rows = max(1, min(self.max_rows, len(self._rows())) // 2)
         self.waiting.extendleft(reversed(self.batch.park(min(self.max_rows, len(self.batch.rows)))))
-        self._say(
+        self.notice(
             f"Out of memory: {self.max_rows} candidates are now written at once. Nothing was lost."
         )
 
@@ -251,15 +265,17 @@ class Worker:
         if self.adapter.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _say(self, note: str) -> None:
-        self.notice(note)
-
     def _take(self, rows: list[Row], tokens: list[int], logprobs: list[float]) -> list[Row]:
         """Give each row its new token; finish those that end. Returns the others."""
         now = time.monotonic()
         going = []
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
             job = row.job
+            if not math.isfinite(logprob):
+                self.batch.wipe(row)
+                self._unsound(row)
+            if job.over:
+                continue
             job.tally.decoded += 1
             if job.request.headway is not None:
                 job.request.headway.tokens += 1
@@ -290,9 +306,8 @@ class Worker:
         # needed to go on from there.
         tokens = min(row.length - row.start, keep - 1)
         if tokens > 0 and not job.scope.released:
-            kv = self.batch.tail(row, tokens)
             with self.lock:
-                self._store(row, ids[:tokens], kv)
+                self._store(row, ids[:tokens])
         self._discard(row)
         text = self.text.added(sequence.ids, ids)
         job.results[row.index] = Generation(text, ids, sum(row.logprobs[:keep]), finish)
@@ -300,19 +315,29 @@ class Worker:
             job.request.headway.finished = len(job.results)
         if len(job.results) == len(job.request.seeds):
             generations = tuple(job.results[i] for i in range(len(job.results)))
-            answer = Generated(generations, job.usage())
-            self._tidy(job.scope)
-            job.resolve(answer)
+            self._answer(job, Generated(generations, job.usage()))
 
-    def _store(self, row: Row, ids: tuple[int, ...], kv: torch.Tensor) -> None:
-        end = insert(row.sequence.end, ids)
-        for node in end.path():
+    def _store(self, row: Row, ids: tuple[int, ...]) -> None:
+        """Each new node gets memory of its own: a view would hold what others have already."""
+        for node in insert(row.sequence.end, ids).path():
             if node.kv is None and node.start >= row.start:
-                node.kv = kv[..., node.start - row.start : node.end - row.start, :]
+                node.kv = self.batch.copy(row, node.start, node.end)
+
+    def _unsound(self, row: Row) -> None:
+        job = row.job
+        if not job.over:
+            written = self.text.added(row.sequence.ids, row.ids)
+            job.fail(not_numbers(job.request, written))
+
+    def _answer(self, job: Job, answer: Generated | Chosen) -> None:
+        if job in self.jobs:
+            self.jobs.remove(job)
+        self._tidy(job.scope)
+        job.resolve(answer)
 
     def _tidy(self, scope: Scope) -> None:
         """Keep a search's prefixes within bounds, sparing what its requests in flight stand on."""
-        busy = [*self.jobs, *(row.job for row in self._rows())]
+        busy = self._in_flight()
         spare = {id(n) for j in busy if j.scope is scope for s in j.sequences for n in s.end.path()}
         with self.lock:
             for root in scope.roots.values():
