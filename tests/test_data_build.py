@@ -190,9 +190,9 @@ def test_bad_rows_are_named_and_the_others_go_on(tmp_path):
         (json.dumps(good | {"id": "1"}).encode(), "input", "the id '1' is that of line 1 too"),
         (json.dumps(good | {"id": "d", "answer": ""}).encode(), "input", "no answer"),
         (
-            json.dumps(good | {"id": "e", "images": ["a.png"] * 2, "image": None}).encode(),
-            "input",
-            "2 images",
+            json.dumps(good | {"id": "e", "images": ["a.png", "none.png"], "image": None}).encode(),
+            "image",
+            "none.png",
         ),
         (b'{"id": "f", "question": "caf\xe9", "answer": "1"}', "input", "half a character"),
         (b'{"id": "g", "question": "to', "input", "not JSON"),  # torn
@@ -218,14 +218,20 @@ def test_rows_of_llava_cot(tmp_path):
         {"id": 2, "image": "a.png", "conversations": _said("row 2: ?\n<image>", "17")},
         {"id": "3", "conversations": _said("row 3: ?", "18", "row 4: ?", "19")},
         {"id": "5", "image": "a.png", "conversations": []},
+        {"id": "6", "image": ["a.png", "a.png"], "conversations": _said("row 6: ?", "16")},
+        {"id": "7", "conversations": [{"from": "system", "value": ""}, *_said("row 7: ?", "17")]},
     ]
     Path("cot.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with serving(tmp_path) as server:
         report = teach(server, "cot.jsonl")
         log = server.log
-    assert report["aside"] == {"input": 1}
+    assert report["aside"] == {"input": 2}
     out = kept(tmp_path, "cot.staged")
-    assert list(out) == ["1", "2", "3/1", "3/2"]
+    assert list(out) == ["1", "2", "3/1", "3/2", "6"]
+    assert out["6"].images == ("a.png", "a.png")
+    assert {entry["row"]: entry["pictures"] for entry in log}["6"] == 2
+    (last,) = [row for row in aside(tmp_path, "cot.staged").values() if row["id"] == "7"]
+    assert "Turn 1 is from 'system'" in last["said"]
     ruled = {"answer": "16", "decided_by": "rule"}
     assert out["1"] == Row("1", "a.png", "row 1: ?", tagged, ruled)
     assert out["2"].question == "row 2: ?" and "<CONCLUSION>17<" in out["2"].response

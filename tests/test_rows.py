@@ -24,7 +24,10 @@ values = st.recursive(
 others = st.dictionaries(
     texts.filter(lambda key: key not in ("id", "image", "conversations")), values, max_size=3
 )
-made = st.builds(Row, names, st.none() | names, texts, texts, others)
+pairs = st.lists(st.tuples(texts, texts), max_size=2).map(tuple)
+made = st.builds(Row, names, st.none(), texts, texts, others, st.just(()), pairs) | st.builds(
+    Row, names, names, texts, texts, others, st.lists(names, max_size=2).map(tuple), pairs
+)
 turns = st.fixed_dictionaries(
     {"from": st.sampled_from(["human", "gpt", "system"]), "value": texts},
     optional={"weight": scalars.filter(lambda x: x not in (float("inf"), float("-inf")))},
@@ -48,7 +51,9 @@ objects = st.builds(
         **more,
     },
     names | st.integers(),
-    st.just({}) | st.fixed_dictionaries({"image": st.none() | names}),
+    st.dictionaries(
+        st.sampled_from(["image", "images"]), st.none() | names | st.lists(names), max_size=1
+    ),
     st.lists(turns, max_size=1),
     questions,
     texts,
@@ -142,7 +147,11 @@ BAD = {
     "id null": (json.dumps({**SOUND, "id": None}), "id is null"),
     "id true": (json.dumps({**SOUND, "id": True}), "id is true"),
     "id blank": (json.dumps({**SOUND, "id": " "}), "id is an empty text"),
-    "two images": (json.dumps({**SOUND, "image": ["a", "b"]}), "a list of 2"),
+    "an image null": (json.dumps({**SOUND, "image": ["a", None]}), "image holds null"),
+    "an image blank": (json.dumps({**SOUND, "image": ["a", ""]}), "image holds an empty text"),
+    "a list in a list": (json.dumps({**SOUND, "image": [["a"]]}), "image holds a list"),
+    "images 5": (json.dumps({"id": 1, "images": 5}), "images is a number"),
+    "image and images": (json.dumps({**SOUND, "images": ["b"]}), "an image and images"),
     "image 5": (json.dumps({**SOUND, "image": 5}), "image is a number"),
     "image blank": (json.dumps({**SOUND, "image": ""}), "image is an empty text"),
     "messages": ('{"id": 1, "messages": []}', "Is 'messages' it?"),

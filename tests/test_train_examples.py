@@ -60,12 +60,42 @@ def test_the_answer_and_the_end_of_the_turn_are_learnt(models, architecture):
 
 
 @pytest.mark.parametrize("architecture", BUILDERS)
+def test_every_answer_of_a_conversation_is_learnt_after_all_that_was_said(models, architecture):
+    """Two pictures, three questions; to the token what the chat template writes for them."""
+    loaded, encoder = models(architecture)
+    pixels = [picture(1).pixels, picture(2, 28, 64).pixels]
+    later = (("what colour?", "red"), ("a </s> b?", "two"))
+    example = encoder.example("how many?", RESPONSE, pixels, later)
+    labels = encoder.batch([example])["labels"][0].tolist()
+    decode = loaded.text.tokenizer.decode
+    pieces, asked = [[]], []
+    for token, label in zip(example.ids, labels, strict=True):
+        (asked if label == IGNORE else pieces[-1]).append(token)
+        if label == IGNORE and pieces[-1]:
+            pieces.append([])
+    assert [decode(piece) for piece in pieces] == [f"{x}</s>" for x in (RESPONSE, "red", "two")]
+    assert sum(map(len, pieces)) == example.learnt
+    images = [loaded.adapter.prepare(each, "").text for each in pixels]
+    assert example.ids[: example.prompt] == loaded.text.turn("how many?", tuple(images))
+    assert example.ids.count(loaded.text.tokenizer.eos_token_id) == 3
+    sizes = [each.size for each in pixels]
+    assert encoder.length("how many?", RESPONSE, sizes, later) == len(example.ids)
+    short = example.cut(len(example.ids) - 1)
+    assert len(short.ids) == len(example.ids) - 1 and short.learnt == example.learnt - 1
+    assert example.cut(example.asked[0][0] + 1).learnt == len(pieces[0])
+    written = encoder._conversation(2, 1).partition("0cot0answer0")[2]
+    written = written.partition("0cot0answer01")[0].replace("0cot0text01", "what colour?")
+    assert decode(asked).removeprefix(decode(example.ids[: example.prompt])).startswith(written)
+
+
+@pytest.mark.parametrize("architecture", BUILDERS)
 def test_a_padded_batch_has_the_loss_of_its_examples(models, architecture):
     loaded, encoder = models(architecture)
     examples = [
         encoder.example("how many red circle are there?", RESPONSE, [picture(1).pixels]),
         encoder.example("how many?", "<CONCLUSION>two</CONCLUSION>"),
         encoder.example("a b", RESPONSE + " a", [picture(2, 28, 64).pixels]),
+        encoder.example("a", "b", [picture(n).pixels for n in (4, 5)], [("what colour?", "red")]),
     ]
     network = loaded.adapter.model
 
@@ -130,6 +160,45 @@ def test_where_the_answer_begins_and_ends_is_the_templates_business(models, temp
     loaded, _ = models("llava")
     batch = (encoder := with_template(loaded, template)).batch([encoder.example("how?", "a red")])
     assert loaded.text.tokenizer.decode(learnt(batch)[0]) == decoded
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        # LLaVA 1.5: nothing ends the answer but the token that is learnt.
+        (
+            "{% for m in messages %}{{ m.role }}: " + CONTENT + " {% endfor %}"
+            "{% if add_generation_prompt %}assistant:{% endif %}",
+            "user: how? assistant: a red</s> user: what? assistant: two</s>",
+        ),
+        # The end of the turn is written, and something after it.
+        (
+            "{% for m in messages %}<s>{{ m.role }}\n" + CONTENT + "</s>\n{% endfor %}"
+            "{% if add_generation_prompt %}<s>assistant\n{% endif %}",
+            "<s>user\nhow?</s>\n<s>assistant\na red</s>\n<s>user\nwhat?</s>\n<s>assistant\ntwo</s>",
+        ),
+        (None, "USER: how? ASSISTANT: a red</s> USER: what? ASSISTANT: two</s>"),
+    ],
+)
+def test_how_a_second_question_follows_is_the_templates_business(models, template, written):
+    loaded, _ = models("llava")
+    encoder = with_template(loaded, template)
+    example = encoder.example("how?", "a red", (), (("what?", "two"),))
+    assert loaded.text.tokenizer.decode(example.ids).removeprefix("<s>") == written.removeprefix(
+        "<s>"
+    )
+    (labels,) = encoder.batch([example])["labels"].tolist()
+    taught = loaded.text.tokenizer.decode([token for token in labels if token != IGNORE])
+    assert taught.replace(" ", "") == "ared</s>two</s>"
+
+
+def test_a_template_of_one_question_refuses_a_second(models):
+    loaded, _ = models("llava")
+    one = "{% if messages | length > 2 %}{{ raise_exception('one question') }}{% endif %}"
+    encoder = with_template(loaded, one + "{% for m in messages %}" + CONTENT + "{% endfor %}")
+    encoder.example("how?", "a red")
+    with pytest.raises(ModelError, match="does not write a second question"):
+        encoder.example("how?", "a red", (), (("what?", "two"),))
 
 
 def test_a_template_that_changes_the_prompt_is_refused(models):

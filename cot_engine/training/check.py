@@ -27,7 +27,8 @@ from cot_engine.images import load_image
 from cot_engine.reading import cut
 from cot_engine.stages import DEFAULT_PLAN, FAULTS, Plan, read
 from cot_engine.training.leaks import leaks, pasted, words
-from cot_engine.training.rows import MARKER, BadRow, Row, numbered_rows
+from cot_engine.training.row import MARKER, standard_answer, unlearnable
+from cot_engine.training.rows import BadRow, Row, numbered_rows
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -50,7 +51,8 @@ CHECKS: dict[str, tuple[Severity, str]] = {
     "image-missing": ("error", "a picture that is not there"),
     "image-unreadable": ("error", "a picture that cannot be decoded or is beyond a limit"),
     "image-outside": ("warning", "a picture outside the image folder"),
-    "image-marker": ("error", f"{MARKER} where no picture belongs"),
+    "image-marker": ("error", f"{MARKER} where no picture belongs, or as often as there are none"),
+    "turns": ("error", "turns that are not question and reply, one after the other"),
     "caption-unasked": ("warning", "a picture described where there is none"),
     "answer-stated": ("error", "an early stage that states the answer"),
     "answer-early": ("error", "an early stage that holds the whole conclusion"),
@@ -236,11 +238,12 @@ class _Checker:
         if isinstance(row, BadRow):
             return [Finding(line, "", "row", f"{row.said} {row.hint}")]
         found = [*self._texts(row), *pictured.found, *self._again(line, row, pictured.digest)]
-        lengths.characters.append(len(row.response))
+        lengths.characters.append(sum(len(response) for _, response in row.turns))
         if self.tokenizer is not None:
             tokens = sum(
                 len(self.tokenizer.encode(text, add_special_tokens=False).ids)
-                for text in (row.question, row.response)
+                for turn in row.turns
+                for text in turn
             )
             lengths.tokens.append(tokens)
             if self.max_tokens is not None and tokens > self.max_tokens:
@@ -249,29 +252,35 @@ class _Checker:
         return [Finding(line, row.id, name, said) for name, said in found]
 
     def _texts(self, row: Row) -> Iterator[tuple[str, str]]:
-        plan = self.blind if row.image is None else self.plan
-        if not row.question.strip():
-            yield "no-question", "The first human turn asks nothing."
-        reading = read(row.response, plan, complete=True)
+        yield from unlearnable(row)
+        for turn, (question, response) in enumerate(row.turns, 1):
+            standard = standard_answer(row) if turn == 1 else None
+            for name, said in self._turn(question, response, bool(row.images), standard or ""):
+                yield name, said if turn == 1 else f"Question {turn}: {said}"
+
+    def _turn(
+        self, question: str, response: str, pictured: bool, standard: str
+    ) -> Iterator[tuple[str, str]]:
+        plan = self.plan if pictured else self.blind
+        if not question.strip():
+            yield "no-question", "The human turn asks nothing."
+        reading = read(response, plan, complete=True)
         faults: dict[str, list[str]] = {}
         for fault in reading.faults:
             name, _, tag = fault.partition(":")
             faults.setdefault(name, []).append(tag)
         for name, tags in faults.items():
             yield name, f"{', '.join(dict.fromkeys(tags))}."
-        yield from self._tags(row.response)
+        yield from self._tags(response)
         described = [s.tag for s in self.plan if s.needs_image and s.tag in reading.contents]
-        if row.image is None and described:
+        if not pictured and described:
             yield "caption-unasked", f"{described[0]}, but the row has no image."
-        for where, text in (("question", row.question), ("response", row.response)):
-            if MARKER in text:
-                yield "image-marker", f"The {where} holds {MARKER}."
+        for where, text in (("question", question), ("response", response)):
             yield from self._junk(where, text)
-        standard = next((row.extra[k] for k in _STANDARD if isinstance(row.extra.get(k), str)), "")
-        yield from leaks(reading.contents, plan, row.question, standard)
-        yield from pasted(reading.contents, row.question)
-        given = _GIVEN.search(row.response)
-        if given and given[0].casefold() not in row.question.casefold():
+        yield from leaks(reading.contents, plan, question, standard)
+        yield from pasted(reading.contents, question)
+        given = _GIVEN.search(response)
+        if given and given[0].casefold() not in question.casefold():
             yield "answer-given", f"It says {given[0]!r}."
 
     def _tags(self, response: str) -> Iterator[tuple[str, str]]:
@@ -292,17 +301,13 @@ class _Checker:
     def _again(self, line: int, row: Row, digest: str) -> Iterator[tuple[str, str]]:
         if first := _seen(self.ids, line, row.id):
             yield "same-id", f"Line {first} has the id {cut(repr(row.id))} too."
-        asked = " ".join(row.question.casefold().split()).rstrip("?.! ")
-        # A picture that cannot be read is known by its name alone.
-        again = _seen(self.questions, line, f"{digest or row.image}\n{asked}")
-        same = _seen(self.responses, line, words(row.response))
+        asked = "\n".join(" ".join(q.casefold().split()).rstrip("?.! ") for q, _ in row.turns)
+        again = _seen(self.questions, line, f"{digest}\n\n{asked}")
+        same = _seen(self.responses, line, "\n".join(words(r) for _, r in row.turns))
         if again:
             yield "same-question", f"Line {again} asks the same of the same picture."
         elif same:
             yield "same-response", f"Line {same} has this response too."
-
-
-_STANDARD = ("answer", "standard_answer", "ground_truth", "gt_answer")
 
 
 def _seen(before: dict[int, int], line: int, text: str) -> int:
@@ -328,7 +333,8 @@ def _outliers(ids: list[str], lines: array[int], characters: array[int]) -> list
 
 @dataclass(frozen=True, slots=True)
 class _Pictured:
-    """What was found about a row's picture, and the digest of its pixels ("" if there is none)."""
+    """What was found about pictures, and the digest of their pixels: of one that cannot be read its
+    name, "" where there is none."""
 
     found: tuple[tuple[str, str], ...] = ()
     digest: str = ""
@@ -340,24 +346,26 @@ def _pictured(
     """Every row in order, with what is known of its picture: decoded in threads, a window of rows
     ahead of the one that is given out. A picture of several rows near each other is read once."""
     recent: OrderedDict[str, Future[_Pictured]] = OrderedDict()
-    waiting: deque[tuple[int, Row | BadRow, Future[_Pictured] | None]] = deque()
+    waiting: deque[tuple[int, Row | BadRow, list[Future[_Pictured]]]] = deque()
     look = _Looker(folder)
     pool = ThreadPoolExecutor(threads, "picture")
 
     def give() -> tuple[int, Row | BadRow, _Pictured]:
-        line, row, future = waiting.popleft()
-        return line, row, future.result() if future else _Pictured()
+        line, row, futures = waiting.popleft()
+        found = [future.result() for future in futures]
+        every = tuple(fault for one in found for fault in one.found)
+        return line, row, _Pictured(every, "\n".join(one.digest for one in found))
 
     try:
         for line, row in numbered_rows(path):
-            future = None
-            if isinstance(row, Row) and row.image is not None:
-                future = recent.get(row.image) or pool.submit(look, row.image)
-                recent[row.image] = future
-                recent.move_to_end(row.image)
+            futures = []
+            for name in row.images if isinstance(row, Row) else ():
+                futures.append(recent.get(name) or pool.submit(look, name))
+                recent[name] = futures[-1]
+                recent.move_to_end(name)
                 if len(recent) > _RECENT:
                     recent.popitem(last=False)
-            waiting.append((line, row, future))
+            waiting.append((line, row, futures))
             if len(waiting) > threads * _AHEAD:
                 yield give()
         while waiting:
@@ -377,7 +385,7 @@ class _Looker:
         found: list[tuple[str, str]] = []
         if "://" in name:
             said = f"{cut(name)!r} is an address: download it, and give a path."
-            return _Pictured((("image-missing", said),))
+            return _Pictured((("image-missing", said),), name)
         if os.path.isabs(name) or ".." in Path(name).parts:
             found.append(("image-outside", f"{cut(name)!r}: write it relative to the folder."))
         path = self.folder / name
@@ -387,9 +395,9 @@ class _Looker:
             # Only so often: a similar name is looked for among all names of a folder.
             if self.missing > _HINTED:
                 said = f"The image {cut(str(path))!r} does not exist."
-                return _Pictured((*found, ("image-missing", said)))
+                return _Pictured((*found, ("image-missing", said)), name)
         try:
             return _Pictured(tuple(found), load_image(path).digest)
         except ImageError as error:
             kind = "image-unreadable" if there else "image-missing"
-            return _Pictured((*found, (kind, str(error))))
+            return _Pictured((*found, (kind, str(error))), name)

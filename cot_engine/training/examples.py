@@ -9,7 +9,7 @@ that ends the turn; the prompt, image tokens and padding never are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -25,16 +25,30 @@ IGNORE = -100
 """The label of a token that is not learnt."""
 
 _PROMPT, _ANSWER = "0cot0text0", "0cot0answer0"
+Turns = Sequence[tuple[str, str]]
+"""Questions with their responses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """One conversation: `ids` of prompt and response, of which the first `prompt` are the prompt's;
-    `images` are its pictures, preprocessed."""
+    `images` are its pictures, preprocessed. `asked` are the (start, end) of further questions,
+    which are not learnt either."""
 
     ids: list[int]
     prompt: int
     images: tuple[Pixels, ...]
+    asked: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def learnt(self) -> int:
+        """How many ids are learnt."""
+        return len(self.ids) - self.prompt - sum(end - start for start, end in self.asked)
+
+    def cut(self, limit: int) -> Example:
+        """The first `limit` ids of it."""
+        asked = tuple((start, min(end, limit)) for start, end in self.asked if start < limit)
+        return replace(self, ids=self.ids[:limit], asked=asked)
 
 
 class Encoder:
@@ -45,6 +59,7 @@ class Encoder:
         self.adapter, self.text = loaded.adapter, loaded.text
         self.tokenizer = loaded.text.tokenizer
         self._around = lru_cache(maxsize=64)(self._surroundings)
+        self._between = lru_cache(maxsize=64)(self._seam)
         self._blank = lru_cache(maxsize=4096)(self._expanded)
         self._around(0)
         self._around(1)
@@ -63,16 +78,46 @@ class Encoder:
             return [*self._special(before), *self.text.continuation(response), *closing]
         return [*self.text.continuation(before + response), *closing]
 
-    def example(self, question: str, response: str, pictures: Sequence[Any] = ()) -> Example:
-        """`pictures` are PIL images, in the prompt's order."""
+    def example(
+        self, question: str, response: str, pictures: Sequence[Any] = (), later: Turns = ()
+    ) -> Example:
+        """`pictures` are PIL images, in the prompt's order; `later` is asked after the response.
+        Raises ModelError where the chat format has no further turns."""
         images = tuple(self.adapter.prepare(picture, "") for picture in pictures)
         prompt = self.prompt_ids(question, [image.text for image in images])
-        return Example([*prompt, *self.response_ids(response, len(images))], len(prompt), images)
+        ids = [*prompt, *self.response_ids(response, len(images))]
+        asked = []
+        for at, (more, reply) in enumerate(later, 1):
+            start = len(ids)
+            ids += self._question_ids(more, len(images), at)
+            asked.append((start, len(ids)))
+            ids += self.response_ids(reply, len(images))
+        return Example(ids, len(prompt), images, tuple(asked))
 
-    def length(self, question: str, response: str, sizes: Sequence[tuple[int, int]] = ()) -> int:
+    def length(
+        self,
+        question: str,
+        response: str,
+        sizes: Sequence[tuple[int, int]] = (),
+        later: Turns = (),
+    ) -> int:
         """Tokens of an example whose pictures have these (width, height), without reading them."""
         texts = [self._blank(size) for size in sizes]
-        return len(self.prompt_ids(question, texts)) + len(self.response_ids(response, len(sizes)))
+        total = len(self.prompt_ids(question, texts)) + len(self.response_ids(response, len(sizes)))
+        for at, (more, reply) in enumerate(later, 1):
+            total += len(self._question_ids(more, len(sizes), at))
+            total += len(self.response_ids(reply, len(sizes)))
+        return total
+
+    def _question_ids(self, question: str, images: int, turn: int) -> list[int]:
+        """The ids between the response before it and the response to a further question."""
+        before, after, ended = self._between(images, turn)
+        whole = self._special(before + question + after)
+        plain = self._special(f"{before}x{after}")
+        if self.text._tally(whole) != self.text._tally(plain):  # special tokens written as text
+            parts = self._special(before), self.text.continuation(question), self._special(after)
+            whole = [token for part in parts for token in part]
+        return whole[ended:]
 
     def _expanded(self, size: tuple[int, int]) -> str:
         from PIL import Image
@@ -97,6 +142,52 @@ class Encoder:
             return before, ids[: ends[0] + 1]
         end = self.tokenizer.eos_token_id  # the template does not write it, but generation needs it
         return before, [min(self.text.eos) if end is None else end]
+
+    def _seam(self, images: int, turn: int) -> tuple[str, str, int]:
+        """What the template writes before and after the `turn`-th further question, and how many
+        ids of that are the response's before it, by which its turn ends."""
+        around, closing = self._around(images)
+        prompt = self._rendered(images)[0]
+        whole = self._conversation(images, turn)
+        begin, _, rest = whole.partition(_ANSWER)
+        for at in range(1, turn + 1):
+            before, _, rest = rest.partition(f"{_PROMPT}{at}")
+            opening, _, rest = rest.partition(f"{_ANSWER}{at}")
+        if begin != prompt + around or not opening.endswith(around):
+            raise ModelError(
+                "The chat template does not write a second question after the first answer as "
+                "they were learnt alone.",
+                "Rows of several questions cannot be learnt by this model: give each question a "
+                "row of its own, or mend its chat_template.",
+            )
+        written = self._special(before)[: len(closing)] == closing
+        return before, opening.removesuffix(around), len(closing) if written else 0
+
+    def _conversation(self, images: int, turns: int) -> str:
+        """A whole conversation of `turns` further questions, "" if the template has none."""
+        tag = self.text.image_tag
+        prompt = self._rendered(images)[0]
+        if prompt == FALLBACK.format(images=f"{tag}\n" * images, text=_PROMPT):
+            more = (FALLBACK.format(images="", text=f"{_PROMPT}{n}") for n in range(1, turns + 1))
+            said = (f" {text} {_ANSWER}{n}" for n, text in enumerate(more, 1))
+            return f"{prompt} {_ANSWER}{''.join(said)}"
+        shown = [{"type": "image"}] * images
+        for parts in (True, False):
+            texts = [_PROMPT, _ANSWER]
+            texts += [f"{text}{at}" for at in range(1, turns + 1) for text in (_PROMPT, _ANSWER)]
+            said = [
+                {
+                    "role": ("user", "assistant")[at % 2],
+                    "content": [*(shown if at == 0 else []), {"type": "text", "text": text}]
+                    if parts
+                    else (f"{tag}\n" * images if at == 0 else "") + text,
+                }
+                for at, text in enumerate(texts)
+            ]
+            whole = self._apply(said, False)
+            if all(whole.count(text) for text in texts) and whole.count(tag) == images:
+                return whole
+        return ""
 
     def _special(self, text: str) -> list[int]:
         """The ids of what a template wrote in mid-conversation, special tokens parsed."""
@@ -147,6 +238,8 @@ class Encoder:
             tokens = torch.tensor(example.ids)
             ids[row, : len(tokens)] = tokens
             labels[row, example.prompt : len(tokens)] = tokens[example.prompt :]
+            for start, end in example.asked:
+                labels[row, start:end] = IGNORE
         batch = {"input_ids": ids, "labels": labels}
         images = [image for example in examples for image in example.images]
         if images:
@@ -250,7 +343,7 @@ def _mllama(
         length=ids.shape[1],
     )
     found["cross_attention_mask"] = torch.from_numpy(mask)
-    # A row without pictures beside one with them would look at empty tiles, evenly: the model
-    # leaves out its cross-attention only for a whole batch. `pictured` tells the rows apart.
-    pictured = torch.tensor([bool(e.images) for e in examples])
-    return found if pictured.all() else {**found, "pictured": pictured}
+    # What stands before a row's first picture looks at all tiles evenly, and of a row with fewer
+    # pictures than another's at empty ones: rows are told apart by how many they have.
+    counts = torch.tensor([len(e.images) for e in examples])
+    return found if (counts == counts[0]).all() else {**found, "pictured": counts}

@@ -318,7 +318,7 @@ class JudgeSteps(torch.utils.data.Dataset):
         rows = [self._rows(part) for part in parts]
         # Shares of a step's loss: every process must know the whole step.
         marked = sum(abs(w) for part, _ in rows for row in part for _, w in row.marks)
-        learnt = sum(len(r.example.ids) - r.example.prompt for part, n in rows for r in part[n:])
+        learnt = sum(r.example.learnt for part, n in rows for r in part[n:])
         totals = torch.tensor([2.0 * len(judged), max(marked, 1.0), max(learnt, 1)])
         return [
             self.encoder.batch(part, n) | {"totals": totals}

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from cot_engine.errors import ImageError, InputError, UnknownNameError
 from cot_engine.reading import parse_json, read_bytes
 from cot_engine.training.questions import Entry, failing, faulty
-from cot_engine.training.rows import MARKER, Row
+from cot_engine.training.rows import Row
 from cot_engine.training.staged import relative
 from cot_engine.training.tasks import Draft, Fault
 from cot_engine.training.teacher import Message
@@ -113,13 +113,8 @@ class DescribedTask:
             return turns
         if self.kind == "reasoning" and len(turns) != 2:
             return Fault("stages", f"{len(turns) // 2} questions where one was asked for")
-        row = Row(self.id, self.image, turns[0], turns[1])
-        if len(turns) > 2:
-            who = ("human", "gpt")
-            said = [{"from": who[at % 2], "value": turn} for at, turn in enumerate(turns)]
-            said[0]["value"] = f"{MARKER}\n{turns[0]}"
-            row.extra["conversations"] = said
-        return Draft(row)
+        later = tuple(zip(turns[2::2], turns[3::2], strict=True))
+        return Draft(Row(self.id, self.image, turns[0], turns[1], {}, (), later))
 
     def save(self) -> None:
         """Its picture is where it was."""

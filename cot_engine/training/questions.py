@@ -18,7 +18,8 @@ from cot_engine.ablation.files import Row, read_file
 from cot_engine.errors import InputError
 from cot_engine.reading import opened, parse_json
 from cot_engine.stages import DEFAULT_PLAN, conclusion
-from cot_engine.training.rows import MARKER, BadRow, numbered_rows
+from cot_engine.training.row import standard_answers, unlearnable
+from cot_engine.training.rows import BadRow, numbered_rows
 
 T = TypeVar("T")
 
@@ -114,27 +115,19 @@ def _conversations(path: Path) -> Iterator[Row | Entry]:
         if isinstance(row, BadRow):
             yield faulty(path, place, row.said, row.hint)
             continue
-        pairs = list(_pairs(row.extra.get("conversations"))) or [(row.question, row.response)]
-        pictures = (("path", row.image),) if row.image is not None else ()
-        for at, (question, response) in enumerate(pairs, 1):
-            id = row.id if len(pairs) == 1 else f"{row.id}/{at}"
+        if wrong := [said for _, said in unlearnable(row)]:
+            yield faulty(path, place, wrong[0], id=row.id)
+            continue
+        pictures = tuple(("path", name) for name in row.images)
+        for at, (question, response) in enumerate(row.turns, 1):
+            id = f"{row.id}/{at}" if row.later else row.id
             answer = conclusion(response, DEFAULT_PLAN).strip()
-            if not question.strip() or not answer:
+            answers = (not row.later and standard_answers(row)) or (answer,)
+            if not question.strip() or not answers[0]:
                 said = f"there is no {'answer' if question.strip() else 'question'}."
                 yield faulty(path, place, said, "Fill it in.", id)
                 continue
-            yield Row(place, id, question, (answer,), pictures=pictures)
-
-
-def _pairs(turns: list | None) -> Iterator[tuple[str, str]]:
-    """(question, answer) of a conversation of several turns."""
-    asked = None
-    for turn in turns or []:
-        if turn["from"] == "human":
-            asked = turn["value"].replace(MARKER, "").strip()
-        elif turn["from"] == "gpt" and asked is not None:
-            yield asked, turn["value"]
-            asked = None
+            yield Row(place, id, question, answers, pictures=pictures)
 
 
 def _located(row: Row, images: Path | None) -> Row:

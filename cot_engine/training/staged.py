@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cot_engine.ablation.data import Item
+from cot_engine.ablation.data import Item, Picture
 from cot_engine.ablation.grading import verdict
 from cot_engine.ablation.pictures import BytesPicture, FilePicture
 from cot_engine.errors import InputError, StoreError
@@ -64,10 +64,10 @@ _GIVES_AWAY = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class StagedTask:
-    """One question to be answered in stages. `image` is its picture's path as rows name it."""
+    """One question to be answered in stages. `images` are its pictures' paths as rows name them."""
 
     item: Item
-    image: str | None
+    images: tuple[str, ...]
     check: Check
     plan: Plan
     folder: Path
@@ -79,6 +79,10 @@ class StagedTask:
     @property
     def digest(self) -> str:
         return self.item.digest
+
+    @property
+    def image(self) -> str | None:
+        return ", ".join(self.images) or None
 
     @property
     def question(self) -> str:
@@ -120,7 +124,8 @@ class StagedTask:
             "answer": accepted[0] if len(accepted) == 1 else list(accepted),
             "decided_by": "rule" if right else "teacher",
         }
-        row = Row(self.id, self.image, self.question, response, standard)
+        image, *more = self.images or (None,)
+        row = Row(self.id, image, self.question, response, standard, tuple(more))
         return Draft(row, None if right else self._doubt(given))
 
     def _doubt(self, given: str) -> list[Message]:
@@ -129,9 +134,9 @@ class StagedTask:
 
     def save(self) -> None:
         """A picture that came inside the data becomes a file; nothing else is copied."""
-        for picture in self.item.pictures:
-            if isinstance(picture, BytesPicture) and self.image is not None:
-                _write_once(self.folder / self.image, picture.data)
+        for picture, name in zip(self.item.pictures, self.images, strict=True):
+            if isinstance(picture, BytesPicture):
+                _write_once(self.folder / name, picture.data)
 
 
 def staged_entries(entries: list[Entry[Item]], out: Path, check: Check) -> list[Entry[StagedTask]]:
@@ -146,19 +151,17 @@ def staged_entries(entries: list[Entry[Item]], out: Path, check: Check) -> list[
 
 def _task(make: Callable[[], Item], out: Path, check: Check) -> StagedTask:
     item = make()
-    if len(item.pictures) > 1:
-        raise InputError(
-            f"Question {item.id!r} has {len(item.pictures)} images, and a row holds one.",
-            "Join them into one, or leave it out.",
-        )
-    image = None
-    for picture in item.pictures:
-        if isinstance(picture, FilePicture):
-            image = relative(picture.path, out)
-        elif isinstance(picture, BytesPicture):
-            image = f"{out.stem}.images/{picture.digest[:24]}.{_kind(picture.data)}"
+    images = tuple(_named(picture, out) for picture in item.pictures)
     folder = out.absolute().parent
-    return StagedTask(item, image, check, DEFAULT_PLAN.fit(len(item.pictures)), folder)
+    return StagedTask(item, images, check, DEFAULT_PLAN.fit(len(item.pictures)), folder)
+
+
+def _named(picture: Picture, out: Path) -> str:
+    if isinstance(picture, FilePicture):
+        return relative(picture.path, out)
+    if isinstance(picture, BytesPicture):
+        return f"{out.stem}.images/{picture.digest[:24]}.{_kind(picture.data)}"
+    raise InputError("A drawn picture has no file.", "Save it, and name the file.")
 
 
 def relative(picture: Path, out: Path) -> str:

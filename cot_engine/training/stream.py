@@ -21,6 +21,7 @@ from cot_engine.errors import CotEngineError, InputError
 from cot_engine.images import load_image
 from cot_engine.stages import DEFAULT_PLAN
 from cot_engine.training.examples import Encoder, Example, reworded
+from cot_engine.training.row import standard_answer, unlearnable
 from cot_engine.training.rows import BadRow, Row, read_rows
 from cot_engine.training.sft_config import DataTable, SFTConfig
 
@@ -29,12 +30,14 @@ POOL = 8  # steps drawn together
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A question and the response to learn; `picture` is a PIL image, a file, or None."""
+    """A question and the response to learn, and the (question, response) pairs that follow it;
+    `pictures` are PIL images or files."""
 
     id: str
     question: str
     response: str
-    picture: Any = None
+    pictures: tuple[Any, ...] = ()
+    later: tuple[tuple[str, str], ...] = ()
 
 
 class Scenes:
@@ -56,7 +59,8 @@ class Scenes:
             more["detail"] = "brief" if drawn < data.hinted / 2 else "full"
         problem = scenes.sample(data.seed, self.first + index, self.split, **more)
         response = reworded(problem.response, self.format, DEFAULT_PLAN, problem.answer)
-        return Item(problem.id, problem.prompt, response, problem.image)
+        pictures = () if problem.image is None else (problem.image,)
+        return Item(problem.id, problem.prompt, response, pictures)
 
 
 class Rows:
@@ -119,7 +123,7 @@ class Steps(torch.utils.data.Dataset):
 
     def encoded(self, item: Item) -> Example:
         """Raises InputError if the example is longer than it may be."""
-        example = self.encoder.example(item.question, item.response, _pixels(item))
+        example = self.encoder.example(item.question, item.response, _pixels(item), item.later)
         if len(example.ids) <= self.limit:
             return example
         return _shortened(example, item.id, self.limit, self.data)
@@ -136,8 +140,10 @@ class Steps(torch.utils.data.Dataset):
         """Longer texts later, pictures last: their tokens are not counted, for that would mean
         reading them twice."""
         count = self.encoder.tokenizer.backend_tokenizer.encode
-        text = item.question + item.response
-        return item.picture is not None, len(count(text, add_special_tokens=False).ids)
+        text = "".join(
+            text for turn in ((item.question, item.response), *item.later) for text in turn
+        )
+        return bool(item.pictures), len(count(text, add_special_tokens=False).ids)
 
 
 def held_out_batches(source: Any, count: int, steps: Steps) -> list[list[Item]]:
@@ -147,16 +153,12 @@ def held_out_batches(source: Any, count: int, steps: Steps) -> list[list[Item]]:
 
 
 def _pixels(item: Item) -> list[Any]:
-    if item.picture is None:
-        return []
-    if isinstance(item.picture, Path):
-        return [load_image(item.picture).pixels]
-    return [item.picture]
+    return [load_image(p).pixels if isinstance(p, Path) else p for p in item.pictures]
 
 
 def _shortened(example: Example, id: str, limit: int, data: DataTable) -> Example:
     if data.too_long == "cut" and example.prompt < limit:
-        return Example(example.ids[:limit], example.prompt, example.images)
+        return example.cut(limit)
     raise InputError(
         f"{id}: {len(example.ids):,} tokens, of which {example.prompt:,} are the prompt's; the "
         f"limit is {limit:,}.",
@@ -220,8 +222,11 @@ def _checked(
             bad.append(f"line {row.line}: {row.said}")
             continue
         item = _item(row, folder, config.format)
-        if item.picture is not None and not item.picture.is_file():
-            bad.append(f"{row.id}: there is no picture {str(item.picture)!r}")
+        wrong = [said for _, said in unlearnable(row)]
+        missing = [path for path in item.pictures if not path.is_file()]
+        wrong += [f"there is no picture {str(path)!r}" for path in missing]
+        if wrong:
+            bad.append(f"{row.id}: {wrong[0].rstrip('.')}")
             continue
         items.append(item)
     _refuse(
@@ -230,11 +235,11 @@ def _checked(
     bad, fitting = [], []
     for item in items:
         try:
-            sizes = [_size(item.picture)] if item.picture is not None else []
+            sizes = [_size(path) for path in item.pictures]
         except OSError as error:
-            bad.append(f"{item.id}: {str(item.picture)!r} cannot be read: {error}")
+            bad.append(f"{item.id}: a picture cannot be read: {error}")
             continue
-        fitting.append((item, encoder.length(item.question, item.response, sizes)))
+        fitting.append((item, encoder.length(item.question, item.response, sizes, item.later)))
     _refuse(bad, data.skip_bad, path, "pictures cannot be read", "Or set data.skip_bad.", notes)
     long = [f"{item.id}: {n:,} tokens" for item, n in fitting if n > limit]
     if long and data.too_long != "cut":
@@ -250,11 +255,11 @@ def _checked(
 
 
 def _item(row: Row, folder: Path, format: str) -> Item:
-    answer = row.extra.get("answer")
-    response = reworded(
-        row.response, format, DEFAULT_PLAN, answer if isinstance(answer, str) else None
-    )
-    return Item(row.id, row.question, response, folder / row.image if row.image else None)
+    # A standard answer is one question's.
+    answer = None if row.later else standard_answer(row)
+    taught = [(q, reworded(said, format, DEFAULT_PLAN, answer)) for q, said in row.turns]
+    pictures = tuple(folder / name for name in row.images)
+    return Item(row.id, *taught[0], pictures, tuple(taught[1:]))
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -58,12 +58,26 @@ def learn_answers(network: torch.nn.Module) -> None:
         if pictured is None:
             loss = total(self, labels, inputs)
         else:  # see `examples._mllama`
-            shown = {key: value[pictured] for key, value in inputs.items()}
-            blind = {"input_ids": inputs["input_ids"][~pictured]}
-            loss = total(self, labels[pictured], shown) + total(self, labels[~pictured], blind)
+            loss = sum(
+                total(self, labels[pictured == count], _shown(inputs, pictured == count, count))
+                for count in pictured.unique().tolist()
+            )
         return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch}
 
     network.forward = MethodType(forward, network)
+
+
+def _shown(
+    inputs: dict[str, torch.Tensor], rows: torch.Tensor, pictures: int
+) -> dict[str, torch.Tensor]:
+    """The inputs of those rows of a batch, which have so many pictures each."""
+    found = {"input_ids": inputs["input_ids"][rows]}
+    if pictures:
+        found |= {
+            key: value[rows][:, :pictures] for key, value in inputs.items() if key != "input_ids"
+        }
+        found["cross_attention_mask"] = inputs["cross_attention_mask"][rows][:, :, :pictures]
+    return found
 
 
 class Optimizers(torch.optim.Optimizer):
