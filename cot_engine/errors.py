@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
+import shlex
 from collections.abc import Iterable
 from typing import Any
+
+from cot_engine.escape import visible
+
+LONGEST = 200
+"""Characters of one value that an error shows: of a longer one, its beginning and its end."""
+_WHOLE = 2_000  # of a message, whatever it is made of
+_LONG = re.compile(rf"'[^']{{{LONGEST},}}'|\"[^\"]{{{LONGEST},}}\"|\S{{{LONGEST},}}")
+
+
+def readable(text: str) -> str:
+    """A sentence about somebody's values, fit to be read: what a terminal would obey is made
+    visible, and of a value that is very long both ends are kept."""
+    text = _LONG.sub(lambda found: cut(found[0], LONGEST), visible(text))
+    return cut(text, _WHOLE)
+
+
+def cut(text: str, most: int) -> str:
+    """No more than `most` characters of a text: where it has more, how many, and both its ends."""
+    if len(text) <= most:
+        return text
+    middle, end = f" ... ({len(text):,} characters) ... ", most // 4
+    return text[: most - end - len(middle)] + middle + text[-end:]
 
 
 def shown(value: Any, most: int = 80) -> str:
@@ -21,15 +45,35 @@ def shown(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def install(extra: str) -> str:
+    """What to do for a package that only `extra` needs: by its own name, for an index may hold
+    something else under ours."""
+    from importlib import metadata
+
+    try:
+        wanted = metadata.requires("cot-engine") or []
+    except metadata.PackageNotFoundError:  # run from its source
+        wanted = []
+    marked = (entry.partition(";") for entry in wanted)
+    needed = [shlex.quote(name.strip()) for name, _, when in marked if _is_for(extra, when)]
+    checkout = f"pip install '.[{extra}]'"
+    if not needed:
+        return f"In a checkout of cot-engine: {checkout}."
+    return f"Install it: pip install {' '.join(needed)} (in a checkout of cot-engine: {checkout})."
+
+
+def _is_for(extra: str, marker: str) -> bool:
+    return re.search(rf"""extra *== *["']{extra}["']""", marker) is not None
+
+
 class CotEngineError(Exception):
     """Base of every error raised on purpose. `hint` is the next step; `exit_code` the CLI's."""
 
     exit_code = 2
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = readable(message), readable(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()

@@ -45,7 +45,7 @@ def cli(monkeypatch, capfd):
             monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("cot_engine.engine.Engine.from_pretrained", scripted_cli.load)
-    monkeypatch.setattr("cot_engine.cli.solve.silence_libraries", lambda: None)
+    monkeypatch.setattr("cot_engine.cli.process.silence_libraries", lambda: None)
 
     def call(*arguments, script="", **environment):
         for name, value in (environment | {"SCRIPT": script}).items():

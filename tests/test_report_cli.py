@@ -73,9 +73,9 @@ def test_csv_on_a_terminal_is_harmless_and_in_a_file_exact(cli, folder, tmp_path
     shown = []
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr(sys.stdout, "write", shown.append)
-    report._put("a\x1b[31m", None)
+    report._put("a\x1b[31m", None, document=True)
     assert shown == ["a␛[31m"]
-    report._put("a\x1b[31m\n", str(tmp_path / "below" / "x.csv"))
+    report._put("a\x1b[31m\n", str(tmp_path / "below" / "x.csv"), document=True)
     assert (tmp_path / "below" / "x.csv").read_bytes() == b"a\x1b[31m\n"
 
 
@@ -118,7 +118,7 @@ def test_what_is_not_installed_is_named_with_its_extra(cli, monkeypatch, format,
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     said = two_lines(cli("report", "main.sqlite", "--format", format, "--out", "never"))
-    assert f"pip install 'cot-engine[{extra}]'" in said
+    assert f"pip install '.[{extra}]'" in said and "pip install 'cot-engine" not in said
 
 
 # --- runs and searches ---------------------------------------------------------------------------

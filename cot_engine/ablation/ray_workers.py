@@ -24,7 +24,7 @@ from cot_engine.ablation.code import code_version
 from cot_engine.ablation.grid import Ablation, Cell
 from cot_engine.ablation.records import Row, without_pixels
 from cot_engine.ablation.runner import Task, Work, run_local
-from cot_engine.errors import CotEngineError
+from cot_engine.errors import CotEngineError, install
 from cot_engine.profile import FILE as PROFILE
 from cot_engine.profile import Profile
 
@@ -100,9 +100,7 @@ def _connected(address: str | None) -> Any:
     try:
         import ray
     except ImportError:
-        raise CotEngineError(
-            "Ray is not installed.", "Install it: pip install 'cot-engine[ray]'."
-        ) from None
+        raise CotEngineError("Ray is not installed.", install("ray")) from None
     if ray.is_initialized():
         return ray
     # Workers write warnings into the live display, and Ray tells its makers that it was used.

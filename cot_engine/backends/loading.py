@@ -17,7 +17,7 @@ import torch
 
 from cot_engine.backends.adapters import Adapter, adapter_for
 from cot_engine.backends.text import ChatText
-from cot_engine.errors import InputError, ModelError
+from cot_engine.errors import InputError, ModelError, install
 
 Quantize = Literal["8bit", "4bit"]
 _NO_VIDEO = ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "SmolVLM")
@@ -241,7 +241,7 @@ def _quantization(quantize: str, dtype: torch.dtype, spared: tuple[str, ...]) ->
     except ImportError as error:
         raise InputError(
             "Quantisation needs bitsandbytes and accelerate, which are not both installed.",
-            "pip install 'cot-engine[quantize]'",
+            install("quantize"),
         ) from error
     if quantize == "8bit":
         # Threshold 0: with outlier columns a row's result would depend on the rows beside it.

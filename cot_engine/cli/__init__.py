@@ -16,19 +16,26 @@ INTERRUPTED, BROKEN_PIPE = 130, 141
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line. Everything is imported inside, so that Ctrl-C is quiet at any time."""
+    """Run the command line: that of the process, or `arguments` inside another program, whose
+    threads and collector are then left alone. Everything is imported inside, so that Ctrl-C is
+    quiet at any time."""
+    ours = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
     verbose = "--verbose" in arguments
     try:
+        from cot_engine.cli import process
+
+        if ours:
+            process.settle()
+        process.fit_streams()
         from cot_engine.cli.app import app
 
-        for stream in (sys.stdout, sys.stderr):  # an odd locale must not cost anyone the answer
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")
         # The commands return what is to be done instead of doing it: inside, the option parser
         # would turn Ctrl-C and a closed pipe into outcomes of its own.
         action = app(args=arguments, prog_name="cot-engine", standalone_mode=False)
         if callable(action):
+            if not verbose:
+                process.silence_libraries()
             action()
         sys.stdout.flush()
         return action if isinstance(action, int) else 0
@@ -63,6 +70,9 @@ def _explain(error: Exception) -> int:
         _say(f"The output cannot be written: {error.strerror}.", "Free some space.")
         _close_quietly()
         return 2
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        _say(f"{str(error.filename)!r}: {error.strerror}.", "Check its name and permissions.")
+        return 2
     _say(
         f"Unexpected {type(error).__name__}: {error}",
         "This is a defect. Re-run with --verbose to see where it happened.",
@@ -77,12 +87,12 @@ def _is_full(error: OSError) -> bool:
 
 
 def _say(*lines: str) -> None:
-    from cot_engine.escape import visible
+    from cot_engine.errors import readable
 
     with contextlib.suppress(OSError):  # nobody is listening
         for line in lines:
             if line:
-                print(" ".join(visible(line).split()), file=sys.stderr)
+                print(" ".join(readable(line).split()), file=sys.stderr)
 
 
 def _close_quietly() -> None:

@@ -34,19 +34,15 @@ def run(
     wait: bool,
     retry: bool,
     quiet: bool,
-    verbose: bool,
 ) -> None:
     from cot_engine.ablation.data import load_data
     from cot_engine.ablation.lock import writing
     from cot_engine.ablation.store import Store
-    from cot_engine.cli.solve import silence_libraries
 
     if workers not in ("local", "ray"):
         raise ConfigError(f"workers is {workers!r}.", "It must be local or ray.")
     ablation = _read(config, flags)
     path = Path(store or f"{ablation.name}.sqlite")
-    if not verbose:
-        silence_libraries()
 
     def tell(text: str) -> None:
         if not quiet:

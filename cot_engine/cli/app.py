@@ -165,7 +165,7 @@ def solve(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> Action:
-    """Answer a question, with a picture or without.
+    """Answer a question, with a picture (- is stdin) or without.
 
     The answer goes to stdout, the search to stderr. Values come from flags, else from COT_ENGINE_*
     variables, else from the --config file; defaults stand in [brackets].
@@ -179,7 +179,7 @@ def solve(
     if parameters:
         flags["parameters"] = parameters
     more = {"trace": trace, "allow_incomplete": allow_incomplete}
-    more |= {"json": json, "quiet": quiet, "verbose": verbose}
+    more |= {"json": json, "quiet": quiet}
     return partial(run, words, image or [], config, flags, **more)
 
 
@@ -258,7 +258,7 @@ def ablate(
     given = {key: value for key, value in locals().items() if key in KEYS and value is not None}
     given = {key: typed(key, value) for key, value in given.items()}
     more = {"workers": workers, "ray_address": ray_address, "wait": wait, "retry": retry}
-    return partial(run, config, store, problems, given, **more, quiet=quiet, verbose=verbose)
+    return partial(run, config, store, problems, given, **more, quiet=quiet)
 
 
 @app.command(cls=_usage("STORE"))
@@ -396,7 +396,7 @@ def judge_report(
     flags = {k: typed(k, v) if isinstance(v, str) else v for k, v in given.items()}
     who = (judges or [], strategies or [])
     what = (data, problems, n, rollouts, controls, fit, write_profile, out, config)
-    return partial(run, *who, *what, flags, json=json, quiet=quiet, verbose=verbose)
+    return partial(run, *who, *what, flags, json=json, quiet=quiet)
 
 
 app.command(cls=_usage("CONFIG.toml"))(train)

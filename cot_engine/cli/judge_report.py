@@ -36,10 +36,8 @@ def run(
     *,
     json: bool,
     quiet: bool,
-    verbose: bool,
 ) -> None:
     from cot_engine.ablation.data import load_data
-    from cot_engine.cli.solve import silence_libraries
     from cot_engine.engine import model_path
     from cot_engine.profile import Profile
     from cot_engine.report.judge_report import JUDGES, STRATEGIES, Examination
@@ -66,8 +64,6 @@ def run(
     data = load_data(source, n=problems, seed=config.seed, allow_url=config.allow_url)
     if out is not None:
         _check_writable(Path(out))
-    if not verbose:
-        silence_libraries()
     found, stopped = _examine(data, todo, config, quiet)
     text = _json.dumps(plain(found), indent=2)
     if out is not None:

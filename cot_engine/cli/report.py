@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cot_engine.cli.process import put_document
 from cot_engine.errors import InputError, UnknownNameError
+from cot_engine.escape import terminal
 
 if TYPE_CHECKING:
     from cot_engine.ablation.records import Key, Run
@@ -42,7 +44,8 @@ def run(
         elif format == "inspect":
             _inspect(opened, opened.run(id), out, where)
         else:
-            _put(_report(opened, opened.run(id), format, where, traces), out)
+            text = _report(opened, opened.run(id), format, where, traces)
+            _put(text, out, document=format in ("html", "csv"))
 
 
 def _format(format: str | None, out: str | None, json: bool) -> str:
@@ -91,8 +94,6 @@ def _inspect(store: Store, run: Run, out: str | None, where: str | None) -> None
 
 
 def _runs(store: Store) -> str:
-    from cot_engine.escape import terminal
-
     lines = []
     for run in store.runs():
         done = store.done(run)
@@ -133,12 +134,12 @@ def _named(run: Run, search: str) -> list[Key]:
 # --- where it goes -------------------------------------------------------------------------------
 
 
-def _put(text: str, out: str | None) -> None:
+def _put(text: str, out: str | None, *, document: bool) -> None:
     if out is None or out == "-":
-        from cot_engine.escape import terminal
-
-        # What a model wrote is in CSV as it wrote it: for a file, not for a terminal to obey.
-        sys.stdout.write(terminal(text) if sys.stdout.isatty() else text)
+        if document:  # what a model wrote is in CSV as it wrote it: not for a terminal to obey
+            put_document(text)
+        else:
+            sys.stdout.write(terminal(text) if sys.stdout.isatty() else text)
         return
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -156,4 +157,4 @@ def _unwritable(out: str, error: OSError) -> InputError:
 def _put_trace(trace: Trace, out: str | None) -> None:
     from cot_engine.events import to_json
 
-    _put("".join(to_json(event) + "\n" for event in trace), out)
+    _put("".join(to_json(event) + "\n" for event in trace), out, document=True)

@@ -6,11 +6,18 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cot_engine.config import RunConfig, check_question, load_config
-from cot_engine.errors import IncompleteAnswer, InputError, TraceError, UnknownNameError
+from cot_engine.errors import (
+    ImageError,
+    IncompleteAnswer,
+    InputError,
+    TraceError,
+    UnknownNameError,
+)
 
 if TYPE_CHECKING:
     from cot_engine.events import Event, TraceFile
@@ -19,6 +26,10 @@ if TYPE_CHECKING:
 
 _INCOMPLETE = "The answer is not complete. {}"
 _PICTURES = frozenset(".png .jpg .jpeg .gif .webp .bmp .tif .tiff .avif .heic".split())
+STDIN = "-"
+MAX_STDIN = 100_000_000
+"""Bytes read from stdin. No picture of `images.MAX_PIXELS` that a camera writes takes more."""
+_KNOWS = "The bundled model knows only drawn shapes and bar charts; see --model."
 
 
 def run(
@@ -31,9 +42,9 @@ def run(
     allow_incomplete: bool,
     json: bool,
     quiet: bool,
-    verbose: bool,
 ) -> None:
     from cot_engine.cli.display import make_display
+    from cot_engine.engine import BUNDLED
 
     sources, question = split(words, more_images)
     check_question(question)
@@ -42,10 +53,10 @@ def run(
     images = _load(sources, config)
     if trace is not None:
         _check_writable(Path(trace))
-    if not verbose:
-        silence_libraries()
 
     with make_display(quiet) as display:
+        if config.model == BUNDLED and not _chosen(flags):
+            display.notice(_KNOWS)
         display.loading(config.model)
         answer, failed = _search(config, images, question, trace, display)
         if answer.incomplete and (allow_incomplete or failed is not None):
@@ -64,6 +75,11 @@ def run(
             _INCOMPLETE.format(answer.incomplete),
             "--allow-incomplete accepts such answers: the exit code is then 0, not 4.",
         )
+
+
+def _chosen(flags: dict[str, Any]) -> bool:
+    """Whether the bundled model was named, so that the user knows what it is."""
+    return "model" in flags or bool(os.environ.get("COT_ENGINE_MODEL"))
 
 
 def split(words: list[str], more_images: list[str]) -> tuple[list[str], str]:
@@ -91,6 +107,8 @@ def split(words: list[str], more_images: list[str]) -> tuple[list[str], str]:
 
 
 def _looks_like_picture(word: str) -> bool:
+    if word == STDIN:
+        return True
     if "\n" in word or len(word) > 1000:
         return False
     path = Path(word)
@@ -123,7 +141,37 @@ def _load(sources: list[str], config: RunConfig) -> list[Image]:
         return []
     from cot_engine.images import load_image
 
-    return [load_image(source, allow_url=config.allow_url) for source in sources]
+    if sources.count(STDIN) > 1:
+        raise InputError("Two pictures are -, which is stdin.", "It holds one; name a file.")
+    return [
+        _from_stdin() if source == STDIN else load_image(source, allow_url=config.allow_url)
+        for source in sources
+    ]
+
+
+def _from_stdin() -> Image:
+    """The picture whose file is on stdin. Raises ImageError."""
+    from cot_engine.images import load_image
+
+    how = 'Write: cot-engine solve - "What do you want to know?" < photo.jpg'
+    if sys.stdin is None or sys.stdin.isatty():
+        held = "is closed" if sys.stdin is None else "is the terminal"
+        raise ImageError(f"- reads a picture from stdin, which {held}.", how)
+    try:
+        data = sys.stdin.buffer.read(MAX_STDIN + 1)
+    except OSError as error:
+        raise ImageError(f"Stdin cannot be read: {error.strerror}.", how) from None
+    if not data:
+        raise ImageError("Stdin holds no picture: it is empty.", how)
+    if len(data) > MAX_STDIN:
+        raise ImageError(
+            f"Stdin holds more than {MAX_STDIN:,} bytes.", "Save it as a smaller picture."
+        )
+    try:
+        return replace(load_image(data), source="stdin")
+    except ImageError as error:
+        said = error.message.replace("The image given as bytes", "The image from stdin")
+        raise ImageError(said, error.hint) from None
 
 
 def _check_writable(path: Path) -> None:
@@ -139,19 +187,6 @@ def _check_writable(path: Path) -> None:
             pass
     if not existed:
         path.unlink(missing_ok=True)
-
-
-def silence_libraries() -> None:
-    """What torch and transformers tell developers does not belong between the lines of a search."""
-    import logging
-    import warnings
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore")
-    if logging.lastResort is not None:  # what prints the warnings of loggers nobody set up
-        logging.lastResort.setLevel(logging.ERROR)
 
 
 def _search(

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cot_engine.cli.process import put_document
 from cot_engine.errors import InputError, TraceError
 from cot_engine.events import Trace
 
@@ -56,7 +57,7 @@ def _write_html(trace: Trace, path: str) -> None:
 
     page = render_html(trace)
     if path == "-":
-        sys.stdout.write(page)
+        put_document(page)
         return
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,6 @@ def _rejudge(
     quiet: bool,
 ) -> Rejudged:
     from cot_engine.cli.display import make_display
-    from cot_engine.cli.solve import silence_libraries
     from cot_engine.config import RunConfig, load_config
     from cot_engine.engine import Engine, model_path
     from cot_engine.errors import UnknownNameError
@@ -109,7 +109,6 @@ def _rejudge(
             pass  # this judge asks a model, or the trace will not do: the engine says so again
     flags = {"model": model or _model_of(trace), "device": device or RunConfig().device}
     config = load_config(flags=flags)
-    silence_libraries()
     with make_display(quiet) as display:
         display.loading(config.model)
         with Engine.from_pretrained(

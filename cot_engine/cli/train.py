@@ -25,9 +25,7 @@ def run(
     restart: bool,
     json: bool,
     quiet: bool,
-    verbose: bool,
 ) -> None:
-    from cot_engine.cli.solve import silence_libraries
     from cot_engine.training.sft_config import load_config
 
     if resume and restart:
@@ -35,8 +33,6 @@ def run(
     if minutes is not None and minutes <= 0:
         raise ConfigError(f"--minutes is {minutes:g}.", "It must be more than 0.")
     read = load_config(config, settings, format=format)
-    if not verbose:
-        silence_libraries()
     from cot_engine.training.sft import train
 
     first = int(os.environ.get("RANK", 0)) == 0

@@ -23,16 +23,12 @@ def run(
     measure: bool,
     json: bool,
     quiet: bool,
-    verbose: bool,
 ) -> None:
-    from cot_engine.cli.solve import silence_libraries
     from cot_engine.training.judge_config import load_judge_config
 
     if minutes is not None and minutes <= 0:
         raise ConfigError(f"--minutes is {minutes:g}.", "It must be more than 0.")
     read = load_judge_config(config, settings)
-    if not verbose:
-        silence_libraries()
     from cot_engine.training.judge_run import train_judge
 
     first = int(os.environ.get("RANK", 0)) == 0

@@ -38,7 +38,7 @@ def train(
     from cot_engine.cli.train import run
 
     more = {"minutes": minutes, "resume": resume, "restart": restart, "json": json}
-    return partial(run, config, format, set_ or [], **more, quiet=quiet, verbose=verbose)
+    return partial(run, config, format, set_ or [], **more, quiet=quiet)
 
 
 def train_judge(
@@ -72,4 +72,4 @@ def train_judge(
     from cot_engine.cli.train_judge import run
 
     more = {"minutes": minutes, "restart": restart, "pairs_only": pairs_only, "measure": measure}
-    return partial(run, config, set_ or [], **more, json=json, quiet=quiet, verbose=verbose)
+    return partial(run, config, set_ or [], **more, json=json, quiet=quiet)

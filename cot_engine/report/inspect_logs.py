@@ -20,7 +20,7 @@ from typing import Any
 
 from cot_engine.ablation.records import ItemRecord, Key, Row, Run
 from cot_engine.ablation.store import Store
-from cot_engine.errors import CotEngineError, StoreError
+from cot_engine.errors import CotEngineError, StoreError, install
 from cot_engine.stages import read
 from cot_engine.types import Usage
 
@@ -38,9 +38,7 @@ def write_logs(store: Store, run: Run, folder: Path, where: str | None = None) -
     try:
         from inspect_ai.log import write_eval_log
     except ImportError:
-        raise CotEngineError(
-            "Inspect AI is not installed.", "Install it: pip install 'cot-engine[inspect]'."
-        ) from None
+        raise CotEngineError("Inspect AI is not installed.", install("inspect")) from None
     run = store.run(run.id)  # which knows when it began
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in store.rows(run, where):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from cot_engine.errors import CotEngineError
+from cot_engine.errors import CotEngineError, install
 from cot_engine.escape import visible
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def style() -> Iterator[None]:
     except ImportError:
         raise CotEngineError(
             "The report's plots need matplotlib, which is not installed.",
-            "Install it: pip install 'cot-engine[report]'.",
+            install("report"),
         ) from None
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has others

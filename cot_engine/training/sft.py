@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cot_engine.errors import ConfigError, InputError, ModelError
+from cot_engine.errors import ConfigError, InputError, ModelError, install
 from cot_engine.training.sft_config import SFTConfig, differences
 
 
@@ -337,7 +337,7 @@ def _needs() -> None:
     except ImportError as error:
         raise InputError(
             f"Training needs {error.name}, which is not installed.",
-            "pip install 'cot-engine[train]'",
+            install("train"),
         ) from error
 
 

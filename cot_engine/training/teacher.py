@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from cot_engine.errors import ConfigError, CotEngineError
+from cot_engine.errors import ConfigError, CotEngineError, install
 
 Message = dict[str, Any]
 
@@ -176,7 +176,7 @@ class Teacher:
         try:
             import httpx2
         except ImportError:
-            raise TeacherError("This needs httpx2.", "pip install 'cot-engine[data]'") from None
+            raise TeacherError("This needs httpx2.", install("data")) from None
         self._http = httpx2
 
     async def __aenter__(self) -> Teacher:
