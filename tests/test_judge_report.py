@@ -17,6 +17,7 @@ from test_cli import cli, two_lines  # noqa: F401
 from cot_engine import Engine, RunConfig
 from cot_engine.ablation.data import load_data
 from cot_engine.cli.judge_report import plain
+from cot_engine.errors import InputError
 from cot_engine.events import Selected
 from cot_engine.judges import JUDGES, OracleJudge, SelfJudge
 from cot_engine.profile import Profile
@@ -210,7 +211,9 @@ def test_tables_go_to_stdout_and_progress_to_stderr(cli):  # noqa: F811
     assert done.returncode == 0, done.stderr
     assert "6 of 6 problems" in done.stderr and "Loading bundled" in done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("Judges on 6 problems of scenes-2/val/0, model scripted")
+    assert lines[0].startswith("likelihood, the model's own judge, ")
+    assert lines[1] == "Nothing failed: 6 problems, and every verdict could be read."
+    assert lines[3].startswith("Judges on 6 problems of scenes-2/val/0, model scripted")
     assert any(line.startswith("CAPTION, by whether the text itself is right") for line in lines)
     assert any(line.startswith("whole: ") for line in lines)
     assert sum(line.startswith("random") for line in lines) >= 5
@@ -291,6 +294,42 @@ def test_a_problem_that_fails_does_not_stop_the_others(cli, tmp_path):  # noqa: 
     got = json.loads(done.stdout)
     assert done.returncode == 0 and (got["done"], got["failed"]) == (2, 1)
     assert any("1 problems failed" in note and "bad.png" in note for note in got["notes"])
+    assert next(iter(got)) == "verdict" and got["errors"] == {"ImageError": 1}
+
+    path.write_text(json.dumps(rows[1]))
+    done = cli("judge-report", "--data", path, "--judge", "random")
+    assert "Failures: 1 of 1 problems failed (ImageError 1)." in done.stdout.splitlines()
+    assert done.returncode == 2 and "All 1 problems failed" in done.stderr
+
+
+def test_verdicts_that_cannot_be_read_and_matches_not_asked_about_are_counted(cli, monkeypatch):  # noqa: F811
+    class Mumbles(AlwaysFirst):
+        async def compare(self, pairs, case, ask):
+            if case.stage and case.stage.tag == "CAPTION":
+                raise InputError("Too long for the context.")
+            return [Verdict("tie", readable=False) for _ in pairs]
+
+    monkeypatch.setitem(JUDGES, "rationale", Mumbles)
+    done = cli("judge-report", "--problems", "6", "-n", "3", "--judge", "rationale")
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("Failures: ")]
+    found = re.fullmatch(
+        r"Failures: (\d+) of (\d+) verdicts of rationale cannot be read; rationale was not"
+        r" asked about (\d+) matches, for want of room or budget\.",
+        line,
+    )
+    assert found and found[1] == found[2] and int(found[1]) > 5 and int(found[3]) > 1
+
+
+def test_who_is_examined_by_default(cli, tmp_path):  # noqa: F811
+    """The model's own judge first."""
+    Profile("self+likelihood", "brief", 1.0).write(tmp_path)
+    ask = ("judge-report", "-m", tmp_path, "--problems", "3", "-n", "3", "--no-controls", "--json")
+    done = cli(*ask)
+    judges = list(dict.fromkeys(card["judge"] for card in json.loads(done.stdout)["cards"]))
+    assert judges == ["self+likelihood", "self", "likelihood", "random"]
+    assert json.loads(done.stdout)["verdict"][0].startswith("self+likelihood, the model's own")
+    done = cli(*ask, "--judge", "auto")
+    assert {card["judge"] for card in json.loads(done.stdout)["cards"]} == {"self+likelihood"}
 
 
 def test_the_tables_tell_what_asking_is_worth(cli):  # noqa: F811

@@ -315,7 +315,7 @@ def judge_report(
         _option(
             "--judge",
             metavar="NAME",
-            help="Whom to examine; may be repeated. [self, likelihood, random]",
+            help="May be repeated. [the model's own, self, likelihood, random]",
         ),
     ] = None,
     data: Annotated[

@@ -40,15 +40,17 @@ def run(
     from cot_engine.ablation.data import load_data
     from cot_engine.engine import model_path
     from cot_engine.profile import Profile
-    from cot_engine.report.judge_report import JUDGES, STRATEGIES, Examination
+    from cot_engine.report.judge_report import STRATEGIES, Examination, judges_of
 
     for name, value, least, most in (("n", n, 1, MAX_N), ("rollouts", rollouts, 0, MAX_ROLLOUTS)):
         if value is not None and not least <= value <= most:
             raise ConfigError(f"{name} is {value}.", f"It must be from {least} to {most}.")
     config = load_config(config_file, os.environ, flags)
+    folder = model_path(config.model)
+    profile = Profile.of(folder)
     todo = Examination(
         config,
-        tuple(dict.fromkeys(judges)) or JUDGES,
+        tuple(dict.fromkeys(map(profile.name_of, judges))) or judges_of(profile),
         tuple(dict.fromkeys(strategies)) or STRATEGIES,
         n,
         rollouts,
@@ -57,8 +59,7 @@ def run(
     )
     if write_profile and not fit:
         raise ConfigError("There is no weight for --write-profile to write.", "Add --fit.")
-    folder = model_path(config.model)
-    todo.check(Profile.of(folder))
+    todo.check(profile)
     if write_profile:
         _check_folder(Path(folder))
     data = load_data(source, n=problems, seed=config.seed, allow_url=config.allow_url)
@@ -78,11 +79,16 @@ def run(
     if stopped:
         done = f"{found.done:,} of {found.asked:,}"
         raise KeyboardInterrupt("Interrupted.", f"The report is on {done} problems.")
+    if found.failed and found.failed == found.done:
+        raise InputError(
+            f"All {found.done:,} problems failed, so nothing is known of the judges.",
+            "The notes of the report say how the first one did.",
+        )
     if fit and found.weight is None:
         raise InputError("No weight was fitted.", "The last note of the report says why.")
     if write_profile:
         weight = float(f"{found.weight.weight.estimate:.4g}")
-        path = replace(Profile.of(folder), likelihood_weight=weight).write(folder)
+        path = replace(profile, likelihood_weight=weight).write(folder)
         if not quiet:
             print(f"likelihood_weight {weight:g} is in {path}.", file=sys.stderr)
 

@@ -28,6 +28,10 @@ Gflops: a match. x sample: its FLOPs over those of sampling one candidate."""
 
 def show(found: JudgeReport) -> None:
     """Print the report on stdout."""
+    for said in found.verdict:
+        _say(terminal(said), bold=True)
+    _say(terminal(_failures(found)))
+    _say("")
     about = found.about
     sampling = ", ".join(f"{key} {value:g}" for key, value in about["sampling"].items())
     _say(
@@ -61,6 +65,27 @@ def show(found: JudgeReport) -> None:
         _say(_LEGEND)
     for note in found.notes:
         _say(f"Note: {note}")
+
+
+def _failures(found: JudgeReport) -> str:
+    """What went wrong, counted; that nothing did is said too."""
+    told = []
+    if found.failed:
+        why = ", ".join(f"{kind} {number:,}" for kind, number in found.errors.items())
+        told.append(f"{found.failed:,} of {found.done:,} problems failed ({why})")
+    told += [
+        f"{each.unreadable:,} of {each.verdicts:,} verdicts of {each.judge} cannot be read"
+        for each in found.unheard
+        if each.unreadable
+    ]
+    told += [
+        f"{each.judge} was not asked about {each.unasked:,} matches, for want of room or budget"
+        for each in found.unheard
+        if each.unasked
+    ]
+    if not told:
+        return f"Nothing failed: {found.done:,} problems, and every verdict could be read."
+    return f"Failures: {'; '.join(told)}."
 
 
 def _measure(measure: str, stage: str, rollouts: int) -> str:

@@ -9,6 +9,7 @@ every other, by each judge; and with a grey picture and with another one, by tho
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,9 @@ from cot_engine.report.judging import (
     cards_of,
     contests,
     leanings,
+    without_unjudged,
 )
+from cot_engine.report.verdict import FEW, verdicts
 from cot_engine.report.weighing import Fit, Margins, fit_weight, margins
 from cot_engine.statistics import Paired, paired
 from cot_engine.types import Usage
@@ -42,11 +45,11 @@ if TYPE_CHECKING:
     from cot_engine.engine import Engine
 
 JUDGES = ("self", "likelihood", "random")
-"""Who is examined where nothing else is said: those that any model can be, and the control."""
+"""Those that any model can be, and the control: examined, beside the model's own default one, where
+nothing else is said."""
 STRATEGIES = ("stage-beam", "best-of-n")
 """Who samples: the first gives candidates for each stage, the second whole responses."""
 CONTROLS: tuple[Shown, ...] = ("blank", "swap")
-_FEW = 20  # problems with pairs below which a share says little
 _SILENT = 0.9  # the share of ties above which a judge says nothing of its own
 
 
@@ -87,12 +90,25 @@ class Examination:
 @dataclass(frozen=True, slots=True)
 class Examined:
     """One problem, done: its selections as each judge held them, by (judge, what it was shown);
-    or why it failed. `usage` is what the searches and the judges cost, continuations apart."""
+    or why it failed, `kind` being the error's name. `usage` is what the searches and the judges
+    cost, continuations apart."""
 
     problem: str
     held: dict[tuple[str, Shown], tuple[Contest, ...]]
     usage: Usage = Usage()
     error: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unheard:
+    """How often a judge that saw the picture could not be heard: `unreadable` of its `verdicts`,
+    and `unasked` matches, for want of room or budget."""
+
+    judge: str
+    verdicts: int
+    unreadable: int
+    unasked: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +136,32 @@ class OverLikelihood:
 
 @dataclass(frozen=True, slots=True)
 class JudgeReport:
-    """What was found. `asked` problems were to be done, `done` were, `failed` of these in vain;
-    `weight` is that of self+likelihood, if it was to be fitted and could be."""
+    """What was found. `verdict` says of each judge whether it is any good; `asked` problems were to
+    be done, `done` were, `failed` of these in vain, `errors` counting why; `weight` is that of
+    self+likelihood, if it was to be fitted and could be."""
 
+    verdict: tuple[str, ...]
     about: dict[str, Any]
     asked: int
     done: int
     failed: int
+    errors: dict[str, int]
+    unheard: tuple[Unheard, ...]
     cards: tuple[Card, ...]
     controls: tuple[Control, ...]
     over_likelihood: tuple[OverLikelihood, ...]
     notes: tuple[str, ...]
     weight: Fit | None = None
+
+
+def judges_of(profile: Profile) -> tuple[str, ...]:
+    """Whom to examine where nobody is named: the model's own default judge first, if it can be
+    made (self+likelihood cannot before its weight is fitted)."""
+    try:
+        profile.make_judge()
+    except ConfigError:
+        return JUDGES
+    return tuple(dict.fromkeys((profile.judge, *JUDGES)))
 
 
 # --- doing it ------------------------------------------------------------------------------------
@@ -178,7 +208,7 @@ async def _one(engine: Engine, item: Item, todo: Examination) -> Examined:
     except ModelError:
         raise
     except CotEngineError as error:
-        return Examined(item.id, {}, total, str(error))
+        return Examined(item.id, {}, total, str(error), type(error).__name__)
     return Examined(item.id, held, total)
 
 
@@ -250,16 +280,29 @@ def report(
         except InputError as error:  # what else was found stands
             notes.append(f"No weight was fitted. {error}")
     return JudgeReport(
+        verdict=verdicts(todo.judges, engine.profile.judge, cards, controls, over),
         about=_about(data, engine, todo),
         asked=len(data.items),
         done=len(done),
         failed=len(failed),
+        errors=dict(Counter(each.kind for each in failed)),
+        unheard=tuple(_unheard(judge, groups) for judge in todo.judges),
         cards=tuple(sorted(cards, key=lambda c: (stages.index(c.stage), c.measure == "facts"))),
         controls=tuple(controls),
         over_likelihood=tuple(over),
         notes=tuple(notes),
         weight=weight,
     )
+
+
+def _unheard(judge: str, groups: dict[tuple[str, str, Shown], list[Contest]]) -> Unheard:
+    held = [
+        c for (_, name, image), cs in groups.items() if (name, image) == (judge, "seen") for c in cs
+    ]
+    asked = [match for contest in held for match in without_unjudged(contest).matches]
+    said = [verdict for match in asked for verdict in match.verdicts]
+    unasked = sum(len(contest.matches) for contest in held) - len(asked)
+    return Unheard(judge, len(said), sum(not verdict.readable for verdict in said), unasked)
 
 
 def _margins(groups: dict[tuple[str, str, Shown], list[Contest]], stages: list[str]) -> Margins:
@@ -322,7 +365,7 @@ def _notes(
                 f"{name}: nearly all of its matches are ties, and the likelihood of the texts"
                 " breaks those: what it selects is not its own choice."
             )
-    thin = list(dict.fromkeys(c.stage for c in cards if c.problems < _FEW and c.image == "seen"))
+    thin = list(dict.fromkeys(c.stage for c in cards if c.problems < FEW and c.image == "seen"))
     if thin or not cards:
         config = todo.config
         where = f"at {', '.join(thin)}" if thin else "anywhere"

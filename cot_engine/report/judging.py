@@ -214,7 +214,7 @@ def contests(
 
 def card(judge: str, stage: str, measure: Measure, image: Shown, held: Sequence[Contest]) -> Card:
     """What `held`, the selections of one judge at one stage, show by one measure."""
-    every = [_without_unjudged(contest) for contest in held]
+    every = [without_unjudged(contest) for contest in held]
     matches = [(c.problem, match) for c in every for match in c.matches]
     verdicts = [(p, v) for p, match in matches for v in match.verdicts]
     first = _mean((p, v.margin > 0) for p, v in verdicts if v.margin)
@@ -260,7 +260,7 @@ def card(judge: str, stage: str, measure: Measure, image: Shown, held: Sequence[
     )
 
 
-def _without_unjudged(contest: Contest) -> Contest:
+def without_unjudged(contest: Contest) -> Contest:
     """Matches that the judge was never asked about say nothing of it; the arena marks them so."""
     asked = tuple(
         match
@@ -299,7 +299,7 @@ def _leans(margin: float, first_is_better: bool) -> float:
 
 def leanings(held: Iterable[Contest], measure: Measure) -> dict[str, float]:
     """By problem: how often the margin leans to the better candidate of a pair."""
-    pairs = (pair for contest in held for pair in pairs_of(_without_unjudged(contest), measure))
+    pairs = (pair for contest in held for pair in pairs_of(without_unjudged(contest), measure))
     return _by_problem((p, _leans(match.margin, good)) for p, match, good, _ in pairs)
 
 
