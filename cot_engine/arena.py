@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from cot_engine.errors import InputError, StrategyError
+from cot_engine import parts
+from cot_engine.errors import InputError
 from cot_engine.events import Cut, Judged, Judging, Notice, Selected
-from cot_engine.judges import Case, Judge, OutOfBudget
+from cot_engine.judges import Case, Judge
+from cot_engine.parts import OutOfBudget
 from cot_engine.session import MeteredAsk, Session
 from cot_engine.stages import tier
 from cot_engine.strategy import Select
@@ -19,23 +21,27 @@ from cot_engine.types import Beam, Chain, Match, Outcome, Verdict
 
 @dataclass
 class Arena:
-    """Carries out Select requests for one search. All tournaments share one cache of matches."""
+    """Carries out Select requests for one search. All tournaments share one cache of matches.
+
+    Raises StrategyError for a judge, called `name`, that does not say whether it is symmetric."""
 
     session: Session
     judge: Judge
+    name: str = ""
+    both: bool = field(init=False)  # whether each pair is judged in both orders
     held: dict[tuple[str, str, str], Match] = field(default_factory=dict)
     selections: int = 0
+
+    def __post_init__(self) -> None:
+        symmetric = parts.symmetric(self.judge, self.name)
+        self.both = self.session.settings.orders == "both" and not symmetric
 
     async def select(self, request: Select) -> Beam:
         """The best `keep` of the beam, best first.
 
-        Raises StrategyError if the beam is empty or the judge breaks its contract.
+        Raises StrategyError if the judge breaks its contract. The request must be sound (see
+        `yielded`).
         """
-        if not request.beam or request.keep < 1:
-            raise StrategyError(
-                f"The strategy asked to keep {request.keep} of {len(request.beam)} candidates.",
-                "Both must be at least 1.",
-            )
         self.selections += 1
         candidates, merged = merge(request.beam)
         entrants, aside = self._entrants(candidates, request.about)
@@ -71,13 +77,8 @@ class Arena:
         """What listeners are told meanwhile."""
         most, exact = matches_of(self.session.settings.tournament, n, keep)
         return self.session.reporter.doing(
-            "judging", stage, most, at_most=not exact, orders=2 if self._both else 1
+            "judging", stage, most, at_most=not exact, orders=2 if self.both else 1
         )
-
-    @property
-    def _both(self) -> bool:
-        """Whether each pair is asked in both orders."""
-        return self.session.settings.orders == "both" and not self.judge.symmetric
 
     def _entrants(self, candidates: Beam, about: str) -> tuple[Beam, Beam]:
         """Those of the best tier, and the rest in the order in which they would be taken."""
@@ -150,22 +151,16 @@ class Arena:
     async def _judge(
         self, pairs: list[tuple[Chain, Chain]], case: Case, ask: MeteredAsk
     ) -> list[Match]:
-        ordered = [p for a, b in pairs for p in (((a, b), (b, a)) if self._both else ((a, b),))]
-        each = 2 if self._both else 1
+        ordered = [p for a, b in pairs for p in (((a, b), (b, a)) if self.both else ((a, b),))]
+        each = 2 if self.both else 1
         try:
-            verdicts = await self.judge.compare(ordered, case, ask)
+            verdicts = await parts.verdicts(self.judge, ordered, case, ask, self.name)
         except OutOfBudget:
             self.session.emit(Cut("matches", len(pairs), 0, self.session.meter.left or 0.0))
             verdicts = [Verdict("tie", 0.0, False, "not judged: out of budget")] * len(ordered)
         except InputError as error:  # candidates too long for the model's context, say
             self.session.emit(Notice(f"{len(pairs)} matches were not judged. {error}"))
             verdicts = [Verdict("tie", 0.0, False, "not judged")] * len(ordered)
-        if len(verdicts) != len(ordered):
-            raise StrategyError(
-                f"The judge {type(self.judge).__name__} gave {len(verdicts)} verdicts on"
-                f" {len(ordered)} pairs.",
-                "It must give one for each, in order.",
-            )
         return [
             self._match(a, b, tuple(verdicts[k * each : (k + 1) * each]), case.about)
             for k, (a, b) in enumerate(pairs)

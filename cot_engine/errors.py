@@ -14,6 +14,7 @@ from cot_engine.escape import visible
 LONGEST = 200
 """Characters of one value that an error shows: of a longer one, its beginning and its end."""
 _WHOLE = 2_000  # of a message, whatever it is made of
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
 _LONG = re.compile(rf"'[^']{{{LONGEST},}}'|\"[^\"]{{{LONGEST},}}\"|\S{{{LONGEST},}}")
 
 
@@ -33,13 +34,16 @@ def cut(text: str, most: int) -> str:
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value as an error names it: its repr, cut to `most` characters. Never raises, not even for
-    an integer that is too long for Python to print."""
+    """A value as an error names it: its repr on one line, cut to `most` characters, and without
+    addresses, which differ from run to run. Raises nothing, not even for an integer that is too
+    long for Python to print."""
     cut = reprlib.Repr()
-    cut.maxstring = cut.maxother = cut.maxlong = most
+    cut.maxlevel, cut.maxstring, cut.maxother, cut.maxlong = 3, most, 4 * most, most
     try:
-        text = cut.repr(value)
-    except Exception:  # a repr that fails; digits without end, which may also be deep inside
+        text = " ".join(_ADDRESS.sub("", cut.repr(value)).split())
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a repr that fails; digits without end, which may also be deep inside
         digits = value.bit_length() * 0.30103 if isinstance(value, int) else 0
         text = f"<{type(value).__name__}{f' of {digits:,.0f} digits' if digits else ''}>"
     return text if len(text) <= most else f"{text[: most - 1]}…"

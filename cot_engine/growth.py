@@ -28,9 +28,11 @@ class Exhausted(Exception):
 @dataclass
 class Growth:
     """Carries out Expand requests. For each chain, `children` counts how many it has had and
-    `longest` is the most tokens of one of them; `fills` counts those that were optional."""
+    `longest` is the most tokens of one of them; `fills` counts those that were optional. `known`
+    are the chains there are, by id, those given at the start included."""
 
     session: Session
+    known: dict[str, Chain] = field(default_factory=lambda: {"r": Chain()})
     children: dict[str, int] = field(default_factory=dict)
     longest: dict[str, int] = field(default_factory=dict)
     fills: int = 0
@@ -181,6 +183,7 @@ class Growth:
         for parent, (chains, _) in zip(parents, grown, strict=True):
             tokens = (chain.steps[-1].tokens for chain in chains)
             self.longest[parent.id] = max(self.longest.get(parent.id, 0), *tokens)
+            self.known.update((chain.id, chain) for chain in chains)
         if until == "end" and self.session.safe is None:
             done = [chain for chains, _ in grown for chain in chains if chain.done]
             self.session.safe = min(
@@ -392,6 +395,7 @@ class Growth:
             generated.generations[0],
             cut=length != plan.last.length,
         )
+        self.known[child.id] = child
         session.emit(Grown(plan.last.tag, (record(child),), generated.usage, forced=True))
         return child, generated.usage
 

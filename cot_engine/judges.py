@@ -13,9 +13,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-from cot_engine import prompts
+from cot_engine import parts, prompts
 from cot_engine.boundaries import Until
 from cot_engine.errors import ConfigError
+from cot_engine.parts import OutOfBudget as OutOfBudget
 from cot_engine.prompts import FORMS, Form
 from cot_engine.stages import Plan, Stage, conclusion, read
 from cot_engine.types import GREEDY, Chain, Problem, Prompt, Sampling, Verdict
@@ -54,14 +55,15 @@ class Ask(Protocol):
         ...
 
 
-class OutOfBudget(Exception):
-    """What was asked cannot be paid for; the arena leaves the matches to the tie rule."""
-
-
 @runtime_checkable
 class Judge(Protocol):
     """Anything with these two passes. `symmetric` judges are asked in one order only, because
-    their verdict on (b, a) is by construction the reverse of that on (a, b)."""
+    their verdict on (b, a) is by construction the reverse of that on (a, b).
+
+    It gives one sound Verdict for each pair, in order: a finite margin whose sign does not
+    contradict the outcome, a tie for what cannot be read. It may raise InputError for what it
+    cannot judge: those matches are ties, and a notice says so. Anything else that it raises or
+    gives ends that search with a StrategyError."""
 
     symmetric: bool
 
@@ -70,7 +72,7 @@ class Judge(Protocol):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Gives each chain a number on its own; higher is better."""
+    """Gives each chain a finite number on its own, in order; higher is better."""
 
     async def score(self, chains: Sequence[Chain], case: Case, ask: Ask) -> list[float]: ...
 
@@ -176,7 +178,7 @@ class ScorerJudge:
 
     async def compare(self, pairs: Sequence[Pair], case: Case, ask: Ask) -> list[Verdict]:
         chains = list({chain.id: chain for pair in pairs for chain in pair}.values())
-        scores = await self.scorer.score(chains, case, ask)
+        scores = await parts.scores(self.scorer, chains, case, ask)
         by_id = dict(zip((chain.id for chain in chains), scores, strict=True))
         return [_by_sign(by_id[a.id] - by_id[b.id]) for a, b in pairs]
 

@@ -20,7 +20,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from importlib import metadata
 from typing import Any, Literal
 
-from cot_engine.errors import ConfigError, CotEngineError, StrategyError, UnknownNameError
+from cot_engine.errors import ConfigError, CotEngineError, StrategyError, UnknownNameError, shown
+from cot_engine.parts import from_outside, said
 
 Kind = Literal["strategy", "judge", "scorer"]
 GROUPS: dict[str, str] = {
@@ -55,10 +56,12 @@ def load(kind: Kind, name: str) -> Any:
     _warn_of_others(kind, name, _package(point), others)
     try:
         return point.load()
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if from_outside(error):
+            raise
         raise StrategyError(
             f"The {kind} {name!r} of package {_package(point)!r} cannot be imported:"
-            f" {type(error).__name__}: {error}.",
+            f" {said(error)}.",
             f"It names {point.value!r}. Repair or uninstall the package, or choose another.",
         ) from error
 
@@ -87,13 +90,14 @@ def make(kind: Kind, name: str, parameters: Mapping[str, Any]) -> Any:
         made = part if ready else part(**values)
     except CotEngineError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if from_outside(error):
+            raise
+        raise StrategyError(f"The {kind} {name!r} cannot be made: {said(error)}.") from error
+    if isinstance(made, type) or not callable(getattr(made, _METHOD[kind], None)):
         raise StrategyError(
-            f"The {kind} {name!r} cannot be made: {type(error).__name__}: {error}."
-        ) from error
-    if not callable(getattr(made, _METHOD[kind], None)):
-        raise StrategyError(
-            f"The {kind} {name!r} is {made!r}.", f"It needs a method {_METHOD[kind]}()."
+            f"The {kind} {name!r} is {shown(made)}.",
+            f"It must be an object with a method {_METHOD[kind]}().",
         )
     return made
 
@@ -179,8 +183,8 @@ def _names(known: list) -> list[str]:
 def _parameter(name: str, value: Any, kind: Any) -> Any:
     try:
         return convert(value, kind)
-    except (ValueError, TypeError):
-        raise ConfigError(f"{name} is {value!r}.", f"It must be {_described(kind)}.") from None
+    except (ValueError, TypeError, OverflowError):
+        raise ConfigError(f"{name} is {shown(value)}.", f"It must be {_described(kind)}.") from None
 
 
 def convert(value: Any, kind: Any) -> Any:

@@ -8,15 +8,16 @@ recorded one, later stages were grown from the old winner: they are judged as th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cot_engine import prompts
+from cot_engine import parts, prompts
 from cot_engine.arena import Arena
 from cot_engine.backends import Backend
 from cot_engine.boundaries import Until
-from cot_engine.errors import TraceError
+from cot_engine.errors import ModelError, TraceError
 from cot_engine.events import Event, Heard, Judged, Selected, Trace
 from cot_engine.images import Image, load_image
 from cot_engine.progress import Reporter
@@ -107,15 +108,16 @@ async def rejudge(
 
     `shown` makes the images that the judge sees, `judge_image` naming them, if not the problem's
     own. `scope` must be unique among what is in flight on the backend. `listen` gets the events.
-    Raises TraceError if the trace is incomplete, or if the judge needs a backend and has none.
+    Raises TraceError if the trace is incomplete, or if the judge needs a backend and has none, and
+    StrategyError if the judge or `listen` breaks its contract.
     """
     started, chains = trace.started, trace.chains()
     heard: list[Event] = []
+    tell = parts.listener(listen)
 
     def emit(event: Event) -> None:
         heard.append(event)
-        if listen is not None:
-            listen(event)
+        tell(event)
 
     settings = Settings(
         plan=started.plan,
@@ -135,11 +137,11 @@ async def rejudge(
     images = problem.images if shown is None else shown(problem)
     session = Session(
         *(problem, started.plan, model, settings, emit, scope, images),  # type: ignore[arg-type]
-        reporter=Reporter(listen),
+        reporter=Reporter(listen and tell),
     )
-    arena = Arena(session, judge.part)  # type: ignore[arg-type]
     selections = []
     try:
+        arena = Arena(session, judge.part, judge.name)  # type: ignore[arg-type]
         for before in (e for e in trace if isinstance(e, Selected)):
             try:
                 beam = tuple(chains[name] for name in before.candidates)
@@ -149,8 +151,11 @@ async def rejudge(
             after = heard[-1]
             assert isinstance(after, Selected)
             selections.append(Selection(before, after))
-    finally:
-        model.release(scope)
+    except BaseException:
+        with contextlib.suppress(ModelError):  # what came first is what counts
+            session.release()
+        raise
+    session.release()
     answer = trace.finished.answer if trace.finished else ""
     if selections and not selections[-1].same:
         answer = conclusion(chains[selections[-1].after.kept[0]].text, started.plan)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib.metadata
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass
+import inspect
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
 
+from cot_engine import parts, yielded
 from cot_engine.arena import Arena
 from cot_engine.backends import Backend
-from cot_engine.errors import CotEngineError, StrategyError
+from cot_engine.errors import CotEngineError, InputError, ModelError, StrategyError, shown
 from cot_engine.events import (
     Event,
     Failed,
@@ -24,11 +28,12 @@ from cot_engine.events import (
 )
 from cot_engine.filling import fill
 from cot_engine.growth import Exhausted, Growth
-from cot_engine.judges import Case, OutOfBudget, Scorer
+from cot_engine.judges import Case, Scorer
+from cot_engine.parts import OutOfBudget, Part, guard
 from cot_engine.progress import Reporter
 from cot_engine.session import MeteredAsk, Session, Settings
 from cot_engine.stages import conclusion, incomplete
-from cot_engine.strategy import Expand, Score, Select, Strategy, Task
+from cot_engine.strategy import Continuation, Expand, Score, Select, Task
 from cot_engine.types import Answer, Chain, Problem
 
 _MOST_REQUESTS = 10_000  # a strategy that asks more is not going to end
@@ -59,48 +64,47 @@ async def search(
 
     `listen` gets every event as it happens, in order, and Progress between them. `judge_images` is
     what the judge is shown; `notes` are recorded at the start as notices.
-    Raises BudgetError if the budget cannot pay for an answer, StrategyError if the strategy or
-    the judge breaks its contract, and whatever the backend raises; a Failed event ends the trace
-    then, and what was recorded before stays.
+    Raises BudgetError if the budget cannot pay for an answer, StrategyError if the strategy, the
+    judge, a scorer or `listen` breaks its contract, ModelError if the backend does, and what it
+    raises on purpose; a Failed event ends the trace then, and what was recorded before stays.
     """
     trace = Trace()
+    tell = parts.listener(listen)
 
     def emit(event: Event) -> None:
         trace.events.append(event)
-        if listen is not None:
-            listen(event)
+        tell(event)
 
     plan = settings.plan.fit(len(problem.images), settings.detail)
     session = Session(
         *(problem, plan, backend, settings, emit, scope or problem.id, judge_images),
-        reporter=Reporter(listen),
+        reporter=Reporter(listen and tell),
     )
-    emit(_started(session, strategy, judge))
-    for note in (*notes, *(note for image in problem.images for note in image.notes)):
-        emit(Notice(note))
-    growth = Growth(session)
     try:
+        emit(_started(session, strategy, judge))
+        for note in (*notes, *(note for image in problem.images for note in image.notes)):
+            emit(Notice(note))
+        growth, arena = Growth(session), Arena(session, judge.part, judge.name)  # type: ignore[arg-type]
         session.check_affordable()
-        chain = await _drive(strategy, Arena(session, judge.part), growth, scorers)  # type: ignore[arg-type]
+        chain = await _drive(strategy, arena, growth, scorers)
         if not chain.done:
             chain, _ = await growth.conclude(chain)
+        session.release()
+        meter = session.meter
+        text = conclusion(chain.text, plan)
+        faults = _fault_counts(trace)
+        finished = Finished(
+            *(text, chain.id, dict(meter.usage), faults, meter.left, meter.seconds),
+            incomplete(chain, plan, str(settings.budget or "")),
+        )
+        emit(finished)
     except BaseException as error:
-        emit(Failed(type(error).__name__, str(error)))
+        # Neither a backend that cannot forget nor a listener that fails hides what came first.
+        with contextlib.suppress(ModelError):
+            session.release()
+        with contextlib.suppress(StrategyError):
+            emit(Failed(type(error).__name__, parts.message(error)))
         raise
-    finally:
-        backend.release(session.scope)
-    meter = session.meter
-    text = conclusion(chain.text, plan)
-    finished = Finished(
-        text,
-        chain.id,
-        dict(meter.usage),
-        _fault_counts(trace),
-        meter.left,
-        meter.seconds,
-        incomplete(chain, plan, str(settings.budget or "")),
-    )
-    emit(finished)
     return Answer(
         text,
         chain,
@@ -117,89 +121,94 @@ async def _drive(
     strategy: Named, arena: Arena, growth: Growth, scorers: Callable[[str], Scorer]
 ) -> Chain:
     """Send a strategy what it asks for until it returns a chain, or the budget ends it."""
-    session = growth.session
-    asked = _Asking(strategy, Task(session.problem, session.plan))
-    reply = None
-    for _ in range(_MOST_REQUESTS):
-        request = asked.next(reply)
-        match request:
-            case Chain():
-                return request
-            case Expand():
-                beam, until, n, greedy = request.beam, request.until, request.n, request.greedy
-                try:
-                    if request.upto is None:
-                        reply = await growth.expand(tuple(beam), until, n, greedy)
-                    else:
-                        reply = await fill(growth, tuple(beam), until, n, request.upto, greedy)
-                except Exhausted as exhausted:
-                    asked.close()
-                    return exhausted.chain
-            case Select():
-                reply = await arena.select(request)
-            case Score():
-                reply = await _score(session, request, scorers)
-            case _:
-                raise StrategyError(
-                    f"The strategy {strategy.name} yielded {request!r}.",
-                    "Yield Expand, Select or Score, and return a Chain.",
-                )
-        # Searches that need no model would otherwise never let others run.
-        await asyncio.sleep(0)
-    raise StrategyError(
-        f"The strategy {strategy.name} asked {_MOST_REQUESTS} times without an end."
-    )
+    session, reply = growth.session, None
+    asking = _Asking(strategy, growth)
+    try:
+        for _ in range(_MOST_REQUESTS):
+            request = asking.next(reply)
+            match request:
+                case Chain():
+                    return request
+                case Expand():
+                    beam, until, n, greedy = request.beam, request.until, request.n, request.greedy
+                    try:
+                        if request.upto is None:
+                            reply = await growth.expand(beam, until, n, greedy)
+                        else:
+                            reply = await fill(growth, beam, until, n, request.upto, greedy)
+                    except Exhausted as exhausted:
+                        asking.close()
+                        return exhausted.chain
+                case Select():
+                    reply = await arena.select(request)
+                case Score():
+                    reply = await _score(session, request, asking.scorer(request, scorers))
+            # Searches that need no model would otherwise never let others run.
+            await asyncio.sleep(0)
+        asking.part.broke(f"asked {_MOST_REQUESTS} times without an end")
+    except BaseException:
+        with contextlib.suppress(StrategyError):
+            asking.close()  # now, not whenever it is collected
+        raise
 
 
 class _Asking:
-    """A strategy's generator, its own errors turned into StrategyError."""
+    """A strategy's generator, guarded; what it asks and returns, checked."""
 
-    def __init__(self, strategy: Named, task: Task) -> None:
-        self.name = strategy.name
-        part: Strategy = strategy.part  # type: ignore[assignment]
-        self.generator = self._guard(lambda: part.search(task))
+    def __init__(self, strategy: Named, growth: Growth) -> None:
+        self.part = Part("strategy", strategy.part, strategy.name)
+        self.plan, self.known = growth.session.plan, growth.known
+        start = (Chain(),)
+        if isinstance(strategy.part, Continuation):
+            start = tuple(strategy.part.chains)
+            self.known.update((chain.id, chain) for chain in start)
+        with guard(self.part):
+            search = self.part.method("search")
+            self.generator = search(Task(growth.session.problem, self.plan, start))
+            if not isinstance(self.generator, Generator):
+                if inspect.iscoroutine(self.generator):
+                    self.generator.close()
+                self.part.broke(
+                    f"gave {shown(self.generator)} as its search",
+                    "search() must be a generator: a plain def with yield, and not async.",
+                )
 
-    def next(self, reply):
-        def send():
+    def next(self, reply: Any) -> Expand | Select | Score | Chain:
+        with guard(self.part):
             try:
-                return self.generator.send(reply)
+                request = self.generator.send(reply)
             except StopIteration as stop:
-                if not isinstance(stop.value, Chain):
-                    raise StrategyError(
-                        f"The strategy {self.name} returned {stop.value!r}.", "Return a Chain."
-                    ) from None
-                return stop.value
+                return yielded.returned(self.part, stop.value, self.known)
+        return yielded.checked(self.part, request, self.plan, self.known)
 
-        return self._guard(send)
+    def scorer(self, request: Score, scorers: Callable[[str], Scorer]) -> Scorer:
+        """The scorer that a request names. Raises StrategyError if there is none, or it is
+        broken."""
+        try:
+            return scorers(request.scorer)
+        except CotEngineError as error:
+            what = f"yielded Score(scorer={shown(request.scorer)})"
+            raise self.part.error(f"{what}: {parts.said(error)}", error.hint) from error
 
     def close(self) -> None:
-        self._guard(self.generator.close)
-
-    def _guard(self, act: Callable):
-        try:
-            return act()
-        except CotEngineError:
-            raise
-        except Exception as error:
-            raise StrategyError(
-                f"The strategy {self.name} raised {type(error).__name__}: {error}."
-            ) from error
+        with guard(self.part):
+            self.generator.close()
 
 
-async def _score(
-    session: Session, request: Score, scorers: Callable[[str], Scorer]
-) -> tuple[float, ...]:
-    scorer = scorers(request.scorer)
-    chains = tuple(request.beam)
-    ask = MeteredAsk(session, "score", chains[0].segments if chains else ())
+async def _score(session: Session, request: Score, scorer: Scorer) -> tuple[float, ...]:
+    chains = request.beam
+    ask = MeteredAsk(session, "score", chains[0].segments)
     case = Case(session.problem, session.plan, "step", None, session.judge_images)
     try:
         with session.reporter.doing("scoring", request.scorer):
-            scores = await scorer.score(chains, case, ask)
-    except OutOfBudget:
+            scores = await parts.scores(scorer, chains, case, ask, request.scorer)
+    except (OutOfBudget, InputError) as error:
         # Known to every scorer's user, and free: what the model itself thought of its text.
         scores = [chain.likelihood() for chain in chains]
-        session.emit(Notice(f"Scored by likelihood: the budget left no room for {request.scorer}."))
+        why = f"the budget left no room for {request.scorer}."
+        if isinstance(error, InputError):
+            why = f"{request.scorer} could not. {error}"
+        session.emit(Notice(f"Scored by likelihood: {why}"))
     by_id = {chain.id: score for chain, score in zip(chains, scores, strict=True)}
     session.emit(Scored(request.scorer, by_id, ask.usage))
     return tuple(scores)
@@ -217,13 +226,12 @@ def _started(session: Session, strategy: Named, judge: Named) -> Started:
         )
         for image in problem.images
     )
-    part = strategy.part
     return Started(
         problem=problem.id,
         question=problem.question,
         images=images,
         strategy=strategy.name,
-        parameters=asdict(part) if is_dataclass(part) else {},  # type: ignore[call-overload]
+        parameters=parts.parameters(strategy.part),
         judge=judge.name,
         tournament=settings.tournament,
         orders=settings.orders,

@@ -11,20 +11,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cot_engine import prompts
+from cot_engine import prompts, replies
 from cot_engine.backends import Backend
 from cot_engine.boundaries import Until
 from cot_engine.budget import Budget, Meter
 from cot_engine.concurrency import gather
-from cot_engine.errors import BudgetError
+from cot_engine.errors import BudgetError, shown
 from cot_engine.events import Event
-from cot_engine.judges import OutOfBudget
+from cot_engine.parts import OutOfBudget, Part, guard
 from cot_engine.progress import Reporter
 from cot_engine.stages import DEFAULT_PLAN, Detail, Plan
 from cot_engine.types import (
     GREEDY,
     Chain,
     Choose,
+    Chosen,
     Generate,
     Generated,
     Problem,
@@ -76,12 +77,15 @@ class Session:
     reporter: Reporter = field(default_factory=Reporter)
     safe: Chain | None = None
     match: float = 0.0
+    released: bool = False
     meter: Meter = field(init=False)
     prompt: Prompt = field(init=False)
+    model: Part = field(init=False)
 
     def __post_init__(self) -> None:
         s = self.settings
         self.meter = Meter(s.budget)
+        self.model = Part("backend", self.backend)
         self.prompt = prompts.answer_prompt(self.problem, self.plan, s.mode, s.detail)
 
     # --- requests ---
@@ -105,23 +109,48 @@ class Session:
 
         Of a budget in seconds it may use the fraction `upto`, and only the `final` one may use
         what is held back for it. `whole`: its continuations are what is being counted, not parts
-        of it.
+        of it. Raises ModelError for a reply that cannot be relied on, whatever the backend may
+        raise, and what it raises on purpose.
         """
         floor = Usage() if final or self.safe else Usage(calls=1)
         headway = self.reporter.request(whole)
         request = replace(request, deadline=self.meter.deadline(floor, upto), headway=headway)
-        generated = await self.backend.generate(request)
-        self.reporter.answered(headway, generated.usage.decoded, len(request.seeds))
-        usage = replace(generated.usage, calls=len(request.seeds))
-        self.meter.charge(request.role, usage)
-        return replace(generated, usage=usage)
+        with guard(self.model):
+            generated = await self.backend.generate(request)
+            used = replies.usage(self.model, getattr(generated, "usage", None))
+            usage = replace(used, calls=len(request.seeds))
+            self.meter.charge(request.role, usage)
+            replies.generated(self.model, request, generated)
+            self.reporter.answered(headway, usage.decoded, len(request.seeds))
+            return replace(generated, usage=usage)
+
+    async def choose(self, request: Choose) -> Chosen:
+        """Send a question that was found affordable; charge what it really cost. Raises as
+        `generate` does."""
+        request = replace(request, headway=self.reporter.request())
+        with guard(self.model):
+            chosen = await self.backend.choose(request)
+            used = replies.usage(self.model, getattr(chosen, "usage", None))
+            usage = replace(used, calls=len(request.tails))
+            self.meter.charge(request.role, usage)
+            replies.chosen(self.model, request, chosen)
+            self.reporter.answered(request.headway, 0, len(request.tails))
+            return replace(chosen, usage=usage)
+
+    def release(self) -> None:
+        """Let the backend forget this search, once. Raises ModelError if it cannot."""
+        if not self.released:
+            self.released = True
+            with guard(self.model):
+                self.backend.release(self.scope)
 
     # --- the budget ---
 
     def cost(self, request: Generate | Choose) -> Usage:
         """The most a request can cost."""
         calls = len(request.seeds if isinstance(request, Generate) else request.tails)
-        return replace(self.backend.estimate(request), calls=calls)
+        with guard(self.model):
+            return replace(replies.usage(self.model, self.backend.estimate(request)), calls=calls)
 
     def floor(self, prefix: tuple[Segment, ...], grown: int) -> Usage:
         """What concluding can cost at most, after `grown` more tokens behind `prefix`; nothing
@@ -175,6 +204,7 @@ class MeteredAsk:
     """A judge's or scorer's way to the model: reserves, sends, charges, and adds up `usage`.
 
     `asked` is the most that it could have cost, in the budget's unit, refused requests included.
+    What was asked wrongly is a TypeError, before anything is sent: whoever asked is at fault.
     """
 
     session: Session
@@ -186,19 +216,26 @@ class MeteredAsk:
     async def choose(
         self, prompt: Prompt, tails: Sequence[str], choices: Sequence[str], prefix: str = ""
     ) -> list[tuple[float, ...]]:
+        _check_asked(prompt, tails=tails, choices=choices)
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix is {shown(prefix)}; it must be text")
         request = Choose(
             self.session.scope, prompt, tuple(tails), tuple(choices), prefix, self.role
         )
         self._reserve(request)
-        request = replace(request, headway=self.session.reporter.request())
-        chosen = await self.session.backend.choose(request)
-        self.session.reporter.answered(request.headway, 0, len(tails))
-        self._charge(replace(chosen.usage, calls=len(tails)))
+        chosen = await self.session.choose(request)
+        self.usage += chosen.usage
         return list(chosen.logprobs)
 
     async def write(
         self, prompt: Prompt, tails: Sequence[str], until: Until, length: int, sampling: Sampling
     ) -> list[str]:
+        _check_asked(prompt, tails=tails)
+        if type(length) is not int or length < 1:
+            raise TypeError(f"length is {shown(length)}; it must be an integer of at least 1")
+        for value, kind in ((until, Until), (sampling, Sampling)):
+            if not isinstance(value, kind):
+                raise TypeError(f"{shown(value)} was given where a {kind.__name__} is needed")
         requests = [
             Generate(
                 self.session.scope,
@@ -213,9 +250,12 @@ class MeteredAsk:
             for tail in tails
         ]
         self._reserve(*requests)
-        replies = await gather(self.session.generate(request) for request in requests)
-        self.usage = sum((reply.usage for reply in replies), self.usage)
-        return [reply.generations[0].text for reply in replies]
+        return await gather(map(self._written, requests))
+
+    async def _written(self, request: Generate) -> str:
+        reply = await self.session.generate(request)
+        self.usage += reply.usage  # of each as it comes: another one may fail
+        return reply.generations[0].text
 
     def _reserve(self, *requests: Generate | Choose) -> None:
         if self.session.meter.budget is None:
@@ -225,6 +265,12 @@ class MeteredAsk:
         if not self.session.meter.affords(cost, self.session.floor(self.prefix, 0)):
             raise OutOfBudget
 
-    def _charge(self, usage: Usage) -> None:
-        self.session.meter.charge(self.role, usage)
-        self.usage += usage
+
+def _check_asked(prompt: Prompt, **texts: Sequence[str]) -> None:
+    if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
+        raise TypeError(f"prompt is {shown(prompt)}; it must be a Prompt")
+    for name, given in texts.items():
+        if not isinstance(given, (list, tuple)) or not given:
+            raise TypeError(f"{name} is {shown(given)}; it must be a list of at least one text")
+        if not all(isinstance(text, str) for text in given):
+            raise TypeError(f"{name} is {shown(given)}; each must be text")

@@ -84,8 +84,18 @@ class Score:
 Search = Generator[Expand | Select | Score, Any, Chain]
 
 
+class Continuation:
+    """Base of strategies that carry on unfinished chains of another search on the same problem
+    with the same plan: `chains`, which are the task's start instead of the root."""
+
+    chains: Beam
+
+
 @runtime_checkable
 class Strategy(Protocol):
-    """A frozen dataclass whose fields are its parameters, with one method."""
+    """A frozen dataclass whose fields are its parameters, with one method.
+
+    What it yields is checked before anything is done about it (`yielded.py`); what it raises, or
+    yields against the rules, ends that search with a StrategyError."""
 
     def search(self, task: Task) -> Search: ...

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, Literal
 
+from cot_engine import plugins
 from cot_engine.backends import Backend, BackendInfo
 from cot_engine.boundaries import Until
 from cot_engine.budget import Budget, Unit
 from cot_engine.errors import BudgetError
 from cot_engine.events import Event, Grown, Selected, from_json, to_json, usage_by_role
-from cot_engine.judges import Case, Judge, LikelihoodScorer, ScorerJudge
+from cot_engine.judges import Case, Judge, Scorer, ScorerJudge
 from cot_engine.search import Named, search
 from cot_engine.session import Settings
 from cot_engine.stages import DEFAULT_PLAN, Plan, next_stage, read
@@ -189,8 +190,10 @@ def solve_scripted(
     problem: Problem | None = None,
     settings: Settings | None = None,
     listen: Callable[[Event], None] | None = None,
+    scorers: Callable[[str], Scorer] | None = None,
 ) -> Answer:
-    """Run one search from synchronous code, on the scripted backend unless told otherwise."""
+    """Run one search from synchronous code, on the scripted backend unless told otherwise.
+    `scorers` gives the scorer of a name, if not plug-ins do."""
     return asyncio.run(
         search(
             problem or Problem("p", "How many are there?"),
@@ -198,7 +201,7 @@ def solve_scripted(
             Named("likelihood", judge or ScorerJudge()),
             backend or ScriptedBackend(),
             settings or Settings(),
-            scorers=lambda name: LikelihoodScorer(),
+            scorers=scorers or (lambda name: plugins.make("scorer", name, {})),
             listen=listen,
         )
     )

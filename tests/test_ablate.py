@@ -19,9 +19,10 @@ from cot_engine.ablation.data import load_data
 from cot_engine.ablation.grid import parse_ablation
 from cot_engine.ablation.lock import writing
 from cot_engine.ablation.records import Key
-from cot_engine.ablation.runner import ablate, plan_run, run_local
+from cot_engine.ablation.runner import ablate, plan_run, run_local, told
 from cot_engine.ablation.store import Store
 from cot_engine.engine import Engine
+from cot_engine.errors import ModelError
 from cot_engine.testing import alike
 
 GRID = """
@@ -187,8 +188,61 @@ def test_a_strategy_that_raises_costs_one_cell(engine, install, tmp_path):
         assert [work.items[row.key.item].id[-2:] for row in failed] == ["/2"]
         assert "two is too many" in failed[0].error and failed[0].correct is None
         assert len(list(store.rows(work.run))) == 3 * 4
-        assert do(engine, work, store) == []
-        assert do(engine, work, store, retry=True) == [failed[0].key]
+        assert do(engine, work, store, retry=False) == []
+        assert do(engine, work, store) == [failed[0].key]
+
+
+FLAKY = """
+    class Flaky:
+        symmetric = True
+        async def compare(self, pairs, case, ask):
+            if case.problem.id.endswith("/1"):
+                raise ValueError(f"odd after {len(pairs)} pairs")
+            if case.problem.id.endswith("/3"):
+                raise SystemExit("that is it")
+            return await self.fine(pairs, case, ask)
+        async def fine(self, pairs, case, ask):
+            from cot_engine.judges import RandomJudge
+            return await RandomJudge().compare(pairs, case, ask)
+"""
+
+
+def test_a_judge_that_fails_for_some_problems_costs_these(engine, install, tmp_path):
+    """Each is a row that names the judge; the next run of the command tries them again."""
+    install("flaky-pack", FLAKY, "judges", flaky="flaky_pack:Flaky")
+    text = GRID[: GRID.index("[match]")].replace("[run]", "[run]\njudge = 'flaky'")
+    text += "[[cells]]\nstrategy = 'stage-beam'\nn = [3, 4]\n"
+    with Store(tmp_path / "flaky.sqlite", create=True) as store:
+        work = planned(engine, text)
+        do(engine, work, store)
+        rows = list(store.rows(work.run))
+        assert len(rows) == len(list(work.run.keys()))
+        failed = [row for row in rows if row.status == "failed"]
+        assert {work.items[row.key.item].id[-2:] for row in failed} == {"/1", "/3"}
+        assert {work.cells[row.key.cell].config.strategy for row in failed} == {"stage-beam"}
+        for row in failed:
+            assert "The judge flaky (Flaky) raised" in row.error
+            assert row.answer is None and row.correct is None
+        said = told(work.run, store.rows(work.run))
+        assert f"{len(failed)} of {len(rows)} searches failed" in said
+        # Two causes, though their numbers differ: each once, with its first search.
+        assert said.count("raised ValueError: odd after") == said.count("raised SystemExit") == 1
+        assert "first: problem scenes-2/test/0/1, stage-beam n=3, seed 0" in said
+        assert sorted(do(engine, work, store)) == sorted(row.key for row in failed)
+        assert told(work.run, []) == ""
+
+
+@pytest.mark.parametrize("error", [ModelError("The model is gone."), RuntimeError("a defect")])
+def test_what_would_befall_every_search_ends_the_run(engine, monkeypatch, tmp_path, error):
+    async def gone(*_, **__):
+        raise error
+
+    with Store(tmp_path / "gone.sqlite", create=True) as store:
+        work = planned(engine, "[data]\nn = 2\n[[cells]]\nstrategy = 'greedy'")
+        monkeypatch.setattr(engine.backend, "generate", gone)
+        with pytest.raises(ModelError, match=str(error)):
+            do(engine, work, store)
+        assert not list(store.rows(work.run))
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -238,7 +292,12 @@ def test_failures_show_in_the_exit_code(tmp_path, install):
         timeout=300,
     )  # fmt: skip
     assert done.returncode == 3
-    assert "1 of 9 searches failed" in done.stderr and "--retry" in done.stderr
+    assert "1 of 9 searches failed" in done.stderr
+    assert (
+        "two is too many" in done.stderr
+        and "problem scenes-2/test/0/2, breaking, seed 0" in done.stderr
+    )
+    assert "The same command tries them again" in done.stderr
     assert "greedy" in done.stdout
 
 

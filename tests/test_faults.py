@@ -151,7 +151,7 @@ def test_strategies_that_break_the_contract_are_named():
     assert "yielded 3" in run(yields_a_number)
     assert "returned None" in run(returns_none)
     assert "ZeroDivisionError: oh" in run(raises)
-    assert "keep 1 of 0" in run(selects_nothing)
+    assert "Select(beam=())" in run(selects_nothing)
 
 
 def test_an_unfinished_chain_is_concluded():

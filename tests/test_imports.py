@@ -20,14 +20,14 @@ STRATEGIES = Path(importlib.util.find_spec("cot_engine_strategies").submodule_se
 LAYERS = [
     {"__version__"},
     {  # values
-        *("errors", "checks", "escape", "concurrency", "reading", "plain"),
+        *("errors", "checks", "escape", "concurrency", "reading", "plain", "parts", "replies"),
         *("types", "boundaries", "images", "download", "flops"),
         "statistics",
     },
     {"backends"},  # the Backend protocol and those that answer it
     {"stages", "answers", "prompts", "budget", "events"},
     {"strategy", "tournament", "judges"},
-    {"progress", "session", "growth", "filling", "arena", "search", "rejudge"},
+    {"progress", "session", "growth", "filling", "yielded", "arena", "search", "rejudge"},
     {"plugins", "config", "profile", "testing", "scenes"},
     {"run"},
     {"loop", "feed", "modes"},

@@ -149,7 +149,8 @@ def _chunks(tasks: list[Task], size: int) -> Iterator[list[Task]]:
         yield chunk
 
 
-def _rows(ray: Any, chunk: Any) -> list[Row]:
+def _rows(ray: Any, chunk: Any) -> Iterator[Row]:
+    """The rows of a chunk. Raises CotEngineError where there are no more, after those there are."""
     try:
         rows = ray.get(chunk)
     except ray.exceptions.RayTaskError:
@@ -161,8 +162,9 @@ def _rows(ray: Any, chunk: Any) -> list[Row]:
             "If memory was short, give each worker more. What was stored is kept.",
         ) from None
     if isinstance(rows, Refusal):
+        yield from rows.rows
         raise CotEngineError(rows.message, rows.hint)
-    return rows
+    yield from rows
 
 
 # --- on a worker ---------------------------------------------------------------------------------
@@ -187,22 +189,28 @@ class _Needs:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a worker does no searches. A value: not every error survives being pickled."""
+    """Why a worker does no searches, or no more: then with the `rows` that it had done. A value:
+    not every error survives being pickled."""
 
     message: str
     hint: str
+    rows: tuple[Row, ...] = ()
 
 
 def search_chunk(needs: _Needs, tasks: list[Task]) -> list[Row] | Refusal:
     """Do these searches here, on one batch, with the model that this process has loaded."""
+    rows: list[Row] = []
+
+    def keep(row: Row) -> None:  # the store keeps no pixels, so they need not travel
+        rows.append(replace(row, trace=without_pixels(row.trace)) if row.trace else row)
+
     try:
         _check(needs, tasks)
-        rows: list[Row] = []
-        run_local(_engine(needs), tasks, rows.append, needs.in_flight)
+        run_local(_engine(needs), tasks, keep, needs.in_flight)
     except CotEngineError as error:
-        return Refusal(f"The worker on {platform.node()}: {error.message}", error.hint)
-    # The store keeps no pixels, so they need not travel.
-    return [replace(r, trace=without_pixels(r.trace)) if r.trace else r for r in rows]
+        said = f"The worker on {platform.node()}: {error.message}"
+        return Refusal(said, error.hint, tuple(rows))
+    return rows
 
 
 def _check(needs: _Needs, tasks: list[Task]) -> None:

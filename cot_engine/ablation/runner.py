@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from cot_engine.ablation.store import Store
 from cot_engine.ablation.worth import selections
 from cot_engine.budget import Budget, Unit
 from cot_engine.concurrency import bounded
-from cot_engine.errors import CotEngineError, ModelError
+from cot_engine.errors import BudgetError, InputError, StrategyError
 from cot_engine.events import Grown, Trace
 from cot_engine.stages import conclusion, tier
 from cot_engine.types import Answer, Problem
@@ -53,9 +54,9 @@ class Work:
     cells: dict[str, Cell]
     items: dict[str, Item]
 
-    def phases(self, store: Store, *, retry: bool = False) -> Iterator[tuple[Task, ...]]:
+    def phases(self, store: Store, *, retry: bool = True) -> Iterator[tuple[Task, ...]]:
         """What the store lacks: first the cells that depend on nothing, then, once their rows are
-        there, those whose budgets these set. `retry` takes up again what failed.
+        there, those whose budgets these set. What failed is taken up again, but for `retry=False`.
 
         A phase is made when it is asked for, so the rows of the one before must be stored by then.
         """
@@ -146,8 +147,9 @@ def _problem(item: Item) -> Problem:
 
 
 async def search_row(engine: Engine, task: Task) -> Row:
-    """Do one search. An error of the search or its strategy makes a row that says so; one of the
-    model is raised, since it would befall every other search too."""
+    """Do one search. An error of the search, its problem or a part of it (strategy, judge) makes a
+    row that says so; one of the model or the machine is raised, since it would befall every other
+    search too."""
     cell, item = task.cell, task.item
     config = replace(cell.config, seed=task.key.seed)
     try:
@@ -160,9 +162,7 @@ async def search_row(engine: Engine, task: Task) -> Row:
             answer.trace, item, engine=engine, problem=problem, config=config,
             rollouts=cell.rollouts,
         )  # fmt: skip
-    except ModelError:
-        raise
-    except CotEngineError as error:
+    except (StrategyError, InputError, BudgetError) as error:
         return Row(task.key, "failed", str(error), unit=task.unit, allotted=task.allotted)
     cost = spent(answer, task.unit)
     return Row(
@@ -222,9 +222,10 @@ def ablate(
     execute: Execute,
     *,
     on_row: Callable[[Row], None] = lambda row: None,
-    retry: bool = False,
+    retry: bool = True,
 ) -> None:
-    """Do what the store lacks of a run and store it. The store must be held (`store.writing`)."""
+    """Do what the store lacks of a run, and with `retry` what failed, and store it. The store must
+    be held (`store.writing`)."""
     store.begin(work.run)
 
     def keep(row: Row) -> None:
@@ -233,3 +234,32 @@ def ablate(
 
     for tasks in work.phases(store, retry=retry):
         execute(tasks, keep)
+
+
+# --- what failed ---------------------------------------------------------------------------------
+
+_CAUSES = 3
+"""As many causes are told, the most frequent ones; a report has them all."""
+
+
+def told(run: Run, rows: Iterable[Row]) -> str:
+    """How many of a run's searches failed and why: of each cause how often, and the first one. ""
+    if none did. Errors that differ in numbers alone have one cause."""
+    causes: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.status == "failed":
+            causes.setdefault(re.sub(r"\d+", "#", row.error), []).append(row)
+    if not causes:
+        return ""
+    problems = {item.digest: item.problem for item in run.items}
+    ordered = sorted(causes.values(), key=len, reverse=True)
+    total, all_ = sum(map(len, ordered)), len(run.items) * len(run.seeds) * len(run.cells)
+    sentences = [f"{total:,} of {all_:,} searches failed; the rest is stored."]
+    for failed in ordered[:_CAUSES]:
+        first = failed[0]
+        where = f"problem {problems[first.key.item]}, {run.cells[first.key.cell][0]}"
+        times = "once" if len(failed) == 1 else f"{len(failed):,} times, first"
+        sentences.append(f"{first.error[:300]} ({times}: {where}, seed {first.key.seed}.)")
+    if len(ordered) > _CAUSES:
+        sentences.append(f"There are {len(ordered) - _CAUSES:,} more causes.")
+    return " ".join(sentences)

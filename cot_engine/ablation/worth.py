@@ -17,7 +17,7 @@ from cot_engine.ablation.records import Selection
 from cot_engine.errors import ConfigError
 from cot_engine.events import Growing, Selected, Trace
 from cot_engine.stages import Plan, conclusion, read
-from cot_engine.strategy import Expand, Search, Task
+from cot_engine.strategy import Continuation, Expand, Search, Task
 from cot_engine.types import Beam, Chain, Problem, Usage
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ async def continued(
     return {name: onward.ends[of] for name, of in same.items()}, answer.total
 
 
-class Continue:
+class Continue(Continuation):
     """A strategy that carries unfinished chains of another search to their ends, and keeps all of
     them in `ends`, by the chain they came from."""
 
@@ -138,7 +138,7 @@ class Continue:
 
     def search(self, task: Task) -> Search:
         greedy = self.n == 1
-        grown = yield Expand(self.chains, until="end", n=self.n, greedy=greedy)
+        grown = yield Expand(task.start, until="end", n=self.n, greedy=greedy)
         # The model may end its turn without an answer; a search would ask for it, and so do we.
         whole = yield Expand(grown, until=task.plan.last, greedy=greedy)
         for k, chain in enumerate(self.chains):

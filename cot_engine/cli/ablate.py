@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -61,8 +60,9 @@ def run(
         failed = _print_result(opened, work)
     if failed:
         raise AblationFailed(
-            f"{failed:,} of {len(list(work.run.keys())):,} searches failed; the rest is stored.",
-            f"cot-engine report {shlex.quote(str(path))} names them; --retry tries them again.",
+            failed,
+            f"The same command tries them again; cot-engine report {shlex.quote(str(path))} names"
+            " them all.",
         )
 
 
@@ -141,10 +141,11 @@ def _had(store: Store, work: Work, labels: dict[str, str], progress: Progress, r
         progress.say(f"{before:,} searches were there already.")
 
 
-def _print_result(store: Store, work: Work) -> int:
-    """The table on stdout; how many searches failed."""
+def _print_result(store: Store, work: Work) -> str:
+    """The table on stdout; what failed, in words."""
+    from cot_engine.ablation.runner import told
     from cot_engine.report.analysis import analyse
     from cot_engine.report.text import summary
 
     print(summary(analyse(store, work.run, cards=False)))
-    return Counter(row.status for row in store.rows(work.run))["failed"]
+    return told(work.run, store.rows(work.run))

@@ -244,7 +244,9 @@ def ablate(
     wait: Annotated[
         bool, _option("--wait", help="Wait for another run that writes to the store.")
     ] = False,
-    retry: Annotated[bool, _option("--retry", help="Try searches again that failed.")] = False,
+    retry: Annotated[
+        bool, _option("--retry/--no-retry", help="Try searches again that failed. [yes]")
+    ] = True,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> Action:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cot_engine import parts
 from cot_engine.ablation.data import Item
 from cot_engine.arena import combine
 from cot_engine.concurrency import bounded
@@ -127,7 +128,7 @@ async def _contests(
 async def _verdicts(judge: Judge, pair: Pair, case: Any, ask: Asking) -> tuple[Verdict, ...]:
     first, second = pair.chains()
     orders = [(first, second)] if judge.symmetric else [(first, second), (second, first)]
-    return tuple(await judge.compare(orders, case, ask))
+    return tuple(await parts.verdicts(judge, orders, case, ask))
 
 
 # --- answers -------------------------------------------------------------------------------------
