@@ -152,6 +152,18 @@ def load_config(
     return _apply(config, dict(flags or {}), "", Path())
 
 
+def files_of(
+    file: str | Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]
+) -> list[tuple[str, str | Path | None]]:
+    """What `load_config` reads of these layers, named as errors do. Raises ConfigError."""
+    there = {} if file is None else read_toml(file, "configuration", ConfigError)
+    plans = [(Path(file or "").parent, there), (Path(), {"plan": environment.get(PREFIX + "PLAN")})]
+    plans.append((Path(), dict(flags)))
+    named_plans = [(at, table.get("plan")) for at, table in plans]
+    found = [("the plan", at / plan) for at, plan in named_plans if plan and isinstance(plan, str)]
+    return [("the configuration", file), *found]
+
+
 def _apply(config: RunConfig, values: dict[str, Any], where: str, folder: Path) -> RunConfig:
     for key in values:
         if key not in KEYS:

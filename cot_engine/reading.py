@@ -65,7 +65,7 @@ def opened(
 
 def is_stream(path: Path_) -> bool:
     """Does the path name what this process has open already?"""
-    return os.fspath(path).startswith(("/dev/stdin", "/dev/fd/", "/proc/self/fd/"))
+    return os.fspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/self/fd/"))
 
 
 def _unreadable(

@@ -21,6 +21,7 @@ LAYERS = [
     {"__version__"},
     {  # values
         *("errors", "checks", "escape", "concurrency", "reading", "plain", "parts", "replies"),
+        "outputs",
         *("types", "boundaries", "images", "download", "flops"),
         "statistics",
     },

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cot_engine.errors import AblationFailed, ConfigError
+from cot_engine.outputs import check_outputs, side_files
 
 if TYPE_CHECKING:
     from cot_engine.ablation.grid import Ablation
@@ -37,11 +38,16 @@ def run(
     from cot_engine.ablation.data import load_data
     from cot_engine.ablation.lock import writing
     from cot_engine.ablation.store import Store
+    from cot_engine.engine import model_path
 
     if workers not in ("local", "ray"):
         raise ConfigError(f"workers is {workers!r}.", "It must be local or ray.")
     ablation = _read(config, flags)
     path = Path(store or f"{ablation.name}.sqlite")
+    data_file = ("the data", ablation.folder / str(ablation.data["source"]))
+    model = ("the model", model_path(ablation.run.model))
+    for _, written in side_files(path):
+        check_outputs([("--store", written)], [("the grid", config), data_file, model])
 
     def tell(text: str) -> None:
         if not quiet:

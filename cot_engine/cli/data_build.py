@@ -19,6 +19,7 @@ import typer
 from cot_engine.cli.options import Action, Json, Quiet, Verbose, option
 from cot_engine.errors import ConfigError, CotEngineError, shown
 from cot_engine.escape import terminal
+from cot_engine.outputs import check_outputs
 
 if TYPE_CHECKING:
     from cot_engine.training.build import Outcome, Report, Settings
@@ -139,8 +140,7 @@ def run(file: Path, given: dict[str, Any]) -> None:
     settings = _settings(given)
     out = Path(given["out"] or f"{file.stem}.{given['teacher']}.jsonl")
     files = files_of(out)
-    if any(path.absolute() == file.absolute() for path in files.values()):
-        raise ConfigError(f"--out {str(out)!r} would write over the input.", "Name another file.")
+    check_outputs([("--out", path) for path in files.values()], [("the data", file)])
     entries = _entries(file, out, given)[: given["rows"]]
     watch = _Watch(len(entries), given["quiet"])
     key = os.environ.get(given["key_env"], "").strip()

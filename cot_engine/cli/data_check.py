@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import json as _json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cot_engine.cli.options import Action, Json, Quiet, Verbose, option
 from cot_engine.errors import CotEngineError, InputError
+from cot_engine.outputs import check_outputs
 
 if TYPE_CHECKING:
     from cot_engine.training.check import Finding, OnRow, Report
@@ -109,7 +110,9 @@ def run(
 
     if max_tokens is not None and model is None:
         raise InputError("--max-tokens needs a tokenizer.", "Name the model that has it: --model.")
-    _check_outputs(write_good, write_bad, overwrite)
+    read = [("the data", file), ("--plan", plan), ("the model", model)]
+    check_outputs([("--write-good", write_good), ("--write-bad", write_bad)], read)
+    _check_there(write_good, write_bad, overwrite)
     stages = DEFAULT_PLAN if plan is None else Plan.from_toml(plan)
     tokenizer = None if model is None else load_tokenizer(model)
     with ExitStack() as stack:
@@ -135,12 +138,9 @@ def run(
         raise FaultyData(f"{report.bad:,} of {report.rows:,} rows have errors.", hint)
 
 
-def _check_outputs(good: str | None, bad: str | None, overwrite: bool) -> None:
-    named = [Path(each) for each in (good, bad) if each is not None]
-    if len({each.resolve() for each in named}) < len(named):
-        raise InputError("--write-good and --write-bad name the same file.", "Name two.")
-    for each in named:
-        if each.exists() and not overwrite:
+def _check_there(good: str | None, bad: str | None, overwrite: bool) -> None:
+    for each in (good, bad):
+        if each is not None and os.path.exists(each) and not overwrite:
             raise InputError(
                 f"{str(each)!r} is there already.", "Name another file, or add --overwrite."
             )

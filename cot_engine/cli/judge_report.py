@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cot_engine.config import MAX_N, RunConfig, load_config
+from cot_engine.config import MAX_N, RunConfig, files_of, load_config
 from cot_engine.errors import ConfigError, InputError
+from cot_engine.outputs import check_outputs
 
 if TYPE_CHECKING:
     from cot_engine.ablation.data import DataSet
@@ -60,6 +61,8 @@ def run(
     if write_profile and not fit:
         raise ConfigError("There is no weight for --write-profile to write.", "Add --fit.")
     todo.check(profile)
+    read = [("the data", source), ("the model", folder), *files_of(config_file, os.environ, flags)]
+    check_outputs([("--out", out)], read)
     if write_profile:
         _check_folder(Path(folder))
     data = load_data(source, n=problems, seed=config.seed, allow_url=config.allow_url)

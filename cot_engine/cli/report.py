@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cot_engine.cli.process import put_document
 from cot_engine.errors import InputError, UnknownNameError
 from cot_engine.escape import terminal
+from cot_engine.outputs import check_outputs, side_files
 
 if TYPE_CHECKING:
     from cot_engine.ablation.records import Key, Run
@@ -36,6 +37,8 @@ def run(
     from cot_engine.ablation.store import Store
 
     format = _format(format, out, json)
+    if format != "inspect":  # which writes files of names of its own into a folder
+        check_outputs([("--out", out)], side_files(store))
     with Store(store) as opened:
         if runs:
             print(_runs(opened))

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cot_engine.config import RunConfig, check_question, load_config
+from cot_engine.config import RunConfig, check_question, files_of, load_config
 from cot_engine.errors import (
     ImageError,
     IncompleteAnswer,
@@ -18,6 +18,7 @@ from cot_engine.errors import (
     TraceError,
     UnknownNameError,
 )
+from cot_engine.outputs import check_outputs
 
 if TYPE_CHECKING:
     from cot_engine.events import Event, TraceFile
@@ -44,12 +45,15 @@ def run(
     quiet: bool,
 ) -> None:
     from cot_engine.cli.display import make_display
-    from cot_engine.engine import BUNDLED
+    from cot_engine.engine import BUNDLED, model_path
 
     sources, question = split(words, more_images)
     check_question(question)
     config = load_config(config_file, os.environ, flags)
     check_names(config)
+    read = [("the model", model_path(config.model)), *files_of(config_file, os.environ, flags)]
+    read += [("the picture", source) for source in sources]
+    check_outputs([("--trace", trace)], read)
     images = _load(sources, config)
     if trace is not None:
         _check_writable(Path(trace))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cot_engine.cli.process import put_document
 from cot_engine.errors import InputError, TraceError
 from cot_engine.events import Trace
+from cot_engine.outputs import check_outputs
 
 if TYPE_CHECKING:
     from cot_engine.rejudge import Rejudged
@@ -30,6 +31,7 @@ def run(
 ) -> None:
     if html is not None and json:
         raise InputError("--html and --json exclude each other.", "Give one of them.")
+    check_outputs([("--html", html)], [("the trace", file), ("the model", model)])
     recorded = Trace.parse(sys.stdin.buffer.read(), file) if file == "-" else Trace.read(file)
     drawn, again = recorded, None
     if judge is not None or tournament is not None:

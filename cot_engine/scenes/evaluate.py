@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from cot_engine.errors import InputError
+from cot_engine.outputs import check_outputs
 from cot_engine.statistics import wilson
 
 from . import TYPES, VERSION, SceneProblem, grade, grade_caption, parse, sample
@@ -145,6 +147,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.add_argument("--wrong", type=Path, help="write the wrongly answered problems here")
     args = parser.parse_args()
+    try:
+        check_outputs([("--wrong", args.wrong)], [("the model", args.model)])
+    except InputError as error:
+        parser.exit(2, f"{error}\n")
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     if args.threads:

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from cot_engine.errors import InputError
+from cot_engine.outputs import check_outputs
 from cot_engine.training.network import share
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
@@ -30,7 +32,9 @@ FILES = (
 
 
 def bundle(model: Path, out: Path) -> None:
-    """Copy what a model folder needs. Raises OSError if a file is missing."""
+    """Copy what a model folder needs. Raises OSError if a file is missing, InputError if `out` is
+    the model's folder."""
+    check_outputs([("--out", out)], [("the model", model)])
     weights = load_file(model / "model.safetensors")
     for name in FILES:
         shutil.copyfile(model / name, out / name)
@@ -44,7 +48,10 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder of the model")
     parser.add_argument("--out", type=Path, default=BUNDLED, help="where to (default: the package)")
     args = parser.parse_args()
-    bundle(args.model, args.out)
+    try:
+        bundle(args.model, args.out)
+    except InputError as error:
+        parser.exit(2, f"{error}\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 from cot_engine.ablation.worth import WHOLE
 from cot_engine.config import RunConfig
 from cot_engine.errors import ConfigError, CotEngineError, InputError
+from cot_engine.outputs import check_outputs
 from cot_engine.training import sft
 from cot_engine.training.judge_config import JudgeConfig
 from cot_engine.training.judge_data import (
@@ -75,6 +76,7 @@ def train_judge(
     `tell` gets sentences, `show` each row of log.jsonl. Raises CotEngineError for everything that
     the user can mend.
     """
+    _check_sources(config)
     sft._needs()
     began = time.monotonic()
     output = config.output
@@ -248,6 +250,16 @@ def _check_stages(config: JudgeConfig) -> None:
     for name in config.pairs.stages:
         if name not in known:
             raise UnknownNameError("stage of pairs.stages called", name, known)
+
+
+def _check_sources(config: JudgeConfig) -> None:
+    """Raises InputError for what is learnt from, if the training would write over it."""
+    pairs = config.pairs
+    sft._check_sources(config.sft, config.output)
+    named = {"data": pairs.data, "held_out": pairs.held_out, "plan": pairs.plan}
+    files = [(f"pairs.{k},", config.folder / v) for k, v in named.items() if isinstance(v, str)]
+    model = ("pairs.model,", sft._relative(config.sft, pairs.model) if pairs.model else None)
+    check_outputs([("output", config.output / name) for name in _OURS | sft.OURS], [*files, model])
 
 
 def _check_output(output: Path, restart: bool) -> None:

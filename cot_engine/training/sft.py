@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from cot_engine.errors import ConfigError, InputError, ModelError, install
+from cot_engine.outputs import check_outputs
 from cot_engine.training.sft_config import SFTConfig, differences
+
+OURS = {"checkpoints", "log.jsonl", "model", "adapter", "README.md", "curves.svg", "runs"}
+"""What a training writes into its output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,13 @@ def train(
     `resume` insists on a checkpoint; `restart` throws the old ones away. `tell` gets sentences,
     `show` each row of log.jsonl. Raises CotEngineError for everything that the user can mend.
     """
+    output = Path(config.output)
+    _check_sources(config, output)
     _needs()
     import torch
 
     from cot_engine.training.trainer import checkpoints
 
-    output = Path(config.output)
     _check_output(output)
     if restart:
         for old in checkpoints(output):
@@ -347,9 +352,16 @@ def _relative(config: SFTConfig, path: Any) -> Any:
     return beside if not os.path.isdir(path) and os.path.isdir(beside) else path
 
 
-def _check_output(output: Path) -> None:
-    from cot_engine.training.trainer import CHECKPOINTS
+def _check_sources(config: SFTConfig, output: Path) -> None:
+    """Raises InputError for what is learnt from, if the training would write over it."""
+    data = config.data
+    named = {"rows": data.rows, "images": data.images, "held_out": data.held_out}
+    files = [(f"data.{k},", config.folder / v) for k, v in named.items() if isinstance(v, str)]
+    model = ("model.path,", _relative(config, config.model.path))
+    check_outputs([("output", output / name) for name in OURS], [*files, model])
 
+
+def _check_output(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         foreign = [p.name for p in output.iterdir() if not p.name.startswith(".")]
@@ -357,8 +369,7 @@ def _check_output(output: Path) -> None:
         raise InputError(
             f"The output {str(output)!r} cannot be used: {error.strerror}.", "Name another folder."
         ) from None
-    ours = {CHECKPOINTS, "log.jsonl", "model", "adapter", "README.md", "curves.svg", "runs"}
-    if foreign and not ours & set(foreign):
+    if foreign and not OURS & set(foreign):
         raise InputError(
             f"The output {str(output)!r} holds other files: {', '.join(sorted(foreign)[:3])}.",
             "Name an empty folder, or one that a training made.",
