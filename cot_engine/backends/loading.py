@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from cot_engine.backends.adapters import Adapter, adapter_for
+from cot_engine.backends.digest import digest_of
 from cot_engine.backends.text import ChatText
 from cot_engine.errors import InputError, ModelError, install
 
@@ -73,7 +73,9 @@ def load(
     )
     if not text.template:
         notes.append("The model has no chat template; 'USER: ... ASSISTANT:' is used.")
-    return Loaded(adapter, text, names[0], str(model), digest_of(weights), tuple(notes))
+    with _explained(folder, "the weights cannot be read"):
+        digest = digest_of(weights)
+    return Loaded(adapter, text, names[0], str(model), digest, tuple(notes))
 
 
 def find_folder(model: str | Path) -> Path:
@@ -306,25 +308,3 @@ def _eos(model: Any, tokenizer: Any) -> set[int]:
     ):
         found.update(value if isinstance(value, (list, tuple)) else [value])
     return {i for i in found if i is not None}
-
-
-def digest_of(files: list[Path]) -> str:
-    """16 hex digits naming the weights.
-
-    Up to 1 GB the bytes are hashed; beyond that, names, sizes and headers, which is quick and
-    still tells checkpoints of one shape apart by their first and last megabyte.
-    """
-    total = sum(path.stat().st_size for path in files)
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as file:
-            if total <= 1_000_000_000:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-            else:
-                digest.update(file.read(1 << 20))
-                file.seek(-(1 << 20), 2)
-                digest.update(file.read(1 << 20))
-    return digest.hexdigest()[:16]
