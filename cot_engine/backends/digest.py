@@ -1,4 +1,4 @@
-"""The name of a model's weights: a digest of every byte of them, kept where it takes long to make."""
+"""The name of a model's weights: a digest of every byte, kept where it takes long to make."""
 
 from __future__ import annotations
 
