@@ -7,15 +7,19 @@ nothing with the backend but the token ids. Negative controls break one thing ea
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from near import largest
 from tiny_models import BUILDERS, build, picture
 from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
     get_cross_attention_token_mask,
 )
 
+from cot_engine.backends import loading
 from cot_engine.backends.local import LocalBackend
 from cot_engine.boundaries import Until
 from cot_engine.types import Choose, Generate, Prompt, Sampling, Segment
@@ -29,28 +33,22 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def checkpoints(tmp_path_factory):
     made = {}
 
-    def folder(architecture):
+    def checkpoint(architecture):
         if architecture not in made:
-            made[architecture] = build(architecture, tmp_path_factory.mktemp(architecture))
+            folder = build(architecture, tmp_path_factory.mktemp(architecture))
+            made[architecture] = loading.load(folder, device="cpu")
         return made[architecture]
 
-    return folder
+    return checkpoint
 
 
 @pytest.fixture
-def load(folders):
-    opened = []
-
-    def loaded(architecture, **kwargs):
-        opened.append(LocalBackend.load(folders(architecture), device="cpu", **kwargs))
-        return opened[-1]
-
-    yield loaded
-    for backend in opened:
-        backend.close()
+def load(checkpoints):
+    with contextlib.ExitStack() as opened:
+        yield lambda name: opened.enter_context(LocalBackend(checkpoints(name)))
 
 
 @torch.inference_mode()
@@ -107,12 +105,26 @@ def written_logprob(backend, request, generation):
     return sum(logprobs[at + i, token].item() for i, token in enumerate(generation.ids))
 
 
+@dataclass
+class Seen:
+    """What a search gave. `written` and `judged` are its differences from scratch, of candidates
+    and of verdicts; the rest shows that there was something to get wrong."""
+
+    written: list[float] = field(default_factory=list)
+    judged: list[float] = field(default_factory=list)
+    per_token: list[float] = field(default_factory=list)
+    verdicts: list[tuple[float, ...]] = field(default_factory=list)
+    texts: set[str] = field(default_factory=set)
+
+    def worst(self):
+        return largest([*self.written, *self.judged])
+
+
 async def search(backend, images, stages=STAGES, check=True):
-    """Stages of four candidates; a winner is carried on; judges see its text. Returns the largest
-    difference from scratch, of candidates and of judges."""
-    scope = "s"
+    """Stages of four candidates; a winner is carried on; judges see its text."""
+    scope, seen = "s", Seen()
     prompt = Prompt("how many circle are there?", images)
-    prefix, worst, judged = (), 0.0, 0.0
+    prefix = ()
     for number, stage in enumerate(stages):
         opened = (*prefix, Segment(f"<{stage}>"))
         request = Generate(
@@ -125,24 +137,25 @@ async def search(backend, images, stages=STAGES, check=True):
             SAMPLING,
         )
         found = (await backend.generate(request)).generations
+        seen.texts |= {g.text for g in found}
+        seen.per_token += [g.logprob / len(g.ids) for g in found if g.ids]
         if check:
-            worst = max(
-                worst, *(abs(written_logprob(backend, request, g) - g.logprob) for g in found)
-            )
+            seen.written += [written_logprob(backend, request, g) - g.logprob for g in found]
         tails = tuple(
             f" {a.text} or {b.text}?"
             for a, b in ((found[0], found[1]), (found[1], found[0]), (found[2], found[3]))
         )
         question = Choose(scope, prompt, tails, CHOICES, "answer ")
         chosen = await backend.choose(question)
+        seen.verdicts += chosen.logprobs
         if check:
             firsts = backend._first_tokens(question)
             for sequence, got in zip(backend._questions(question), chosen.logprobs, strict=True):
                 wanted = scratch(backend, sequence)[-1, firsts]
-                judged = max(judged, (wanted - torch.tensor(got)).abs().max().item())
+                seen.judged += (wanted - torch.tensor(got)).tolist()
         winner = max(found, key=lambda g: (len(g.ids), g.logprob))
         prefix = (*opened, Segment(winner.text, winner.ids), Segment(f"</{stage}>"))
-    return worst, judged
+    return seen
 
 
 @pytest.mark.parametrize("count", [1, 0, 2])
@@ -150,21 +163,25 @@ async def search(backend, images, stages=STAGES, check=True):
 def test_forked_equals_scratch(load, architecture, count):
     backend = load(architecture)
     images = tuple(picture(i, 40 + 30 * i, 28) for i in range(count))
-    worst, judged = asyncio.run(search(backend, images, STAGES if count == 1 else STAGES[:2]))
-    assert worst < TOLERANCE
-    assert judged < TOLERANCE
+    seen = asyncio.run(search(backend, images, STAGES if count == 1 else STAGES[:2]))
+    assert seen.worst() < TOLERANCE
+    # Something could have been wrong: what is written is neither certain nor anything at all, and
+    # another question gets another verdict.
+    assert len(seen.texts) > 6
+    assert all(-6 < mean < -1 for mean in seen.per_token)
+    assert len({round(a - b, 2) for a, b in seen.verdicts}) > 4
 
 
 # --- controls: one thing broken each --------------------------------------------------------------
 
 
 def differs(backend, images):
-    worst, judged = asyncio.run(search(backend, images, STAGES[:2]))
-    return max(worst, judged) > 100 * TOLERANCE
+    seen = asyncio.run(search(backend, images, STAGES[:2]))
+    return seen.worst() > 100 * TOLERANCE
 
 
-def test_control_positions_off_by_one(load, monkeypatch):
-    backend = load("llava")
+def position(backend, monkeypatch):
+    """Every token that is written stands one place too far."""
     real = backend.adapter.forward
 
     def shifted(rows, *args, **kwargs):
@@ -173,6 +190,51 @@ def test_control_positions_off_by_one(load, monkeypatch):
         return real(rows, *args, **kwargs)
 
     monkeypatch.setattr(backend.adapter, "forward", shifted)
+
+
+def mask(backend, monkeypatch):
+    """Tokens that are written do not see the one before them."""
+    real = backend.adapter.mask
+
+    def blind(rows, columns):
+        masks = real(rows, columns)
+        for one in masks.values() if isinstance(masks, dict) else [masks]:
+            if rows.ids.shape[1] == 1:
+                for row, at in enumerate(rows.positions[:, 0].tolist()):
+                    one[row, ..., at - 1] = float("-inf")
+        return masks
+
+    monkeypatch.setattr(backend.adapter, "mask", blind)
+
+
+def other_picture(backend, monkeypatch):
+    """Not the one that was asked about, but its mirror image."""
+    real = backend.adapter.encode
+
+    def mirrored(image):
+        pixels = image.inputs["pixel_values"]
+        flipped = pixels.flip(0) if pixels.ndim == 2 else pixels.flip(-1)
+        return real(replace(image, inputs={**image.inputs, "pixel_values": flipped}))
+
+    monkeypatch.setattr(backend.adapter, "encode", mirrored)
+
+
+def kept(backend, monkeypatch):
+    """Of what is kept of a candidate, each token has its neighbour's values."""
+    real = backend.worker.batch.copy
+
+    def mixed(*args):
+        keys, values = real(*args).unbind(1)
+        return torch.stack([keys, values.roll(1, dims=2)], 1)
+
+    monkeypatch.setattr(backend.worker.batch, "copy", mixed)
+
+
+@pytest.mark.parametrize("broken", [position, mask, other_picture, kept])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_control(load, monkeypatch, architecture, broken):
+    backend = load(architecture)
+    broken(backend, monkeypatch)
     assert differs(backend, (picture(0),))
 
 

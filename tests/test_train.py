@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from near import largest
 from safetensors.torch import load_file
 from tiny_models import build, picture
 
@@ -90,7 +91,7 @@ def difference(one, other):
     """The largest of any weight."""
     one, other = weights(one), weights(other)
     assert one.keys() == other.keys()
-    return max((one[k].float() - other[k].float()).abs().max().item() for k in one)
+    return largest((one[k].float() - other[k].float()).abs().max() for k in one)
 
 
 def log(folder):

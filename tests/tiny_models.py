@@ -368,7 +368,12 @@ def enliven(model: torch.nn.Module, seed: int = 0) -> None:
             elif value.ndim == 1:  # a norm's weight or a bias: keep its centre
                 value.add_(0.1 * noise)
             elif "embed_tokens" in name:  # often the output matrix too: neither flat nor certain
-                value.copy_(noise * (2.5 / math.sqrt(value.shape[-1])))
+                # Gemma scales what it reads by 8: at the others' size every token but repeated
+                # itself, whatever came before it.
+                scale = float(
+                    getattr(model.get_submodule(name[: -len(".weight")]), "embed_scale", 1)
+                )
+                value.copy_(noise * (2.5 / math.sqrt(scale * value.shape[-1])))
             else:
                 fan_in = math.prod(value.shape[1:])
                 value.copy_(noise * (1.5 / math.sqrt(fan_in)))
