@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from cot_engine.download import AllowUrl
 from cot_engine.errors import ConfigError, InputError, UnknownNameError, shown
 from cot_engine.reading import named, read_toml
 from cot_engine.stages import DEFAULT_PLAN, DETAILS, Detail, Plan
@@ -63,7 +64,7 @@ class RunConfig:
     seed: int = 0
     budget: str | None = None
     in_flight: int = 32
-    allow_url: bool = False
+    allow_url: AllowUrl = False
 
     def __post_init__(self) -> None:
         for name in ("model", "strategy", "judge", "tournament"):
@@ -88,8 +89,9 @@ class RunConfig:
         _number("top_k", self.top_k, 0, 1_000_000, whole=True)
         _number("seed", self.seed, 0, 2**63 - 1, whole=True)
         _number("in_flight", self.in_flight, 1, MAX_N, whole=True)
-        if not isinstance(self.allow_url, bool):
-            raise ConfigError(f"allow_url is {shown(self.allow_url)}.", "It must be true or false.")
+        if not isinstance(self.allow_url, bool) and self.allow_url != "inner":
+            said = f"allow_url is {shown(self.allow_url)}."
+            raise ConfigError(said, 'It must be true, false or "inner".')
         if not isinstance(self.parameters, dict):
             raise ConfigError(f"parameters is {shown(self.parameters)}.", "Give names with values.")
         for name in ("n", "keep"):  # of every strategy that has them

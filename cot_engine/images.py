@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cot_engine.download import download
+from cot_engine.download import AllowUrl, download
 from cot_engine.errors import ImageError
 
 if TYPE_CHECKING:  # PIL is imported where it is used, so that `import cot_engine` stays quick
@@ -78,10 +78,13 @@ class Image:
         return f"Image({self.source!r}, {width} x {height}, {self.digest})"
 
 
-def load_image(source: Source, *, allow_url: bool = False, max_pixels: int = MAX_PIXELS) -> Image:
+def load_image(
+    source: Source, *, allow_url: AllowUrl = False, max_pixels: int = MAX_PIXELS
+) -> Image:
     """Read a picture. Raises ImageError, which says what to do, for anything that is not one.
 
-    `source` is a path, an http(s) URL (only with `allow_url`), the bytes of an image file, a PIL
+    `source` is a path, an http(s) URL (only with `allow_url`; "inner" also of this machine and of
+    inner networks), the bytes of an image file, a PIL
     image, a numpy array (H x W, or H x W x 1, 3 or 4; uint8, uint16, or float from 0 to 1), or an
     Image, which comes back as it is.
     """

@@ -82,7 +82,7 @@ def test_it_is_frozen_and_hashable():
         ({"strategy": None}, ["strategy is None"]),
         ({"budget": 12}, ["budget is 12"]),
         ({"plan": 3}, ["plan is 3", "TOML"]),
-        ({"allow_url": "yes"}, ["allow_url is 'yes'", "true or false"]),
+        ({"allow_url": "yes"}, ["allow_url is 'yes'", 'true, false or "inner"']),
     ],
 )
 def test_values_out_of_range(values, words):
@@ -192,7 +192,7 @@ def test_environment_values_get_their_types():
         ({"COT_ENGINE_SEDE": "1"}, ["COT_ENGINE_SEDE", "Did you mean COT_ENGINE_SEED"]),
         ({"COT_ENGINE_SEED": "one"}, ["seed is 'one' in the environment", "whole number"]),
         ({"COT_ENGINE_PARAMETERS": "n"}, ["'n'", "name=value"]),
-        ({"COT_ENGINE_ALLOW_URL": "1"}, ["allow_url is 1", "true or false"]),
+        ({"COT_ENGINE_ALLOW_URL": "1"}, ["allow_url is 1", 'true, false or "inner"']),
     ],
 )
 def test_bad_environment(environment, words):

@@ -32,6 +32,7 @@ from cot_engine.ablation.grading import RULES, SAID, Grader, Grading, is_marked,
 from cot_engine.ablation.pictures import pictures_of
 from cot_engine.answers import normalise_answer
 from cot_engine.config import check_question
+from cot_engine.download import AllowUrl
 from cot_engine.errors import ConfigError, ImageError, InputError, UnknownNameError
 from cot_engine.images import Image, load_image
 from cot_engine.types import Problem
@@ -120,7 +121,7 @@ def load_data(
     seed: int = 0,
     folder: str | Path = "",
     rule: str | None = None,
-    allow_url: bool = False,
+    allow_url: AllowUrl = False,
 ) -> DataSet:
     """The data set that `source` names: "scenes", "scenes/val", "scenes/ood", or a .jsonl or .tsv
     file relative to `folder`.
@@ -219,7 +220,9 @@ def scene_item(scene: scenes.SceneProblem) -> Item:
 # --- files ---------------------------------------------------------------------------------------
 
 
-def _from_file(path: Path, n: int | None, split: str | None, rule: str, allow_url: bool) -> DataSet:
+def _from_file(
+    path: Path, n: int | None, split: str | None, rule: str, allow_url: AllowUrl
+) -> DataSet:
     rows = read_file(path)
     every = _by_id(path, rows)
     if split is not None:
@@ -324,7 +327,7 @@ def _letter(path: Path, row: Row, answer: str) -> str:
     )
 
 
-def item_of(path: Path, row: Row, every: dict[str, Row], allow_url: bool = False) -> Item:
+def item_of(path: Path, row: Row, every: dict[str, Row], allow_url: AllowUrl = False) -> Item:
     """One row of a file, graded by its kind; `every` is for pictures that other rows hold. Raises
     InputError or ImageError naming the line."""
     grader = _grader(path, row, "auto", any(is_marked(answer) for answer in row.answers))

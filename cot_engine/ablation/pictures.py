@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cot_engine.ablation.files import Row, wrong
-from cot_engine.download import download
+from cot_engine.download import AllowUrl, download
 from cot_engine.errors import ImageError
 from cot_engine.images import Image, load_image
 from cot_engine.reading import cut
@@ -51,7 +51,7 @@ class BytesPicture:
 
 
 def pictures_of(
-    path: Path, rows: list[Row], every: dict[str, Row], allow_url: bool
+    path: Path, rows: list[Row], every: dict[str, Row], allow_url: AllowUrl
 ) -> list[tuple[FilePicture | BytesPicture, ...]]:
     """The pictures of each of `rows`, all there and unchanged from here on, none decoded. `every`
     row of the file may be referred to. Raises ImageError; of missing files it names the first."""
@@ -101,7 +101,7 @@ def _followed(
 
 
 def _picture(
-    path: Path, place: str, kind: str, text: str, allow_url: bool
+    path: Path, place: str, kind: str, text: str, allow_url: AllowUrl
 ) -> FilePicture | BytesPicture | None:
     """None if it is a file that is not there."""
     if kind == "path":

@@ -152,6 +152,9 @@ def solve(
     allow_url: Annotated[
         bool | None, _option("--allow-url/--no-allow-url", help="Read pictures from http(s).")
     ] = None,
+    allow_inner_url: Annotated[
+        bool, _option("--allow-inner-url", help="Also from this machine and inner networks.")
+    ] = False,
     config: Annotated[
         str | None, _option("--config", "-c", metavar="FILE", help="A TOML file with all of these.")
     ] = None,
@@ -174,6 +177,8 @@ def solve(
 
     given = {key: value for key, value in locals().items() if key in KEYS and value is not None}
     flags = {k: typed(k, v) if isinstance(v, str) else v for k, v in given.items()}
+    if allow_inner_url:
+        flags["allow_url"] = "inner"
     parameters = parse_parameters(parameter or [])
     parameters |= {k: scalar(v) for k, v in (("n", n), ("keep", keep)) if v is not None}
     if parameters:

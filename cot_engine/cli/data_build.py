@@ -109,6 +109,9 @@ def build(
         float | None, option("--price-out", metavar="X", min=0, help="Of a million others.")
     ] = None,
     allow_url: Annotated[bool, option("--allow-url", help="Read pictures from http(s).")] = False,
+    allow_inner_url: Annotated[
+        bool, option("--allow-inner-url", help="Also from this machine and inner networks.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -186,10 +189,11 @@ def _entries(file: Path, out: Path, given: dict[str, Any]) -> list:
         raise ConfigError(f"--teacher is {given['teacher']!r}.", "It must be staged or llava.")
     if given["kinds"] is not None:
         raise ConfigError("--kinds is for --teacher llava.", "Leave it out.")
+    allowed = "inner" if given["allow_inner_url"] else given["allow_url"]
     check = given["check"] or "both"
     if check not in CHECKS:
         raise ConfigError(f"--check is {check!r}.", f"It must be one of {', '.join(CHECKS)}.")
-    return staged_entries(read_questions(file, images, given["allow_url"]), out, check)
+    return staged_entries(read_questions(file, images, allowed), out, check)
 
 
 def _settings(given: dict[str, Any]) -> Settings:

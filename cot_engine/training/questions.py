@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 from cot_engine.ablation.data import Item, item_of
 from cot_engine.ablation.files import Row, read_file
+from cot_engine.download import AllowUrl
 from cot_engine.errors import InputError
 from cot_engine.reading import opened, parse_json
 from cot_engine.stages import DEFAULT_PLAN, conclusion
@@ -34,7 +35,7 @@ class Entry(Generic[T]):
 
 
 def read_questions(
-    path: Path, images: Path | None = None, allow_url: bool = False
+    path: Path, images: Path | None = None, allow_url: AllowUrl = False
 ) -> list[Entry[Item]]:
     """The questions of a file, faulty rows among them (their `make` raises).
 
