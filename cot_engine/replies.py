@@ -43,8 +43,12 @@ def generated(backend: Part, request: Generate, given: Generated) -> None:
                 f" {_where(request)}",
                 "It must be a finite number: the weights or the number format may be broken.",
             )
-        if each.finish not in _FINISHES or not isinstance(each.ids, tuple):
-            backend.broke(f"gave {shown(each, 160)}", f"finish is one of {', '.join(_FINISHES)}.")
+        if not isinstance(each.finish, str) or each.finish not in _FINISHES:
+            backend.broke(
+                f"gave finish={shown(each.finish)}", f"It is one of {', '.join(_FINISHES)}."
+            )
+        if not isinstance(each.ids, tuple):
+            backend.broke(f"gave ids={shown(each.ids)}", "It must be a tuple of token ids.")
         if len(each.ids) > request.max_new_tokens:
             backend.broke(
                 f"gave {len(each.ids)} tokens where {request.max_new_tokens} were asked for",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from cot_engine import prompts, replies
 from cot_engine.backends import Backend
@@ -216,9 +216,7 @@ class MeteredAsk:
     async def choose(
         self, prompt: Prompt, tails: Sequence[str], choices: Sequence[str], prefix: str = ""
     ) -> list[tuple[float, ...]]:
-        _check_asked(prompt, tails=tails, choices=choices)
-        if not isinstance(prefix, str):
-            raise TypeError(f"prefix is {shown(prefix)}; it must be text")
+        check_choose(prompt, tails, choices, prefix)
         request = Choose(
             self.session.scope, prompt, tuple(tails), tuple(choices), prefix, self.role
         )
@@ -230,12 +228,7 @@ class MeteredAsk:
     async def write(
         self, prompt: Prompt, tails: Sequence[str], until: Until, length: int, sampling: Sampling
     ) -> list[str]:
-        _check_asked(prompt, tails=tails)
-        if type(length) is not int or length < 1:
-            raise TypeError(f"length is {shown(length)}; it must be an integer of at least 1")
-        for value, kind in ((until, Until), (sampling, Sampling)):
-            if not isinstance(value, kind):
-                raise TypeError(f"{shown(value)} was given where a {kind.__name__} is needed")
+        check_write(prompt, tails, until, length, sampling)
         requests = [
             Generate(
                 self.session.scope,
@@ -264,6 +257,23 @@ class MeteredAsk:
         self.asked += self.session.meter.budget.of(cost)
         if not self.session.meter.affords(cost, self.session.floor(self.prefix, 0)):
             raise OutOfBudget
+
+
+def check_choose(prompt: Any, tails: Any, choices: Any, prefix: Any) -> None:
+    """Raises TypeError for what cannot be asked of `Ask.choose`."""
+    _check_asked(prompt, tails=tails, choices=choices)
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix is {shown(prefix)}; it must be text")
+
+
+def check_write(prompt: Any, tails: Any, until: Any, length: Any, sampling: Any) -> None:
+    """Raises TypeError for what cannot be asked of `Ask.write`."""
+    _check_asked(prompt, tails=tails)
+    if type(length) is not int or length < 1:
+        raise TypeError(f"length is {shown(length)}; it must be an integer of at least 1")
+    for value, kind in ((until, Until), (sampling, Sampling)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{shown(value)} was given where a {kind.__name__} is needed")
 
 
 def _check_asked(prompt: Prompt, **texts: Sequence[str]) -> None:

@@ -25,11 +25,11 @@ from cot_engine.stages import DEFAULT_PLAN, next_stage, read
 from cot_engine.strategy import Expand, Select
 from cot_engine.testing import (
     ScriptedBackend,
-    _number,
     alike,
     check_strategy,
     solve_scripted,
 )
+from cot_engine.testing.scripted import _number
 from cot_engine.types import Generate, Usage
 
 KINDS = (BestOfN, Majority, SentenceBeam, StageBeam)

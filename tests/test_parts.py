@@ -647,6 +647,7 @@ REPLIES = {
     "the log-probability -inf to a continuation": ("generate", first(logprob=-math.inf)),
     "finish='why'": ("generate", first(finish="why")),
     "as a generation": ("generate", first(text=None)),
+    "gave ids=None": ("generate", first(ids=None)),
     "tokens where 256 were asked for": ("generate", first(ids=tuple(range(9999)))),
     "gave None as usage": ("generate", lambda r: None),
     "gave 7 as usage": ("generate", lambda r: replace(r, usage=7)),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cot_engine.profile import Profile
 
 # What only shows results, or makes models, cannot change what a search with a given model does.
-_ASIDE = ("cli", "views", "report", "training", "__main__.py", "testing.py", "statistics.py")
+_ASIDE = ("cli", "views", "report", "training", "__main__.py", "testing", "statistics.py")
 _OF_ABLATION = (
     "data.py",
     "matching.py",

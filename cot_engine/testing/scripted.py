@@ -1,35 +1,25 @@
-"""For tests, ours and yours: a backend made of arithmetic, and the suites every part must pass.
-
-from cot_engine.testing import check_strategy
-check_strategy(MyStrategy(n=3))
-"""
+"""A backend made of arithmetic, and searches on it."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, is_dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 from cot_engine import plugins
 from cot_engine.backends import Backend, BackendInfo
-from cot_engine.boundaries import Until
-from cot_engine.budget import Budget, Unit
-from cot_engine.errors import BudgetError
-from cot_engine.events import Event, Grown, Selected, from_json, to_json, usage_by_role
-from cot_engine.judges import Case, Judge, Scorer, ScorerJudge
+from cot_engine.events import Event
+from cot_engine.judges import Judge, Scorer, ScorerJudge
 from cot_engine.search import Named, search
 from cot_engine.session import Settings
 from cot_engine.stages import DEFAULT_PLAN, Plan, next_stage, read
 from cot_engine.strategy import Strategy
 from cot_engine.types import (
-    GREEDY,
     Answer,
-    Chain,
     Choose,
     Chosen,
     Generate,
@@ -37,9 +27,6 @@ from cot_engine.types import (
     Generation,
     Problem,
     Prompt,
-    Sampling,
-    Segment,
-    Step,
     Usage,
 )
 
@@ -182,6 +169,11 @@ def _shared(known: set[tuple[str, ...]], words: tuple[str, ...]) -> int:
     return k
 
 
+def scorer_of(name: str) -> Scorer:
+    """The scorer of that name, as an engine makes it."""
+    return plugins.make("scorer", name, {})
+
+
 def solve_scripted(
     strategy: Strategy,
     *,
@@ -201,13 +193,10 @@ def solve_scripted(
             Named("likelihood", judge or ScorerJudge()),
             backend or ScriptedBackend(),
             settings or Settings(),
-            scorers=scorers or (lambda name: plugins.make("scorer", name, {})),
+            scorers=scorers or scorer_of,
             listen=listen,
         )
     )
-
-
-# --- conformance suites --------------------------------------------------------------------------
 
 
 def alike(a: Any, b: Any, tolerance: float = 1e-3) -> bool:
@@ -220,138 +209,3 @@ def alike(a: Any, b: Any, tolerance: float = 1e-3) -> bool:
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(alike(x, y, tolerance) for x, y in zip(a, b, strict=True))
     return a == b
-
-
-def check_strategy(strategy: Strategy) -> None:
-    """Raises AssertionError, naming the rule, if a strategy breaks what the core relies on."""
-    assert is_dataclass(strategy), "a strategy is a frozen dataclass: its fields are its parameters"
-    assert strategy.__dataclass_params__.frozen, "the dataclass must be frozen"  # type: ignore[attr-defined]
-    first, second = solve_scripted(strategy), solve_scripted(strategy)
-    assert first.text.strip(), "a search ends with an answer"
-    assert first.chain.done, "the returned chain is a finished one"
-    assert first.trace.canonical() == second.trace.canonical(), "same inputs, same trace"
-    assert [from_json(to_json(e)) for e in first.trace] == first.trace.events, "traces round-trip"
-    spent = usage_by_role(first.trace)
-    assert spent == first.usage, "every token is in the trace"
-    grown = {c.id for e in first.trace if isinstance(e, Grown) for c in e.chains}
-    assert first.chain.id in grown, "the answer is one of the chains that were grown"
-    for event in first.trace:
-        if isinstance(event, Selected):
-            assert set(event.kept) <= set(event.candidates), "only candidates are kept"
-    units: tuple[Unit, ...] = ("flops", "new tokens", "tokens", "calls")
-    for unit, share in itertools.product(units, (0.2, 0.5, 0.9, 3.0)):
-        amount = max(1, round(Budget(1, unit).of(first.total) * share))
-        _check_budget(strategy, Budget(amount, unit), "trained")
-        _check_budget(strategy, Budget(amount, unit), "prompted")
-    broken = ScriptedBackend(script=lambda request, seed: "no tags at all")
-    assert solve_scripted(strategy, backend=broken).text, "malformed output still gives an answer"
-    no_end = ScriptedBackend(script=lambda request, seed: "")
-    for budget in (None, Budget(1000, "new tokens")):  # an empty reply must not loop or raise
-        solve_scripted(strategy, backend=no_end, settings=Settings(budget=budget))
-
-
-def _check_budget(strategy: Strategy, budget: Budget, mode: Literal["trained", "prompted"]) -> None:
-    try:
-        answer = solve_scripted(strategy, settings=Settings(budget=budget, mode=mode))
-    except BudgetError:
-        return
-    spent = budget.of(answer.total)
-    assert spent <= budget.amount, f"spent {spent} of {budget}"
-    assert answer.left == budget.amount - spent, "what is left is reported"
-
-
-def check_judge(judge: Judge) -> None:
-    """Raises AssertionError if a judge breaks its contract on the scripted backend."""
-    assert isinstance(judge.symmetric, bool), "a judge says whether it is symmetric"
-    chains = [_chain(i, text) for i, text in enumerate(("one", "two two", "three three three"))]
-    pairs = [(a, b) for a in chains for b in chains if a is not b]
-    case = Case(Problem("p", "Which?"), DEFAULT_PLAN.fit(0), "step", None, ())
-
-    def verdicts():
-        ask = _ScriptedAsk()
-        return asyncio.run(judge.compare(pairs, case, ask))
-
-    given = verdicts()
-    assert len(given) == len(pairs), "one verdict for each pair, in order"
-    assert given == verdicts(), "same pairs, same verdicts"
-    for verdict in given:
-        assert verdict.outcome in ("first", "second", "tie")
-        assert verdict.readable or verdict.outcome == "tie", "what cannot be read is a tie"
-        signs = {"first": verdict.margin > 0, "second": verdict.margin < 0, "tie": True}
-        assert signs[verdict.outcome], "the margin's sign is the outcome"
-    if judge.symmetric:
-        by_pair = dict(zip(((a.id, b.id) for a, b in pairs), given, strict=True))
-        for (a, b), verdict in by_pair.items():
-            assert by_pair[b, a].margin == -verdict.margin, "symmetric: (b, a) reverses (a, b)"
-
-
-def _chain(index: int, text: str) -> Chain:
-    step = Step(
-        f"<SUMMARY>{text}</SUMMARY>",
-        (Segment(f"<SUMMARY>{text}</SUMMARY>", (index,)),),
-        "SUMMARY",
-        -1.0 - index,
-        1 + index,
-        "stop",
-    )
-    return Chain().grow(index, step, False)
-
-
-class _ScriptedAsk:
-    def __init__(self) -> None:
-        self.backend = ScriptedBackend()
-
-    async def choose(self, prompt, tails, choices, prefix=""):
-        request = Choose("s", prompt, tuple(tails), tuple(choices), prefix)
-        return list((await self.backend.choose(request)).logprobs)
-
-    async def write(self, prompt, tails, until, length, sampling):
-        return [f"The first is longer. Choice: {1 + len(tail) % 2}" for tail in tails]
-
-
-def check_backend(backend: Backend, problem: Problem, tolerance: float = 1e-4) -> None:
-    """Raises AssertionError if a real backend breaks what searches rely on.
-
-    `problem` is any that the model can read. `tolerance` is on summed log-probabilities.
-    """
-    asyncio.run(_check_backend(backend, problem, tolerance))
-
-
-async def _check_backend(backend: Backend, problem: Problem, tolerance: float) -> None:
-    prompt = Prompt(problem.question, problem.images)
-    until = Until()
-    ask = Generate("a", prompt, (), until, (1, 2, 3), 8, Sampling(1.0, 1.0, 0))
-    estimate = backend.estimate(ask)
-    three = await backend.generate(ask)
-    one = await backend.generate(replace(ask, scope="b", seeds=(2,)))
-    mine, alone = three.generations[1], one.generations[0]
-    assert mine.ids == alone.ids, "a candidate depends on its seed and prefix alone"
-    assert abs(mine.logprob - alone.logprob) < tolerance, "and so does its log-probability"
-    assert three.usage.flops <= estimate.flops, "an estimate is an upper bound (flops)"
-    assert three.usage.decoded <= estimate.decoded, "an estimate is an upper bound (decoded)"
-    assert three.usage.prefilled <= estimate.prefilled, "an estimate is an upper bound (prefilled)"
-    assert three.usage.encodes == len(problem.images), "each image is encoded once"
-    again = await backend.generate(ask)
-    assert again.usage.encodes == 0, "an image is encoded once per scope"
-    assert again.usage.prefilled == 0, "no token is prefilled twice"
-    assert [g.ids for g in again.generations] == [g.ids for g in three.generations]
-
-    prefix = (Segment(mine.text, mine.ids), Segment(" <CONCLUSION>"))
-    greedy = replace(ask, prefix=prefix, seeds=(0,), sampling=GREEDY)
-    carried = await backend.generate(greedy)
-    scratch = await backend.generate(replace(greedy, scope="c"))
-    assert carried.generations[0].ids == scratch.generations[0].ids, "forked equals recomputed"
-    difference = carried.generations[0].logprob - scratch.generations[0].logprob
-    assert abs(difference) < tolerance, f"forked equals recomputed (differs by {difference})"
-    assert carried.usage.prefilled < scratch.usage.prefilled, "a carried prefix is not prefilled"
-
-    tails = ("\nAttempt 1:\nred\nAttempt 2:\nblue\n", "\nAttempt 1:\nblue\nAttempt 2:\nred\n")
-    question = Choose("a", prompt, tails, ("1", "2"))
-    both = await backend.choose(question)
-    single = await backend.choose(replace(question, scope="d", tails=tails[1:]))
-    for x, y in zip(both.logprobs[1], single.logprobs[0], strict=True):
-        assert abs(x - y) < tolerance, "a verdict does not depend on the others in its batch"
-    assert both.usage.encodes == 0, "a judge reuses the encoded image"
-    for scope in "abcd":
-        backend.release(scope)
-    backend.release("never seen")

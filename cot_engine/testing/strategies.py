@@ -1,0 +1,91 @@
+"""What every strategy must keep to."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from typing import Literal
+
+from cot_engine.budget import Budget, Unit
+from cot_engine.concurrency import gather
+from cot_engine.errors import BudgetError
+from cot_engine.events import Grown, Selected, from_json, to_json, usage_by_role
+from cot_engine.judges import ScorerJudge
+from cot_engine.search import Named, search
+from cot_engine.session import Settings
+from cot_engine.stages import DEFAULT_PLAN, Plan, Stage
+from cot_engine.strategy import Strategy
+from cot_engine.testing.apart import apart
+from cot_engine.testing.scripted import ScriptedBackend, scorer_of, solve_scripted
+from cot_engine.types import Answer, Problem
+
+UNITS: tuple[Unit, ...] = ("flops", "new tokens", "tokens", "calls")
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Raises AssertionError, naming the rule, if a strategy breaks what the core relies on."""
+    assert not isinstance(strategy, type), "give an object of the strategy, not its class"
+    assert is_dataclass(strategy), "a strategy is a frozen dataclass: its fields are its parameters"
+    assert strategy.__dataclass_params__.frozen, "the dataclass must be frozen"  # type: ignore[attr-defined]
+    apart(lambda: _check(strategy))
+
+
+def _check(strategy: Strategy) -> None:
+    first, second = solve_scripted(strategy), solve_scripted(strategy)
+    assert first.text.strip(), "a search ends with an answer"
+    assert first.chain.done, "the returned chain is a finished one"
+    assert first.trace.canonical() == second.trace.canonical(), "same inputs, same trace"
+    alone = [solve_scripted(strategy, problem=problem) for problem in _PROBLEMS]
+    for one, other in zip(alone, _at_once(strategy, _PROBLEMS), strict=True):
+        same = one.trace.canonical() == other.trace.canonical()
+        assert same, "searches at the same time do not touch each other: it keeps no state"
+    assert [from_json(to_json(e)) for e in first.trace] == first.trace.events, "traces round-trip"
+    spent = usage_by_role(first.trace)
+    assert spent == first.usage, "every token is in the trace"
+    grown = {c.id for e in first.trace if isinstance(e, Grown) for c in e.chains}
+    assert first.chain.id in grown, "the answer is one of the chains that were grown"
+    for event in first.trace:
+        if isinstance(event, Selected):
+            assert set(event.kept) <= set(event.candidates), "only candidates are kept"
+    for plan in (_ONE_STAGE, DEFAULT_PLAN):
+        for mode in ("trained", "prompted"):
+            answer = solve_scripted(strategy, settings=Settings(plan=plan, mode=mode, seed=1))
+            assert answer.text.strip(), f"it answers with {len(plan)} stages, {mode}"
+    for unit, share in itertools.product(UNITS, (0.2, 0.5, 0.9, 3.0)):
+        amount = max(1, round(Budget(1, unit).of(first.total) * share))
+        _check_budget(strategy, Budget(amount, unit), "trained")
+        _check_budget(strategy, Budget(amount, unit), "prompted")
+    broken = ScriptedBackend(script=lambda request, seed: "no tags at all")
+    assert solve_scripted(strategy, backend=broken).text, "malformed output still gives an answer"
+    no_end = ScriptedBackend(script=lambda request, seed: "")
+    for budget in (None, Budget(1000, "new tokens")):  # an empty reply must not loop or raise
+        solve_scripted(strategy, backend=no_end, settings=Settings(budget=budget))
+
+
+_PROBLEMS = [Problem(f"p{k}", "How many are there?") for k in range(3)]
+_ONE_STAGE = Plan((Stage("ANSWER", "Answer.", "Which one answers it?", width=2),))
+
+
+def _at_once(strategy: Strategy, problems: Sequence[Problem]) -> list[Answer]:
+    """The answers to several problems, searched at the same time."""
+    named = Named(type(strategy).__name__, strategy), Named("likelihood", ScorerJudge())
+    backend = ScriptedBackend()
+
+    async def all_of_them() -> list[Answer]:
+        return await gather(
+            search(each, *named, backend, Settings(), scorers=scorer_of) for each in problems
+        )
+
+    return asyncio.run(all_of_them())
+
+
+def _check_budget(strategy: Strategy, budget: Budget, mode: Literal["trained", "prompted"]) -> None:
+    try:
+        answer = solve_scripted(strategy, settings=Settings(budget=budget, mode=mode))
+    except BudgetError:
+        return
+    spent = budget.of(answer.total)
+    assert spent <= budget.amount, f"spent {spent} of {budget}"
+    assert answer.left == budget.amount - spent, "what is left is reported"
