@@ -90,11 +90,13 @@ def parse_unit(text: str) -> Unit:
 
 @dataclass
 class Meter:
-    """What one search has spent, by role. `clock` gives seconds; tests pass their own."""
+    """What one search has spent, by role. `clock` gives seconds; tests pass their own. `pace` is
+    the least time that a token took, 0 if none was written yet."""
 
     budget: Budget | None = None
     clock: Callable[[], float] = time.monotonic
     usage: dict[Role, Usage] = field(default_factory=dict)
+    pace: float = 0.0
     started: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -120,14 +122,23 @@ class Meter:
         spent = self.seconds if self.budget.unit == "seconds" else self.budget.of(self.total)
         return max(0.0, self.budget.amount - spent)
 
-    # A clock cannot be reserved. A quarter of the time is held back for the conclusion instead.
+    # A clock cannot be reserved. A quarter of the time is held back for the conclusion instead;
+    # what comes before it is not begun if it could not take so many steps; and handing over what
+    # was written takes a moment.
     SECONDS_FLOOR = 0.25
+    STEPS = 8
+    HANDOVER = 0.002
+
+    def timed(self, seconds: float, tokens: int) -> None:
+        """Learn the pace from a request that took so long for so many tokens, one by one."""
+        pace = seconds / max(1, tokens)
+        self.pace = min(self.pace or pace, pace)
 
     def deadline(self, floor: Usage, upto: float = 1.0) -> float | None:
         """When rows must stop, as a `clock` value: see `room`."""
         if self.budget is None or self.budget.unit != "seconds":
             return None
-        return self.clock() + self.room(floor, upto)
+        return self.clock() + self.room(floor, upto) - self.HANDOVER
 
     def room(self, floor: Usage, upto: float = 1.0) -> float:
         """What may be spent now, in the budget's unit, if `floor` must still be left afterwards
@@ -144,4 +155,6 @@ class Meter:
         if self.budget is None:
             return True
         room = self.room(floor)
-        return room > 0 if self.budget.unit == "seconds" else self.budget.of(cost) <= room
+        if self.budget.unit != "seconds":
+            return self.budget.of(cost) <= room
+        return room > (self.STEPS * self.pace if floor.calls else 0.0)

@@ -367,7 +367,8 @@ class Growth:
 
     async def conclude(self, chain: Chain) -> tuple[Chain, Usage]:
         """Open the last stage by force and let the model answer at once: the floor. Where that
-        was spent, the finished chain for whose sake it could be is the answer instead."""
+        was spent, the finished chain for whose sake it could be is the answer instead; where there
+        is none, since time cannot be held back for certain, the chain as it is."""
         session, plan = self.session, self.session.plan
         reading = read(chain.text, plan)
         closing = plan[reading.open].close if reading.open else ""
@@ -380,8 +381,8 @@ class Growth:
         if session.meter.budget is not None:  # the floor's tokens, and what is left besides
             length = min(length, max(FLOOR_TOKENS, self.payable(request, 1.0, final=True)))
             request = replace(request, max_new_tokens=length)
-        if session.safe and not session.meter.affords(session.cost(request), Usage()):
-            return session.safe, Usage()
+        if not session.meter.affords(session.cost(request), Usage()):
+            return session.safe or chain, Usage()
         session.emit(Growing((chain.id,), plan.last.tag, 1))
         with session.reporter.doing("growing", plan.last.tag, 1):
             generated = await session.generate(request, final=True)

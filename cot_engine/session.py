@@ -116,11 +116,14 @@ class Session:
         headway = self.reporter.request(whole)
         request = replace(request, deadline=self.meter.deadline(floor, upto), headway=headway)
         with guard(self.model):
+            began = self.meter.seconds
             generated = await self.backend.generate(request)
+            took = self.meter.seconds - began
             used = replies.usage(self.model, getattr(generated, "usage", None))
             usage = replace(used, calls=len(request.seeds))
             self.meter.charge(request.role, usage)
             replies.generated(self.model, request, generated)
+            self.meter.timed(took, max(len(each.ids) for each in generated.generations))
             self.reporter.answered(headway, usage.decoded, len(request.seeds))
             return replace(generated, usage=usage)
 

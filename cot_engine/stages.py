@@ -346,7 +346,10 @@ def incomplete(chain: Chain, plan: Plan, budget: str = "") -> str:
     """
     tag, last = plan.last.tag, chain.last
     finish, faults = (last.finish, last.faults) if last else ("stop", ())
-    written = bool(read(chain.text, plan).contents.get(tag))
+    contents = read(chain.text, plan).contents
+    written = bool(contents.get(tag))
+    if tag not in contents and budget:  # else it would have been opened by force
+        finish = "budget"
     unclosed = f"unclosed-last:{tag}" in faults
     if written and (finish == "eos" or not (unclosed or f"unclosed:{tag}" in faults)):
         return ""

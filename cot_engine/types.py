@@ -114,7 +114,7 @@ class Generate:
 
     `scope` names the search this belongs to: a backend shares prefixes within a scope and drops
     them on `release(scope)`, so that what a search costs never depends on its neighbours.
-    `deadline` is a `time.monotonic()` value after which rows stop with finish "budget". `headway`
+    `deadline` is a `time.monotonic()` value by which rows stop, with finish "budget". `headway`
     is there if somebody watches.
     """
 

@@ -148,9 +148,29 @@ def test_of_seconds_a_quarter_is_held_back_until_a_chain_is_finished():
     now = [10.0]
     meter = Meter(Budget(8, "seconds"), clock=lambda: now[0])
     floor = Usage(calls=1)
-    assert (meter.deadline(floor), meter.deadline(Usage())) == (16, 18)
-    assert (meter.deadline(floor, 0.5), meter.deadline(floor, 0.9)) == (14, 16)
+
+    def deadline(*how):
+        return pytest.approx(meter.deadline(*how) + Meter.HANDOVER)
+
+    assert (deadline(floor), deadline(Usage())) == (16, 18)
+    assert (deadline(floor, 0.5), deadline(floor, 0.9)) == (14, 16)
     now[0] = 16.5
+    assert not meter.affords(Usage(), floor) and meter.affords(Usage(), Usage())
+
+
+def test_of_seconds_nothing_is_begun_that_could_not_take_a_few_steps():
+    """Else a stage got one token in what was left, was cut, and what was held back for concluding
+    stayed unspent."""
+    now = [10.0]
+    meter = Meter(Budget(8, "seconds"), clock=lambda: now[0])
+    floor = Usage(calls=1)
+    meter.timed(1.0, 10)  # 0.1 s for each, the first request with the prompt
+    meter.timed(0.2, 4)
+    meter.timed(0.5, 0)
+    assert meter.pace == 0.05
+    now[0] = 15.5  # 0.5 s before the floor
+    assert meter.affords(Usage(), floor)
+    now[0] = 15.7
     assert not meter.affords(Usage(), floor) and meter.affords(Usage(), Usage())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -80,12 +81,15 @@ def chain(text, finish, *faults):
          "The budget of 9 calls ended before CONCLUSION was written."),
         (chain("<SUMMARY>a</SUMMARY><CONCLUSION></CONCLUSION>", "stop", "empty:CONCLUSION"),
          "The model wrote nothing as CONCLUSION. The answer is what it wrote last before that."),
+        # It would have been opened by force, had there been anything left.
         (chain("<SUMMARY>a</SUMMARY>", "eos", "missing:CONCLUSION"),
-         "The model ended its turn before it wrote CONCLUSION. The answer is what it wrote last"
-         " before that."),
+         "The budget of 9 calls ended before CONCLUSION was written. The answer is what it wrote"
+         " last before that."),
+        (chain("<CONCLUSION></CONCLUSION>", "eos", "empty:CONCLUSION"),
+         "The model ended its turn before it wrote CONCLUSION."),
         (chain("<CONCLUSION>2<SUMMARY>a</SUMMARY>", "stop", "unclosed:CONCLUSION"),
          "The model began another stage before it ended CONCLUSION."),
-        (Chain(), "The model wrote nothing as CONCLUSION."),
+        (Chain(), "The budget of 9 calls ended before CONCLUSION was written."),
     ],
 )  # fmt: skip
 def test_each_way_to_end_has_its_sentence(made, said):
@@ -100,6 +104,24 @@ def test_a_conclusion_at_its_length_limit_is_not_complete_without_any_budget():
     assert answer.incomplete.startswith("CONCLUSION reached the most tokens")
     silent = ScriptedBackend(script=lambda request, seed: "")
     assert solve_scripted(Beam(1), backend=silent).incomplete != ""
+
+
+def test_when_the_time_is_over_nothing_more_is_asked():
+    """It was concluded nonetheless, with a token after the budget's end."""
+
+    class Slow(ScriptedBackend):
+        async def generate(self, request):
+            await asyncio.sleep(0.02)
+            return await super().generate(request)
+
+    backend = Slow(script=wordy)
+    answer = solve_scripted(
+        Beam(1), backend=backend, settings=Settings(budget=Budget(0.02, "seconds"))
+    )
+    assert len(backend.requests) == 1 and answer.left == 0
+    assert answer.incomplete.startswith("The budget of 0.02 seconds ended before CONCLUSION was")
+    assert "about summary" in answer.text
+    assert answer.trace.finished.chain == answer.chain.id == "r.0"
 
 
 def test_concluding_may_take_what_the_budget_still_pays_for():

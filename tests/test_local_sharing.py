@@ -334,6 +334,15 @@ def test_deadline(backend):
     assert all(g.ids for g in found)
 
 
+def test_a_row_stops_where_another_step_would_end_after_the_deadline(backend):
+    backend.text.eos = frozenset()
+    backend.worker.step = 60.0  # as the last forward pass took
+    deadline = time.monotonic() + 30
+    request = ask(tokens=5, until=Until(("never",)), deadline=deadline)
+    found = run(backend.generate(request)).generations
+    assert {g.finish for g in found} == {"budget"} and all(len(g.ids) <= 1 for g in found)
+
+
 def test_closing_fails_what_is_in_flight(folder):
     backend = LocalBackend.load(folder, device="cpu")
     backend.text.eos = frozenset()

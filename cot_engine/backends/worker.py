@@ -59,6 +59,7 @@ class Worker:
         self.batch = Batch(adapter, shape, flops)
         self.jobs: list[Job] = []  # whose prompts are not computed yet
         self.waiting: deque[Row] = deque()  # rows without a slot
+        self.step = 0.0  # seconds that the last forward pass of all rows took
         self.life = Life(self)
 
     # --- called from elsewhere -------------------------------------------------------------------
@@ -227,6 +228,7 @@ class Worker:
         room = self.max_rows - len(self.batch.rows)
         joining = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
         drawn: list[list[Any]] = []
+        began = time.monotonic()
 
         def step() -> None:
             self.batch.join(joining)
@@ -234,6 +236,7 @@ class Worker:
 
         error = attempt(step)
         if error is None:
+            self.step = time.monotonic() - began
             self._take(list(self.batch.rows), *drawn)
             return
         missing = [row for row in joining if row not in self.batch.rows]
@@ -267,7 +270,7 @@ class Worker:
 
     def _take(self, rows: list[Row], tokens: list[int], logprobs: list[float]) -> list[Row]:
         """Give each row its new token; finish those that end. Returns the others."""
-        now = time.monotonic()
+        ahead = time.monotonic() + self.step  # when another token would be there
         going = []
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
             job = row.job
@@ -290,7 +293,7 @@ class Worker:
                 self._finish(row, "stop", keep)
             elif len(row.ids) >= job.request.max_new_tokens:
                 self._finish(row, "length", len(row.ids))
-            elif job.request.deadline is not None and now >= job.request.deadline:
+            elif job.request.deadline is not None and ahead > job.request.deadline:
                 self._finish(row, "budget", len(row.ids))
             else:
                 going.append(row)
