@@ -256,6 +256,21 @@ def test_stopped_and_resumed_is_as_if_never_stopped(run, make, world):
     assert done.step == 6 and done.model == outcome.model
 
 
+def test_how_far_it_is_is_told_at_each_row_and_between(run, tmp_path):
+    for restart, steps in ((False, [1, 2, 3, 4, 5, 6]), (True, [5, 6])):
+        rows, ticks = [], []
+        options = {"show": rows.append, "step": lambda *tick, ticks=ticks: ticks.append(tick)}
+        if restart:
+            shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+        run(options=options)
+        assert [row["step"] for row in rows] == steps
+        firsts = [row["progress"].partition(",")[0] for row in rows]
+        assert firsts == [f"{n} of 6 ({100 * n // 6} %)" for n in steps]
+        assert all(", about " in row["progress"] for row in rows[:-1])
+        assert ticks and ticks[0][0] == steps[0] and ticks[0][1].startswith(firsts[0])
+        assert not any("progress" in row for row in log(tmp_path / "run"))
+
+
 def test_all_weights_and_muons_momentum_are_resumed_exactly(run):
     changes = {"train__optimizer": "muon", "model__freeze": ["vision"]}
     whole = run("whole", **changes)

@@ -20,6 +20,7 @@ from cot_engine.cli.options import Action, Json, Quiet, Verbose, option
 from cot_engine.errors import ConfigError, CotEngineError, shown
 from cot_engine.escape import terminal
 from cot_engine.outputs import check_outputs
+from cot_engine.training.clock import Clock, duration, share
 
 if TYPE_CHECKING:
     from cot_engine.training.build import Outcome, Report, Settings
@@ -221,19 +222,30 @@ class _Watch:
         self.total, self.quiet = total, quiet
         self.kept = self.aside = self.left = 0
         self.begun = self.said = time.monotonic()
+        self.asked = Clock(0)  # of rows that a teacher was asked about: the journal answers at once
         self.terminal = sys.stderr is not None and sys.stderr.isatty()
 
     def outcome(self, outcome: Outcome) -> None:
         setattr(self, outcome.status, getattr(self, outcome.status) + 1)
         now = time.monotonic()
+        if outcome.asked:
+            self.asked.first -= 1  # that many are done since the clock began
+        elif not self.asked.first:
+            self.asked.began = now
         if now - self.said > (0.2 if self.terminal else _EVERY):
             self.said = now
             self._print(self.status(), stays=not self.terminal)
 
     def status(self) -> str:
         done = self.kept + self.aside
-        parts = [f"{done:,} of {self.total:,} rows", f"{self.kept:,} kept, {self.aside:,} aside"]
-        return ", ".join(parts + ([f"{self.left:,} left"] if self.left else []))
+        self.asked.total = self.total - done - self.left
+        parts = [f"{done:,} of {self.total:,} rows ({share(done, self.total)})"]
+        parts += [f"{self.kept:,} kept, {self.aside:,} aside"]
+        parts += [f"{self.left:,} left for a later run"] if self.left else []
+        rest = self.asked.left(0)
+        if rest is not None and self.asked.total:
+            parts.append(f"about {duration(rest)} to go")
+        return ", ".join(parts)
 
     def say(self, text: str) -> None:
         self._print(text, stays=True)

@@ -13,6 +13,7 @@ from typing import TextIO
 
 from cot_engine.escape import terminal
 from cot_engine.statistics import wilson
+from cot_engine.training.clock import duration
 
 _EVERY = 10.0  # seconds between lines
 
@@ -177,13 +178,3 @@ class Progress:
             failed = f"  {t.failed} failed" if t.failed else ""
             table.add_row(Text(terminal(label)), share, t.accuracy + failed, cost)
         return table
-
-
-def duration(seconds: float) -> str:
-    """ "45 s", "6 min 40 s", "3 h 12 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

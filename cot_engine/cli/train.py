@@ -10,9 +10,9 @@ import sys
 import time
 from typing import Any
 
-from cot_engine.cli.progress import duration
 from cot_engine.errors import ConfigError
 from cot_engine.escape import terminal
+from cot_engine.training.clock import duration
 
 
 def run(
@@ -38,7 +38,13 @@ def run(
     first = int(os.environ.get("RANK", 0)) == 0
     with Show(quiet=quiet or not first) as shown:
         outcome = train(
-            read, minutes=minutes, resume=resume, restart=restart, tell=shown.say, show=shown.row
+            read,
+            minutes=minutes,
+            resume=resume,
+            restart=restart,
+            tell=shown.say,
+            show=shown.row,
+            step=shown.step,
         )
     if first:
         _print(outcome, config, json)
@@ -69,12 +75,13 @@ def _print(outcome: Any, config: str, as_json: bool) -> None:
 
 class Show:
     """How a training goes, on stderr: one line that changes where that is a terminal, and a line
-    for each row of the log, ten seconds apart at least, where it is not."""
+    now and then, ten seconds apart at least, where it is not."""
 
     EVERY = 10.0
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet, self.status, self.held, self.said = quiet, None, "", 0.0
+        self.last = ""  # what is known of the loss
 
     def __enter__(self) -> Show:
         from rich.console import Console
@@ -104,10 +111,15 @@ class Show:
         if "held_out_loss" in row:
             self.held = f", held-out loss {row['held_out_loss']:.4f}"
             return
-        text = (
-            f"Step {row['step']:,}: loss {row['loss']:.4f}{self.held}, "
-            f"{row['examples_per_second']:,.1f} examples/s, {duration(row['seconds'])}"
+        self.last = (
+            f": loss {row['loss']:.4f}{self.held}, {row['examples_per_second']:,.1f} examples/s, "
+            f"{duration(row['seconds'])} so far"
         )
+        self.step(row["step"], row["progress"])
+
+    def step(self, _: int, progress: str) -> None:
+        """How far it is: a step was made."""
+        text = f"Step {progress}{self.last}"
         if self.status is not None:
             self.status.update(terminal(text))
         elif time.monotonic() - self.said >= self.EVERY:

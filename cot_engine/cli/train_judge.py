@@ -7,10 +7,10 @@ import os
 import shlex
 from typing import Any
 
-from cot_engine.cli.progress import duration
 from cot_engine.cli.train import Show
 from cot_engine.errors import ConfigError
 from cot_engine.escape import terminal
+from cot_engine.training.clock import duration
 
 
 def run(
@@ -41,6 +41,7 @@ def run(
             measure=measure,
             tell=shown.say,
             show=shown.row,
+            step=shown.step,
         )
     if first:
         _print(outcome, config, json)

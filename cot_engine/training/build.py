@@ -15,7 +15,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,7 +109,8 @@ class Settings:
 class Outcome:
     """What became of a row: kept, set aside, or left for a later run; `line` is its line in the
     file for that. `faults` are those of its attempts, the last one's being its own reason.
-    `decided_by` says who found a kept row right: "rule", "teacher", or "" where nobody could."""
+    `decided_by` says who found a kept row right: "rule", "teacher", or "" where nobody could.
+    `asked`: a teacher was asked in this run, and not the journal alone."""
 
     id: str
     place: str
@@ -117,6 +118,7 @@ class Outcome:
     faults: tuple[Fault, ...] = ()
     line: str = ""
     decided_by: str = ""
+    asked: bool = False
 
 
 @dataclass
@@ -200,6 +202,7 @@ class _Builder:
         self.outcomes = _Outcomes()
         self.fatal: CotEngineError | None = None
         self.interrupted = False
+        self.asked: set[str] = set()  # rows that the teacher is asked about in this run
 
     async def run(self) -> None:
         self._mind_the_budget()
@@ -209,6 +212,9 @@ class _Builder:
             # On after a stop too: rows whose replies are in the journal are worked out from there.
             for at, entry in numbered:
                 outcome = await self._outcome(entry)
+                if outcome.id in self.asked:
+                    self.asked.remove(outcome.id)
+                    outcome = replace(outcome, asked=True)
                 self.outcomes.add(at, outcome)
                 self.report.count(outcome)
                 self.on_outcome(outcome)
@@ -313,6 +319,7 @@ class _Builder:
             return had
         if self.teacher.pace.stop.is_set():
             raise Stopped
+        self.asked.add(task.id)
         asked = await asyncio.to_thread(messages)
         seed = (self.settings.seed + int(task.digest[:7], 16) + attempt) % 2**31
         how = {"seed": seed, "temperature": temperature, "tokens": tokens}

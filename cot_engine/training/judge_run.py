@@ -16,6 +16,7 @@ from cot_engine.config import RunConfig
 from cot_engine.errors import ConfigError, CotEngineError, InputError
 from cot_engine.outputs import check_outputs
 from cot_engine.training import sft
+from cot_engine.training.clock import Clock
 from cot_engine.training.judge_config import JudgeConfig
 from cot_engine.training.judge_data import (
     Problems,
@@ -68,13 +69,14 @@ def train_judge(
     measure: bool = True,
     tell: Callable[[str], None] = lambda _: None,
     show: Callable[[dict[str, Any]], None] = lambda _: None,
+    step: Callable[[int, str], None] = lambda done, said: None,
 ) -> JudgeOutcome:
     """Sample pairs, train on them, measure before and after; go on where an earlier run stopped.
 
     `minutes` bounds sampling and training together; `restart` throws checkpoints away, not pairs;
     `pairs_only` stops when all are sampled; without `measure` nothing is measured at the end.
-    `tell` gets sentences, `show` each row of log.jsonl. Raises CotEngineError for everything that
-    the user can mend.
+    `tell` gets sentences, `show` each row of log.jsonl, `step` how far it is, as of `train`. Raises
+    CotEngineError for everything that the user can mend.
     """
     _check_sources(config)
     sft._needs()
@@ -105,7 +107,7 @@ def train_judge(
     rest = left()
     # At least one step, however long sampling took: or no run would ever get anywhere.
     run = JudgeRun(
-        config, problems, train.values(), measured, last, rest and max(rest, 0.01), tell, show
+        config, problems, train.values(), measured, last, rest and max(rest, 0.01), tell, show, step
     )
     trained = run.run()
     if trained.model is None or not measure or rank:
@@ -191,8 +193,8 @@ def _sample(
     tell: Callable[[str], None],
     left: Callable[[], float | None],
 ) -> None:
-    began, said = time.monotonic(), 0.0
-    total, before = len(missing) + len(file.done), len(file.done)
+    said, total = 0.0, len(missing) + len(file.done)
+    clock = Clock(total, len(file.done))
 
     def stop() -> bool:
         rest = left()
@@ -205,11 +207,8 @@ def _sample(
             return
         said = now
         pairs = sum(len(done.pairs) for done in file.done.values())
-        rate = (len(file.done) - before) / (now - began)
-        tell(
-            f"{name}: {len(file.done):,} of {total:,} problems, {pairs:,} pairs, "
-            f"{rate:.1f} problems/s"
-        )
+        rate = (len(file.done) - clock.first) / max(clock.seconds, 1e-9)
+        tell(f"{name}: {clock.said(len(file.done))}, {pairs:,} pairs, {rate:.1f} problems/s")
 
     try:
         sample_pairs(engine, items, missing, sampler, file, on_done, stop)

@@ -232,8 +232,9 @@ class JudgeRun(sft._Run):
         minutes: float | None,
         tell: Callable[[str], None],
         show: Callable[[dict[str, Any]], None],
+        step: Callable[[int, str], None] = lambda done, said: None,
     ) -> None:
-        super().__init__(config.sft, config.output, last, minutes, tell, show)
+        super().__init__(config.sft, config.output, last, minutes, tell, show, step)
         self.judge, self.problems = config, problems
         self.done, self.measured = list(done), measured
 

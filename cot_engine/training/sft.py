@@ -47,12 +47,15 @@ def train(
     restart: bool = False,
     tell: Callable[[str], None] = lambda _: None,
     show: Callable[[dict[str, Any]], None] = lambda _: None,
+    step: Callable[[int, str], None] = lambda done, said: None,
 ) -> Outcome:
     """Train until the last step, or for `minutes`, or until Ctrl-C; go on from the newest
     checkpoint of config.output, if there is one by the same configuration.
 
     `resume` insists on a checkpoint; `restart` throws the old ones away. `tell` gets sentences,
-    `show` each row of log.jsonl. Raises CotEngineError for everything that the user can mend.
+    `show` each row of log.jsonl with its "progress" ("120 of 3,000 (4 %), about 2 h 5 min left"),
+    `step` between them how many steps are done and the same. Raises CotEngineError for everything
+    that the user can mend.
     """
     output = Path(config.output)
     _check_sources(config, output)
@@ -76,7 +79,7 @@ def train(
     if last is not None:
         _same_training(json.loads((last / "training.json").read_text("utf-8")), config, last)
     torch.manual_seed(config.train.seed)
-    return _Run(config, output, last, minutes, tell, show).run()
+    return _Run(config, output, last, minutes, tell, show, step).run()
 
 
 class _Run:
@@ -88,6 +91,7 @@ class _Run:
         minutes: float | None,
         tell: Callable[[str], None],
         show: Callable[[dict[str, Any]], None],
+        step: Callable[[int, str], None] = lambda done, said: None,
     ) -> None:
         from cot_engine.training.trainer import Watch
 
@@ -104,7 +108,7 @@ class _Run:
             self.rows.append(row)
             show(row)
 
-        self.watch = Watch(log, self.first, seconds, config.train.batch, shown)
+        self.watch = Watch(log, self.first, seconds, config.train.batch, shown, step)
         self.watch.spent = next((r["seconds"] for r in self.rows[::-1] if "seconds" in r), 0.0)
 
     def run(self) -> Outcome:

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from cot_engine.errors import ModelError, StoreError
+from cot_engine.training.clock import Clock
 from cot_engine.training.examples import IGNORE
 from cot_engine.training.muon import Muon
 from cot_engine.training.sft_config import SFTConfig
@@ -311,7 +312,8 @@ def is_full(error: BaseException) -> bool:
 
 
 class Watch(TrainerCallback):
-    """Stops at the time limit or on request, writes log.jsonl, and tells `show` of each row."""
+    """Stops at the time limit or on request, writes log.jsonl, and tells `show` of each row, with
+    how far the training is. Between rows `step` hears of that, once a second at most."""
 
     def __init__(
         self,
@@ -320,9 +322,12 @@ class Watch(TrainerCallback):
         seconds: float | None,
         batch: int,
         show: Callable[[dict[str, Any]], None],
+        step: Callable[[int, str], None] = lambda done, said: None,
     ) -> None:
         self.log, self.first, self.limit, self.batch, self.show = log, first, seconds, batch, show
-        self.began = self.last_time = time.monotonic()
+        self.step, self.told = step, 0.0
+        self.clock = Clock(0, first, seconds)
+        self.last_time = time.monotonic()
         self.last_step = first
         self.stop = False
         self.spent = 0.0  # seconds of training in earlier runs
@@ -330,13 +335,14 @@ class Watch(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        return self.spent + time.monotonic() - self.began
+        return self.spent + self.clock.seconds
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.began = self.last_time = time.monotonic()
+        self.clock = Clock(args.max_steps, self.first, self.limit)
+        self.last_time = self.clock.began
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        over = self.limit is not None and time.monotonic() - self.began >= self.limit
+        over = self.limit is not None and self.clock.seconds >= self.limit
         stop = self.stop or over
         if args.world_size > 1:  # all processes must stop at the same step
             flag = torch.tensor(float(stop), device=args.device)
@@ -346,6 +352,9 @@ class Watch(TrainerCallback):
             control.should_save = control.should_training_stop = True
         if stop or state.global_step >= args.max_steps:
             control.should_log = True
+        if self.log is not None and time.monotonic() - self.told >= 1:
+            self.told = time.monotonic()
+            self.step(state.global_step, self.clock.said(state.global_step))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         logs = logs or {}
@@ -373,4 +382,4 @@ class Watch(TrainerCallback):
         if self.log is not None:
             with suppress(OSError), self.log.open("a") as file:  # a full disk fails at a checkpoint
                 file.write(json.dumps(row) + "\n")
-            self.show(row)
+            self.show(row | {"progress": self.clock.said(state.global_step)})

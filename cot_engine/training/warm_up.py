@@ -25,10 +25,13 @@ from cot_engine.scenes import SceneProblem, sample
 from cot_engine.scenes.charts import TALLEST
 from cot_engine.scenes.model import PATCH, build_model, build_processor
 from cot_engine.scenes.world import COLOURS, GRID, SHAPES, SIDE, SIZES, Thing
+from cot_engine.training.clock import Clock
 from cot_engine.training.muon import Muon
 from cot_engine.training.network import share
 
 IGNORE = -100
+EVERY = 10.0
+"""Seconds between lines of progress."""
 CELLS = GRID * GRID
 NO_BAR = len(COLOURS)
 HEADS = {  # classes of each head; every patch is asked all that its picture has an answer to
@@ -164,6 +167,7 @@ def warm_up(out: Path, steps: int, size: int, minutes: float | None) -> None:
     opts = optimisers([tower, heads])
     base = [opt.param_groups[0]["lr"] for opt in opts]
     done, state_file, start = 0, out / "warm_up.pt", time.monotonic()
+    said = 0.0
     out.mkdir(parents=True, exist_ok=True)
     if state_file.exists():
         state = torch.load(state_file)
@@ -172,6 +176,8 @@ def warm_up(out: Path, steps: int, size: int, minutes: float | None) -> None:
         for opt, s in zip(opts, state["opts"], strict=True):
             opt.load_state_dict(s)
         done = state["done"]
+
+    clock = Clock(steps, done, minutes and 60 * minutes)
 
     def save() -> None:
         state = {"tower": tower.state_dict(), "heads": heads.state_dict(), "done": done}
@@ -189,9 +195,10 @@ def warm_up(out: Path, steps: int, size: int, minutes: float | None) -> None:
             opt.step()
             opt.zero_grad(set_to_none=True)
         done += 1
+        if done % 200 == 0 or clock.seconds - said >= EVERY:
+            said = clock.seconds
+            print(f"{clock.said(done)}, loss {loss.item():.3f}", flush=True)
         if done % 200 == 0:
-            seconds = time.monotonic() - start
-            print(f"{done} of {steps}, {seconds:.0f} s, loss {loss.item():.3f}", flush=True)
             save()
     save()
     print(f"held out after {done} steps: {held_out(tower, heads, device)}")
