@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,27 @@ class Profile:
                 "It belongs into the model's own folder; write it there by hand, or use a copy.",
             ) from None
         return path
+
+    def after_training(self) -> tuple[Profile, str]:
+        """What of it still holds of weights that grew out of this model's, and what to say of the
+        rest ("" if all does).
+
+        How it is asked to judge (`judge_prompt`) is what it was taught, and stays. The weight of
+        likelihood was fitted on what the old weights said, and goes; so does a default judge that
+        cannot be made without it.
+        """
+        if self.likelihood_weight is None:
+            return self, ""
+        needs = self.judge == "self+likelihood"
+        kept = replace(self, likelihood_weight=None, judge="self" if needs else self.judge)
+        said = (
+            f"The likelihood_weight {self.likelihood_weight:g} in {FILE} was fitted on the weights"
+            " before and is not taken over"
+            + (", so the default judge is self" if needs else "")
+            + ". Fit it anew: cot-engine judge-report --model FOLDER --problems 500 --fit "
+            "--write-profile."
+        )
+        return kept, said
 
     def make_judge(self, name: str = "auto") -> Judge:
         """The judge of that name for the model of this profile; "auto": its default one.

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import cot_engine.bundled
-from cot_engine import Engine
+from cot_engine import Engine, profile
 from cot_engine.errors import InputError
+from cot_engine.profile import Profile
 from cot_engine.scenes import sample
 from cot_engine.scenes.world import Thing
 from cot_engine.training import bundle, warm_up
@@ -95,15 +96,18 @@ def test_bundling_rounds_the_weights_and_keeps_the_rest(tmp_path):
 
 
 def test_the_average_of_models(whole, tmp_path):
-    average([BUNDLED, whole], [0.75, 0.25], tmp_path / "mean")
+    said = average([BUNDLED, whole], [0.75, 0.25], tmp_path / "mean")
     first, second, made = (
         load_file(f / "model.safetensors") for f in (BUNDLED, whole, tmp_path / "mean")
     )
     for name in first:
         wanted = 0.75 * first[name].float() + 0.25 * second[name].float()
         assert torch.equal(made[name], wanted.to(torch.bfloat16)), name
-    for name in bundle.FILES:
+    for name in set(bundle.FILES) - {profile.FILE}:
         assert (tmp_path / "mean" / name).read_bytes() == (BUNDLED / name).read_bytes()
+    # How it is asked to judge is what it was taught; the weight was fitted on one of them.
+    assert Profile.of(tmp_path / "mean") == Profile("self", "brief", None)
+    assert "fitted on the weights before" in said and "default judge is self" in said
     assert len({p.stat().st_mode for p in (tmp_path / "mean").iterdir()}) == 1
     with Engine.from_pretrained(tmp_path / "mean") as engine:  # a model like any other
         assert engine.backend.info.architecture == "LlavaForConditionalGeneration"

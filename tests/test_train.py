@@ -20,6 +20,7 @@ from tiny_models import build, picture
 from cot_engine import Engine
 from cot_engine.cli import main
 from cot_engine.errors import ConfigError, InputError, ModelError
+from cot_engine.profile import FILE, Profile
 from cot_engine.training.sft import train
 from cot_engine.training.sft_config import parse_config
 from cot_engine.training.trainer import checkpoints
@@ -254,6 +255,39 @@ def test_stopped_and_resumed_is_as_if_never_stopped(run, make, world):
     assert untimed[0] == untimed[1]
     done = run("parts", lora=lora)  # nothing is left to do
     assert done.step == 6 and done.model == outcome.model
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_model_takes_over_of_its_profile_what_still_holds(run, world, tmp_path, lora):
+    """How it is asked to judge is what it was taught; a weight was fitted on the old weights."""
+    source = tmp_path / "source"
+    shutil.copytree(world / "llava", source)
+    Profile("self+likelihood", "brief", 1.25).write(source)
+    told = []
+    changes = {"lora__rank": 2} if lora else {}
+    done = run(model__path=str(source), train__steps=2, options={"tell": told.append}, **changes)
+    assert Profile.of(done.model) == Profile("self", "brief", None)
+    (note,) = [said for said in told if "likelihood_weight" in said]
+    assert "1.25" in note and "not taken over, so the default judge is self" in note
+    assert note.removeprefix("Note: ") in (done.model / "README.md").read_text()
+    folder = done.output / ("adapter" if lora else "checkpoints/2")
+    assert (folder / FILE).exists() != lora, "a checkpoint is a model too, an adapter is none"
+    with Engine.from_pretrained(done.model) as engine:
+        assert engine.backend.info.architecture == "LlavaForConditionalGeneration"
+    # Without a weight there is nothing to say, and all is taken over.
+    told.clear()
+    Profile("likelihood", "brief").write(source)
+    done = run("next", model__path=str(source), train__steps=1, options={"tell": told.append})
+    assert Profile.of(done.model) == Profile("likelihood", "brief")
+    assert not any("likelihood_weight" in said for said in told)
+
+
+def test_a_profile_that_cannot_be_read_stops_a_training_before_it_begins(run, world, tmp_path):
+    shutil.copytree(world / "llava", tmp_path / "source")
+    (tmp_path / "source" / FILE).write_text("{")
+    with pytest.raises(ConfigError, match="profile"):
+        run(model__path=str(tmp_path / "source"))
+    assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
 def test_how_far_it_is_is_told_at_each_row_and_between(run, tmp_path):

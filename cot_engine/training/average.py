@@ -20,16 +20,19 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from cot_engine import profile
 from cot_engine.errors import CotEngineError, InputError
-from cot_engine.training.network import share
+from cot_engine.training.network import share, take_profile
 
 _OTHERS = ("*.json", "*.jinja", "*.model", "*.txt")
 """What is copied from the first model's folder, besides the files of weights."""
 
 
-def average(models: Sequence[Path], weights: Sequence[float], out: Path) -> None:
+def average(models: Sequence[Path], weights: Sequence[float], out: Path) -> str:
     """Write a model folder to `out`: the weights of `models`, weighted, and the other files of the
     first; a file of weights is in memory at a time, in float32, and written in the first's dtype.
+    Of the first's profile goes what holds of other weights too; what is to be said of the rest is
+    returned.
 
     Raises InputError if a folder has no weights, the models do not have the same tensors, the
     weights do not sum to 1, or `out` is there already.
@@ -41,6 +44,7 @@ def average(models: Sequence[Path], weights: Sequence[float], out: Path) -> None
         )
     if out.exists():
         raise InputError(f"{out} is there already.", "Give another folder, or remove it.")
+    profile.Profile.of(models[0])  # before anything is written
     places = [_places(model) for model in models]
     shapes = [{name: shape for name, (_, shape) in there.items()} for there in places]
     for model, there in zip(models[1:], shapes[1:], strict=True):
@@ -60,8 +64,11 @@ def average(models: Sequence[Path], weights: Sequence[float], out: Path) -> None
         save_file(summed, out / file.name, metadata={"format": "pt"})
     for pattern in _OTHERS:
         for file in models[0].glob(pattern):
-            shutil.copyfile(file, out / file.name)
+            if file.name != profile.FILE:
+                shutil.copyfile(file, out / file.name)
+    said = take_profile(models[0], out)
     share(out)
+    return said
 
 
 def _places(model: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
@@ -88,7 +95,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the average")
     args = parser.parse_args()
     try:
-        average(args.models, args.weights, args.out)
+        if said := average(args.models, args.weights, args.out):
+            print(f"Note: {said}")
     except CotEngineError as error:
         parser.exit(2, f"{error.message} {error.hint}\n".replace("  ", " "))
 

@@ -32,8 +32,8 @@ FILES = (
 
 
 def bundle(model: Path, out: Path) -> None:
-    """Copy what a model folder needs. Raises OSError if a file is missing, InputError if `out` is
-    the model's folder."""
+    """Copy what a model folder needs, its profile as it is: rounded, it is the same model. Raises
+    OSError if a file is missing, InputError if `out` is the model's folder."""
     check_outputs([("--out", out)], [("the model", model)])
     weights = load_file(model / "model.safetensors")
     for name in FILES:

@@ -110,6 +110,8 @@ def train_judge(
         config, problems, train.values(), measured, last, rest and max(rest, 0.01), tell, show, step
     )
     trained = run.run()
+    if trained.model is not None and not measure and run.dropped:
+        run.tell(f"Note: {run.dropped}")  # where it is measured, it is fitted anew
     if trained.model is None or not measure or rank:
         return JudgeOutcome(output, made, trained, None, trained.stopped)
     report = _measured(config, problems, held, trained.model, tell)

@@ -242,6 +242,7 @@ class JudgeRun(sft._Run):
         config, table = self.config, self.judge.judge
         micro = self._micro()
         self.source = loading.find_folder(sft._relative(config, model_path(config.model.path)))
+        self.dropped = Profile.of(self.source).after_training()[1]
         self.tell(f"Loading {config.model.path} to train")
         whole = self.last is not None and config.lora is None
         loaded = loading.load(

@@ -8,9 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cot_engine import profile
 from cot_engine.errors import InputError, StoreError
+from cot_engine.profile import Profile
 from cot_engine.training.sft_config import SFTConfig
 
+_OWN = ("config.json", "generation_config.json", "adapter_config.json", profile.FILE)
+"""Files that new weights have of their own."""
 VISION = ("vision_tower", "visual", "vision_model")
 """What the architectures call their vision towers."""
 
@@ -55,7 +59,7 @@ def save_model(
 ) -> None:
     """output/model (and, of a LoRA, output/adapter), each there when it is whole. Raises
     StoreError if the disk is full."""
-    from cot_engine.training.trainer import copy_processor, is_full, sync
+    from cot_engine.training.trainer import is_full, sync
 
     def placed(name: str, write: Callable[[Path], None]) -> None:
         beside = output / f".{name}"
@@ -63,7 +67,7 @@ def save_model(
         beside.mkdir(parents=True)
         try:
             write(beside)
-            copy_processor(source, beside)
+            take_over(source, beside)
             (beside / "README.md").write_text(card, encoding="utf-8")
             share(beside)
             sync(beside)
@@ -91,6 +95,29 @@ def save_model(
                 "model",
                 lambda to: merged(trainer.model, loaded, config, source).save_pretrained(to),
             )
+
+
+def take_over(source: Path, target: Path) -> str:
+    """What a folder of trained weights takes from the model that they grew out of, for all who
+    write one; returns what is to be said of what it does not take ("" if nothing).
+
+    Tokenizer, image processor and chat template are copied as they are: saving them anew would
+    rewrite what some libraries read. Of the profile (cot_engine.json) goes what still holds; an
+    adapter alone has none. Raises ConfigError for a profile that cannot be read.
+    """
+    for path in source.iterdir():
+        kept = path.suffix in (".json", ".jinja", ".model", ".txt") and path.is_file()
+        if kept and path.name not in _OWN and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, target / path.name)
+    return take_profile(source, target) if (target / "config.json").is_file() else ""
+
+
+def take_profile(source: Path, target: Path) -> str:
+    """As `take_over`, the profile alone."""
+    holds, said = Profile.of(source).after_training()
+    if holds != Profile():
+        holds.write(target)
+    return said
 
 
 def share(folder: Path) -> None:

@@ -83,8 +83,10 @@ def card(
     seconds: float,
     examples: int | None,
     held: int,
+    note: str = "",
 ) -> str:
-    """The model card, in Markdown. Everything in it was read or measured."""
+    """The model card, in Markdown. Everything in it was read or measured. `note` is about the
+    profile of the model that it began with."""
     data, train = config.data, config.train
     source = data.rows or f"generated scenes, split {data.scenes!r}, seed {data.seed}"
     seen = steps * train.batch
@@ -109,6 +111,7 @@ def card(
             lines.append(f"| {name} | {values[-1]:.4f} per token of the answer |")
     lines += [f"| {key} | {visible(str(value))} |" for key, value in machine.items()]
     lines += [f"| weights it began with | {facts['digest']} |", f"| made | {_today()} |", ""]
+    lines += [visible(note), ""] if note else []
     lines += ["The configuration:", "", "```json", json.dumps(config.plain(), indent=1), "```", ""]
     return "\n".join(lines)
 

@@ -114,6 +114,7 @@ class _Run:
     def run(self) -> Outcome:
         from cot_engine.backends import loading
         from cot_engine.engine import model_path
+        from cot_engine.profile import Profile
         from cot_engine.training.examples import Encoder
         from cot_engine.training.network import prepare
         from cot_engine.training.stream import Steps, held_out_batches, load_corpus
@@ -122,6 +123,7 @@ class _Run:
         config = self.config
         micro = self._micro()
         self.source = loading.find_folder(_relative(config, model_path(config.model.path)))
+        self.dropped = Profile.of(self.source).after_training()[1]
         self.tell(f"Loading {config.model.path}")
         # All weights were trained: they are read by the model's own loader, which knows the names
         # they were saved under. Trainer's would leave out, silently, those it does not know.
@@ -211,8 +213,11 @@ class _Run:
                     seconds=self.watch.seconds,
                     examples=len(corpus.train) if self.config.data.rows else None,
                     held=corpus.held,
+                    note=self.dropped,
                 )
                 save_model(trainer, loaded, self.config, self.source, self.output, text)
+                if self.dropped and "model" in names:
+                    self.tell(f"Note: {self.dropped}")
             trainer.accelerator.wait_for_everyone()
         model = self.output / "model" if step >= total and "model" in names else None
         return self._outcome(step, total, model)

@@ -28,11 +28,11 @@ from cot_engine.errors import ModelError, StoreError
 from cot_engine.training.clock import Clock
 from cot_engine.training.examples import IGNORE
 from cot_engine.training.muon import Muon
+from cot_engine.training.network import take_over
 from cot_engine.training.sft_config import SFTConfig
 from cot_engine.training.stream import Steps, loader
 
 CHECKPOINTS = "checkpoints"
-_NOT_COPIED = ("config.json", "generation_config.json", "adapter_config.json", "cot_engine.json")
 
 
 def learn_answers(network: torch.nn.Module) -> None:
@@ -270,22 +270,13 @@ class AnswerTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder, state_dict=state_dict)
-        copy_processor(self.processor_files, folder)
+        take_over(self.processor_files, folder)
 
 
 def checkpoints(output: Path) -> list[Path]:
     """The whole checkpoints of a training, oldest first."""
     found = [p for p in (output / CHECKPOINTS).glob("*") if p.name.isdigit()]
     return sorted((p for p in found if (p / "training.json").is_file()), key=lambda p: int(p.name))
-
-
-def copy_processor(source: Path, target: Path) -> None:
-    """Tokenizer, image processor and chat template as the model came with them: saving them anew
-    would rewrite what some libraries read."""
-    for path in source.iterdir():
-        kept = path.suffix in (".json", ".jinja", ".model", ".txt") and path.is_file()
-        if kept and path.name not in _NOT_COPIED and not path.name.endswith(".index.json"):
-            shutil.copyfile(path, target / path.name)
 
 
 def sync(folder: Path) -> None:
