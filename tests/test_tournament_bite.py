@@ -1,0 +1,183 @@
+"""Tournaments against their rules played by hand: who ranks where, and why."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cot_engine.tournament import TOURNAMENTS, Result, matches_of, play
+
+SEEDS = st.integers(0, 2**32)
+
+
+def held(name, n, keep, seed):
+    """The ranking, and the rounds: lists of (first, second, winner, margin)."""
+    rng, rounds = random.Random(seed + 1), []
+    schedule = TOURNAMENTS[name](n, keep, random.Random(seed))
+    try:
+        pairs = next(schedule)
+        while True:
+            margins = [rng.choice((-2, -1, 1, 2)) for _ in pairs]
+            results = [Result(p[m < 0], float(m)) for p, m in zip(pairs, margins, strict=True)]
+            rounds.append([(*p, *r) for p, r in zip(pairs, results, strict=True)])
+            pairs = schedule.send(results)
+    except StopIteration as end:
+        return end.value, rounds
+
+
+@given(st.integers(2, 20), SEEDS)
+@settings(max_examples=60)
+def test_knockout_ranks_by_how_far_one_came_then_by_who_it_lost_to(n, seed):
+    ranking, rounds = held("knockout", n, 1, seed)
+    assert len(rounds) == (n - 1).bit_length() and all(rounds)
+    lost = {a + b - w: (k, w) for k, round_ in enumerate(rounds) for a, b, w, _ in round_}
+    (winner,) = set(range(n)) - lost.keys()
+    expected = [winner]
+    for k in reversed(range(len(rounds))):
+        out = [who for who, (when, _) in lost.items() if when == k]
+        expected += sorted(out, key=lambda who: expected.index(lost[who][1]))
+    assert ranking == expected
+    byes = (1 << (n - 1).bit_length()) - n
+    assert 2 * len(rounds[0]) == n - byes, "all byes are in the first round"
+
+
+@given(st.integers(2, 20), st.integers(2, 5), SEEDS)
+@settings(max_examples=40)
+def test_each_further_place_of_a_knockout_is_played_on_one_path(n, keep, seed):
+    ranking, rounds = held("knockout", n, keep, seed)
+    first, level = ranking[0], (n - 1).bit_length()
+    lost = {a + b - w: w for round_ in rounds for a, b, w, _ in round_}
+    assert ranking[:1] == [first] and sorted(ranking) == list(range(n))
+    again = rounds[level:]
+    assert all(len(round_) == 1 for round_ in again)
+    assert len(again) <= (min(keep, n) - 1) * (level - 1)
+    for place, who in enumerate(ranking[1:], 1):
+        beaten_by = [a + b - who for r in rounds for a, b, w, _ in r if who in (a, b) and w != who]
+        assert all(ranking.index(other) < place for other in beaten_by)
+        assert beaten_by or who in lost or n == 1
+    _, plain = held("knockout", n, 1, seed)
+    assert rounds[:level] == plain, "the bracket is that of keep=1"
+
+
+@given(st.integers(2, 12), SEEDS)
+@settings(max_examples=60)
+def test_random_pairs_drop_the_loser_until_one_is_left(n, seed):
+    """The rest rank by how late they dropped out, in the order of the draws, which the same seed
+    makes again."""
+    ranking, rounds = held("random-pairs", n, 1, seed)
+    rng, pool, draws = random.Random(seed), list(range(n)), []
+    while len(pool) > 1:
+        a, b = rng.sample(pool, 2)
+        pool.remove(b)
+        draws.append((a, b))
+    results = {frozenset(m[:2]): m[2] for round_ in rounds for m in round_}
+    at, out = list(range(n)), []
+    for a, b in draws:
+        winner = results[frozenset((at[a], at[b]))]
+        out.append(at[a] + at[b] - winner)
+        at[a] = winner
+    assert ranking == [at[pool[0]], *reversed(out)]
+    free, when = [0] * n, []  # as early as may be: a round after the latest match of either place
+    for a, b in draws:
+        when.append(max(free[a], free[b]))
+        free[a] = free[b] = when[-1] + 1
+    assert [len(r) for r in rounds] == [when.count(k) for k in range(max(when) + 1)]
+
+
+@given(st.integers(2, 12), SEEDS)
+@settings(max_examples=60)
+def test_round_robin_ranks_by_wins_margins_and_its_draw(n, seed):
+    ranking, rounds = held("round-robin", n, 1, seed)
+    (matches,) = rounds
+    assert sorted(sorted(m[:2]) for m in matches) == [
+        list(p) for p in itertools.combinations(range(n), 2)
+    ]
+    wins = [sum(m[2] == who for m in matches) for who in range(n)]
+    sums = [sum(m[3] * ((m[0] == who) - (m[1] == who)) for m in matches) for who in range(n)]
+    drawn = random.Random(seed).sample(range(n), n)
+    assert ranking == sorted(range(n), key=lambda who: (-wins[who], -sums[who], drawn.index(who)))
+
+
+def test_margins_that_differ_by_rounding_alone_are_equal():
+    def judge(i, j):  # a circle of three, each by the same margin but for its last digit
+        margin = 0.1 + 0.2 if (i, j) in ((0, 1), (1, 0)) else 0.3
+        return Result(i, margin) if (j - i) % 3 == 1 else Result(j, -margin)
+
+    winners = {
+        play(TOURNAMENTS["round-robin"], 3, 1, random.Random(seed), judge)[0] for seed in range(30)
+    }
+    assert winners == {0, 1, 2}, "decided by the draw"
+
+
+@given(st.integers(2, 17), st.integers(1, 3), SEEDS)
+@settings(max_examples=80)
+def test_swiss_ranks_by_wins_then_by_those_of_whom_one_met(n, keep, seed):
+    ranking, rounds = held("swiss", n, keep, seed)
+    wins, met, had_bye = [0] * n, [set() for _ in range(n)], []
+    for round_ in rounds:
+        playing = {who for m in round_ for who in m[:2]}
+        assert len(playing) == 2 * len(round_) == n - n % 2
+        for who in set(range(n)) - playing:
+            assert who not in had_bye
+            # The lowest that had none; one win more where the rest could not be paired.
+            assert wins[who] <= min(wins[w] for w in range(n) if w not in had_bye) + 1
+            had_bye.append(who)
+        for who in set(range(n)) - playing:
+            wins[who] += 1
+        for a, b, winner, _ in round_:
+            assert b not in met[a]
+            met[a].add(b)
+            met[b].add(a)
+            wins[winner] += 1
+    most = (n - 1).bit_length() + (keep > 1)
+    assert len(rounds) == most or (keep > 1 and n in (2, 5, 6) and len(rounds) == most - 1)
+    buchholz = [sum(wins[other] for other in met[who]) for who in range(n)]
+    drawn = random.Random(seed).sample(range(n), n)
+    assert ranking == sorted(
+        range(n), key=lambda who: (-wins[who], -buchholz[who], drawn.index(who))
+    )
+
+
+@pytest.mark.parametrize("n", [4, 8, 16])
+def test_swiss_pairs_only_equals_where_that_can_be(n):
+    for seed in range(20):
+        _, rounds = held("swiss", n, 1, seed)
+        wins = [0] * n
+        for k, round_ in enumerate(rounds[:2]):
+            assert all(wins[a] == wins[b] for a, b, *_ in round_), k
+            for *_, winner, _ in round_:
+                wins[winner] += 1
+
+
+@given(st.sampled_from(sorted(TOURNAMENTS)), st.integers(1, 20), st.integers(1, 24), SEEDS)
+@settings(max_examples=100)
+def test_how_many_matches_is_known_beforehand(name, n, keep, seed):
+    _, rounds = held(name, n, keep, seed)
+    count, exact = matches_of(name, n, keep)
+    played = sum(map(len, rounds))
+    assert played == count if exact else played <= count
+    if name == "knockout" and keep > 1 and n > 1:
+        assert not exact and count == n - 1 + (min(keep, n) - 1) * max(0, (n - 1).bit_length() - 1)
+    assert exact == (
+        name in ("random-pairs", "round-robin") or keep == 1 or (name == "knockout" and n == 1)
+    )
+
+
+def test_of_a_tournament_of_somebody_elses_nothing_is_known():
+    assert matches_of("mine", 9, 1) == (0, False)
+
+
+def test_play_asks_in_the_order_of_the_pairs_and_any_margin_is_nought_unless_given():
+    asked = []
+
+    def judge(i, j):
+        asked.append((i, j))
+        return (i, 0.0)
+
+    play(TOURNAMENTS["round-robin"], 4, 1, random.Random(2), judge)
+    assert asked == next(TOURNAMENTS["round-robin"](4, 1, random.Random(2)))
+    assert Result(3) == (3, 0.0)
