@@ -22,7 +22,7 @@ from cot_engine.judges import OutOfBudget, ScorerJudge, SelfJudge
 from cot_engine.search import Named, search
 from cot_engine.session import Settings
 from cot_engine.stages import DEFAULT_PLAN
-from cot_engine.strategy import Expand, Score, Select
+from cot_engine.strategy import Expand, Score
 from cot_engine.testing import ScriptedBackend, solve_scripted, staged_reply
 from cot_engine.types import Chain, Generate, Problem, Prompt, Sampling, Usage
 
