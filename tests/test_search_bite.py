@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 
 import pytest
 from attentive import Attentive
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cot_engine.budget import Budget
-from cot_engine.errors import BudgetError, StrategyError
+from cot_engine.errors import BudgetError, CotEngineError, ModelError, StrategyError
 from cot_engine.events import Failed, Finished, Grown, Notice, Scored, Selected, Started
 from cot_engine.judges import OutOfBudget, ScorerJudge, SelfJudge
 from cot_engine.search import Named, search
@@ -24,7 +25,7 @@ from cot_engine.session import Settings
 from cot_engine.stages import DEFAULT_PLAN
 from cot_engine.strategy import Expand, Score
 from cot_engine.testing import ScriptedBackend, solve_scripted, staged_reply
-from cot_engine.types import Chain, Generate, Problem, Prompt, Sampling, Usage
+from cot_engine.types import Generate, Problem, Prompt, Sampling, Usage
 
 UNITS = ("flops", "new tokens", "tokens", "calls")
 
@@ -166,17 +167,42 @@ def test_the_end_counts_every_fault_once_by_name():
     assert finished.seconds == answer.seconds > 0 and answer.problem.id == "p"
 
 
-@pytest.mark.parametrize("error", [MemoryError, asyncio.CancelledError, StrategyError, OSError])
+@pytest.mark.parametrize("error", [ModelError("why not"), StrategyError("oh"), OSError("why not")])
 def test_however_a_search_fails_it_says_so_and_lets_go_of_its_scope(error):
     class Fails(ScriptedBackend):
         async def generate(self, request):
-            raise error("why not")
+            raise error
 
     backend, heard = Fails(), []
-    with pytest.raises(error):
+    with pytest.raises(CotEngineError, match=str(error)) as raised:
         run(Greedy(), backend=backend, listen=heard.append, scope="mine alone")
-    assert heard[-1] == Failed(error.__name__, str(error("why not")))
+    assert heard[-1] == Failed(type(raised.value).__name__, str(raised.value))
     assert backend.released == ["mine alone"]
+
+
+def test_a_search_that_is_cancelled_says_so_and_lets_go_of_its_scope():
+    class Hangs(ScriptedBackend):
+        async def generate(self, request):
+            await asyncio.sleep(60)
+
+    backend, heard = Hangs(), []
+
+    async def cancelled():
+        made = search(
+            *(Problem("p", "?"), Named("mine", Greedy()), Named("self", SelfJudge())),
+            *(backend, Settings()),
+            scorers=lambda name: None,
+            listen=heard.append,
+        )
+        task = asyncio.ensure_future(made)
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    failed = [event for event in heard if isinstance(event, Failed)]
+    assert [event.error for event in failed] == ["CancelledError"] and backend.released == ["p"]
 
 
 def test_every_request_is_made_in_the_scope_of_the_search():
@@ -282,10 +308,11 @@ def test_where_the_budget_ends_the_strategy_is_closed_and_the_answer_concluded()
 
 def test_a_strategy_that_asks_without_an_end_is_ended():
     def body(task):
+        beam = yield Expand(task.start, until="end")
         while True:
-            yield Expand((Chain(done=True),), until="end")
+            yield Expand(beam, until="end")
 
-    with pytest.raises(StrategyError, match="mine asked 10000 times without an end"):
+    with pytest.raises(StrategyError, match=r"mine \(Mine\) asked 10000 times without an end"):
         run(asking(body))
 
 
@@ -293,15 +320,15 @@ def test_others_run_between_two_requests():
     steps = []
 
     def body(task):
+        beam = yield Expand(task.start, until="end")
         for _ in range(5):
-            yield Expand((Chain(done=True),), until="end")
+            yield Expand(beam, until="end")
             steps.append("asked")
-        (chain,) = yield Expand(task.start, until="end")
-        return chain
+        return beam[0]
 
     async def both():
         async def beside():
-            for _ in range(5):
+            while True:
                 steps.append("beside")
                 await asyncio.sleep(0)
 
@@ -311,11 +338,11 @@ def test_others_run_between_two_requests():
             *(ScriptedBackend(), Settings()),
             scorers=lambda name: None,
         )
-        await other
+        other.cancel()
 
     asyncio.run(both())
-    first = steps.index("asked")
-    assert "beside" in steps[first : steps.index("asked", first + 3)], "not only afterwards"
+    asked = [k for k, step in enumerate(steps) if step == "asked"]
+    assert len(asked) == 5 and all("beside" in steps[a:b] for a, b in pairwise(asked))
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.sampled_from(["trained", "prompted"]))

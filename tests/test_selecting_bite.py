@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
+from attentive import Attentive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -253,12 +255,6 @@ def test_nothing_is_held_where_all_are_kept_and_one_alone_meets_nobody():
     assert not judge.asked and events[-1].merged == {"r.0": ("r.2",)}
 
 
-@pytest.mark.parametrize(("beam", "keep"), [((), 1), ((Chain().grow(0, step("a"), False),), 0)])
-def test_an_empty_selection_is_refused(beam, keep):
-    with pytest.raises(StrategyError, match=f"keep {keep} of {len(beam)} candidates.*at least 1"):
-        asyncio.run(Arena(session()[0], Table()).select(Select(beam, keep)))
-
-
 # --- what the judge is told ----------------------------------------------------------------------
 
 
@@ -351,6 +347,27 @@ def test_a_match_that_cannot_be_paid_is_a_tie_and_what_it_would_take_is_known():
     floor = made.floor(beam[0].segments, 0).tokens
     assert made.match + floor > left, "why it was refused"
     assert not events[-1].usage.tokens
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_judging_leaves_what_concluding_the_longest_takes(turned):
+    """Whichever wins must still be concluded; where late tokens cost more that is dearest behind
+    the longest, not behind the one that came first."""
+    beam = ending("<SUMMARY>a</SUMMARY>", "<SUMMARY>" + "b " * 300 + "</SUMMARY>")
+    beam = tuple(
+        Chain(c.id, (replace(c.last, tokens=len(c.text.split())),)) for c in beam[:: 1 - 2 * turned]
+    )
+    made, events = session(budget=Budget(1e15, "flops"), backend=Attentive())
+    floor = max(made.ending(c.segments, 0).flops for c in beam)
+    asyncio.run(Arena(made, SelfJudge()).select(Select(beam, 1)))
+    cost, judged = made.match, []
+    for share in (0.2, 0.5, 0.9, 0.99, 1.01, 1.5):
+        budget = Budget(int(cost + floor * share), "flops")
+        made, events = session(budget=budget, backend=Attentive())
+        asyncio.run(Arena(made, SelfJudge()).select(Select(beam, 1)))
+        judged.append(any(v.readable for m in events[-1].matches for v in m.verdicts))
+        assert made.meter.left >= floor
+    assert judged == [False] * 4 + [True] * 2
 
 
 @pytest.mark.parametrize(
