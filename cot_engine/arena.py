@@ -12,7 +12,7 @@ from cot_engine.errors import InputError
 from cot_engine.events import Cut, Judged, Judging, Notice, Selected
 from cot_engine.judges import Case, Judge
 from cot_engine.parts import OutOfBudget
-from cot_engine.session import MeteredAsk, Session
+from cot_engine.session import MeteredAsk, Session, longest
 from cot_engine.stages import tier
 from cot_engine.strategy import Select
 from cot_engine.tournament import TOURNAMENTS, matches_of
@@ -47,7 +47,7 @@ class Arena:
         entrants, aside = self._entrants(candidates, request.about)
         case = self._case(entrants, request.about)
         tag = case.stage.tag if case.stage else ""
-        ask = MeteredAsk(self.session, "judge", entrants[0].segments)
+        ask = MeteredAsk(self.session, "judge", longest(candidates).segments)
         ranking, matches = entrants, ()
         if len(entrants) > 1 and request.keep < len(candidates):
             ids = tuple(chain.id for chain in entrants)

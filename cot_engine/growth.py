@@ -9,7 +9,7 @@ from cot_engine import prompts
 from cot_engine.boundaries import Until
 from cot_engine.concurrency import gather
 from cot_engine.events import Cut, Growing, Grown
-from cot_engine.session import FLOOR_TOKENS, Session
+from cot_engine.session import FLOOR_TOKENS, Session, longest
 from cot_engine.stages import Plan, Reading, Stage, new_faults, next_stage, read, tier
 from cot_engine.types import Beam, Chain, Generate, Generation, Segment, Step, Usage
 
@@ -137,14 +137,13 @@ class Growth:
     def later_tags(self, parents: list[Chain], count: int) -> Usage:
         """What opening all stages but the first by force can add: as many tokens as in the floor,
         and a call, for each."""
-        one = self.session.ending(parents[0].segments, 1)
+        one = self.session.ending(longest(parents).segments, 1)
         calls = (len(self.session.plan) - 1) * len(parents) * count
         return Usage(prefilled=one.decoded * calls, flops=one.flops * calls, calls=calls)
 
     def floor(self, parents: list[Chain], length: int) -> Usage:
         """What is held back while the longest of `parents` grows by `length` tokens."""
-        longest = max(parents, key=lambda chain: sum(step.tokens for step in chain.steps))
-        return self.session.floor(longest.segments, length)
+        return self.session.floor(longest(parents).segments, length)
 
     def length(self, chain: Chain, until: Stage | str) -> int:
         """The most new tokens the unit may take, budget aside."""

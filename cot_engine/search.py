@@ -31,7 +31,7 @@ from cot_engine.growth import Exhausted, Growth
 from cot_engine.judges import Case, Scorer
 from cot_engine.parts import OutOfBudget, Part, guard
 from cot_engine.progress import Reporter
-from cot_engine.session import MeteredAsk, Session, Settings
+from cot_engine.session import MeteredAsk, Session, Settings, longest
 from cot_engine.stages import conclusion, incomplete
 from cot_engine.strategy import Continuation, Expand, Score, Select, Task
 from cot_engine.types import Answer, Chain, Problem
@@ -197,7 +197,7 @@ class _Asking:
 
 async def _score(session: Session, request: Score, scorer: Scorer) -> tuple[float, ...]:
     chains = request.beam
-    ask = MeteredAsk(session, "score", chains[0].segments)
+    ask = MeteredAsk(session, "score", longest(chains).segments)
     case = Case(session.problem, session.plan, "step", None, session.judge_images)
     try:
         with session.reporter.doing("scoring", request.scorer):

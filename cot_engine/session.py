@@ -59,6 +59,11 @@ class Settings:
     judge_image: Literal["seen", "blank", "swap"] = "seen"
 
 
+def longest(chains: Sequence[Chain]) -> Chain:
+    """The one of the most tokens: concluding behind it is what costs the most."""
+    return max(chains, key=lambda chain: sum(step.tokens for step in chain.steps))
+
+
 @dataclass
 class Session:
     """One search's dealings with the model. `scope` must be unique among searches in flight.
@@ -206,7 +211,8 @@ class Session:
 class MeteredAsk:
     """A judge's or scorer's way to the model: reserves, sends, charges, and adds up `usage`.
 
-    `asked` is the most that it could have cost, in the budget's unit, refused requests included.
+    What concluding behind `prefix` takes is left over. `asked` is the most that it could have cost,
+    in the budget's unit, refused requests included.
     What was asked wrongly is a TypeError, before anything is sent: whoever asked is at fault.
     """
 

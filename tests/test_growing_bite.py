@@ -342,9 +342,9 @@ def test_the_floor_is_that_of_the_longest_parent_grown_by_what_is_asked(turned):
 
 
 def test_opening_later_stages_by_force_is_reserved_for_each_candidate():
-    made, *_ = session(mode="prompted", budget=Budget(1e9, "flops"))
-    growth, parents = Growth(made), [chain(words(3)), chain(words(4), at=1)]
-    one = made.ending(parents[0].segments, 1)
+    made, *_ = session(backend=Attentive(), mode="prompted", budget=Budget(1e9, "flops"))
+    growth, parents = Growth(made), [chain(words(3), tokens=3), chain(words(9), tokens=9, at=1)]
+    one = made.ending(parents[1].segments, 1)
     later = growth.later_tags(parents, 5)
     assert later.calls == 2 * 2 * 5  # two stages behind the first, two parents
     assert (later.prefilled, later.flops) == (one.decoded * 20, one.flops * 20)
