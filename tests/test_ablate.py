@@ -88,6 +88,13 @@ def test_every_search_is_done_once_and_never_again(engine, finished):
     assert do(engine, work, store) == []
 
 
+def test_a_run_records_which_cells_its_grid_did_not_name(finished):
+    _, store, _ = finished
+    run = store.run()
+    added = [run.cells[digest][0] for digest in run.about["added"]]
+    assert added == ["greedy", "one sample", "majority (matched)"]
+
+
 def test_a_stored_search_is_the_one_that_solve_does(engine, finished):
     work, store, _ = finished
     reference = next(c for c in work.cells.values() if c.label == "stage-beam n=3")

@@ -533,6 +533,63 @@ def test_the_headline_and_the_notes_of_a_whole_ablation(made):
     assert {card.stage for card in found.cards} >= {"CAPTION", "whole"}
 
 
+def test_the_headline_is_about_the_cells_that_the_grid_names(grid):
+    """Not about one sample and greedy, which every grid gets, though they score better here."""
+    cells = {
+        "greedy": plain("greedy"),
+        "one sample": plain("best-of-n", {"n": 1}),
+        "beam": plain("stage-beam", BON),
+        "sentences": plain("sentence-beam", BON),
+    }
+    for added in (None, [digest(cells["greedy"]), digest(cells["one sample"])]):
+        store, run = grid(cells)
+        run = run if added is None else replace(run, about=run.about | {"added": added})
+        for label, scores in zip(cells, ["1110", "1111", "1100", "1000"], strict=True):
+            for item, score in enumerate(scores):
+                put(store, run, label, item, 0, correct=float(score))
+        compared, scored, *_ = analyse(store, run).headline
+        assert compared.startswith("Of the grid's 2 cells beam scores best. At equal compute: No")
+        assert "beam and greedy" in compared and "one sample" not in compared
+        assert scored.startswith("beam scores 0.500")
+        assert "greedy decoding scores 0.750" in scored and "one sample scores 1.000" in scored
+    # A grid that names them is about them.
+    store, run = grid(cells)
+    run = replace(run, about=run.about | {"added": []})
+    for label in cells:
+        for item in range(2):
+            put(store, run, label, item, 0, correct=float(label == "one sample"))
+    assert "between one sample and greedy" in analyse(store, run).headline[0]
+
+
+def test_at_equal_compute_a_rival_that_the_grid_names_comes_first(grid):
+    beam = plain("stage-beam", BON)
+    cells = {
+        "vote": plain("majority", BON, goal(digest(beam))),
+        "beam": beam,
+        "best of n": plain("best-of-n", BON, goal(digest(beam))),
+    }
+    store, run = grid(cells, reference="beam")
+    for label, scores in zip(cells, ["1110", "1100", "1000"], strict=True):
+        for item, score in enumerate(scores):
+            put(store, run, label, item, 0, correct=float(score), allotted=None)
+
+    def first(added):
+        about = run.about | {"added": added}
+        return analyse(store, replace(run, about=about)).headline[0]
+
+    own = first([digest(cells["vote"])])
+    assert own.startswith("At equal compute: No difference visible between beam and best of n")
+    assert "beam and vote" in first([]), "the strongest, if the grid names all"
+
+
+def test_a_grid_whose_own_cells_all_failed_still_has_a_headline(grid):
+    cells = {"greedy": plain("greedy"), "beam": plain("stage-beam", BON)}
+    store, run = grid(cells)
+    put(store, run, "greedy", 0, 0, correct=1.0)
+    put(store, run, "beam", 0, 0, status="failed")
+    assert analyse(store, run).headline[0].startswith("greedy scores 1.000")
+
+
 def test_usage_adds_up(made):
     _, _, found = made
     for s in found.standings:

@@ -45,6 +45,12 @@ def test_a_label_tells_the_judge_only_where_cells_that_judge_differ():
     assert set(both) > {"stage-beam n=4"} and len(set(both)) == 4
 
 
+def test_baselines_that_were_added_are_known_as_such():
+    made = grid('cells = [{strategy = "stage-beam", n = 2}, {strategy = "greedy"}]')
+    assert [cell.label for cell in made.cells if cell.added] == ["one sample"]
+    assert [cell.label for cell in made.cells if not cell.added] == ["stage-beam n=2", "greedy"]
+
+
 def test_baselines_that_the_file_names_are_not_added_again():
     text = 'cells = [{strategy = "greedy"}, {strategy = "best-of-n", n = [1, 4]}]'
     assert labels(text) == ["greedy", "best-of-n n=1", "best-of-n n=4"]

@@ -74,13 +74,14 @@ class Cell:
     """One configuration of the grid. `label` names it in tables; `hash` names what it does.
 
     `rollouts` greedy continuations of each judged candidate tell what it was worth; they are
-    charged to nobody.
+    charged to nobody. One that was `added` is a baseline that the grid did not name.
     """
 
     label: str
     config: RunConfig
     match: Match | None = None
     rollouts: int = 0
+    added: bool = False
 
     @property
     def n(self) -> int | None:
@@ -283,7 +284,7 @@ def _with_baselines(drafts: list[Draft], matching: bool) -> list[Draft]:
         voting = any(s == "majority" and w == way and m for s, w, _, m in cells)
         if matching and not voting:
             added.setdefault(("vote", way), Draft(vote, matched=True))
-    return [*(replace(d, rollouts=0) for d in added.values()), *drafts]
+    return [*(replace(d, rollouts=0, added=True) for d in added.values()), *drafts]
 
 
 _WAY = ("temperature", "top_p", "top_k", "plan", "detail", "mode")
@@ -312,7 +313,9 @@ def _matched(
         raise ConfigError(
             f"{wanted[0]} is matched, but to nothing.", "Add a [match] table with a reference."
         )
-    cells = {label: Cell(label, d.config, rollouts=d.rollouts or 0) for label, d in drafts}
+    cells = {
+        label: Cell(label, d.config, rollouts=d.rollouts or 0, added=d.added) for label, d in drafts
+    }
     if not match:
         return tuple(cells.values()), None
     if ("reference" in match) == ("amount" in match):

@@ -21,6 +21,7 @@ class Draft:
     matched: bool = False
     rollouts: int | None = None
     plan: str = "default plan"  # what a label calls it
+    added: bool = False  # a baseline that the grid did not name
 
 
 _LABELLED = {

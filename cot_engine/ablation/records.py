@@ -88,7 +88,8 @@ class ItemRecord:
 class Run:
     """One grid on one data set with one model and one code version. `cells` maps hashes to
     (label, the cell as JSON), in the order of the grid; `about` holds what a report prints: the
-    data's name, digest and rule, the backend, the versions, the machine, the grid as written."""
+    data's name, digest and rule, the backend, the versions, the machine, the hashes of the
+    baselines that were `added` to the grid's own cells."""
 
     id: str
     name: str

@@ -133,6 +133,7 @@ def plan_run(ablation: Ablation, data: DataSet, engine: Engine, command: str) ->
             "device": info.device,
             "machine": f"{platform.system()} {platform.machine()}",
             "python": sys.version.split()[0],
+            "added": [digest for digest, cell in cells.items() if cell.added],
         },
     )
     return Work(run, cells, items)

@@ -20,30 +20,63 @@ def headline(
     headrooms: Sequence[Headroom],
     unit: str,
 ) -> tuple[str, ...]:
-    """The main comparison, what no search gives, what selection and sampling lose, what judging
-    costs: a sentence each, as far as the run tells."""
+    """How the cells that the grid names do, what baselines give, what selection and sampling
+    lose, what judging costs: a sentence each, as far as the run tells."""
     by_label = {standing.label: standing for standing in standings if standing.problems}
-    main = _main(comparisons, by_label)
     searched = [s for s in by_label.values() if s.kind == "search"]
-    best = max(searched, key=lambda s: s.accuracy.estimate, default=None)
+    own = _own(run, searched)
+    best = max(own, key=lambda s: s.accuracy.estimate, default=None)
+    main = _main(comparisons, by_label, own)
     of = by_label[main.first] if main else best
-    told = [_compared(main), _baselines(searched, of)] if of else []
+    told = [_compared(main, own, of), _baselines(searched, of)] if of else []
     told += [_lost(run, headrooms, of), _sampled(by_label), _judging(of, unit)] if of else []
     return tuple(filter(None, told))
 
 
-def _main(comparisons: Sequence[Comparison], by_label: dict[str, Standing]) -> Comparison | None:
-    """At equal compute, the one with the strongest rival; else that of the best cell."""
-    equal = [c for c in comparisons if c.matched and by_label[c.second].matching == "matched"]
+def _own(run: Run, searched: Sequence[Standing]) -> list[Standing]:
+    """The cells that the grid names, not the baselines that every grid gets; all of them where
+    none of its own has a finished search. A run of before this was recorded names none that is
+    greedy or one sample."""
+    added = run.about.get("added")
+    if added is None:
+        own = [s for s in searched if s.strategy != "greedy" and not is_one_sample(s)]
+    else:
+        own = [s for s in searched if s.cell not in added]
+    return own or list(searched)
+
+
+def _main(
+    comparisons: Sequence[Comparison], by_label: dict[str, Standing], own: Sequence[Standing]
+) -> Comparison | None:
+    """At equal compute, the one with the strongest rival, one that the grid names if there is one;
+    else that of the best of the grid's cells."""
+    labels = {standing.label for standing in own}
+    ours = [c for c in comparisons if c.first in labels]
+    equal = [c for c in ours if c.matched and by_label[c.second].matching == "matched"]
     if equal:
-        return max(equal, key=lambda c: by_label[c.second].accuracy.estimate)
-    return max(comparisons, key=lambda c: by_label[c.first].accuracy.estimate, default=None)
+        rivals = [c for c in equal if c.second in labels] or equal
+        return max(rivals, key=lambda c: by_label[c.second].accuracy.estimate)
+
+    def strength(c: Comparison) -> tuple[float, bool, float]:
+        first, second = (by_label[label].accuracy.estimate for label in (c.first, c.second))
+        return first, c.second in labels, second
+
+    return max(ours, key=strength, default=None)
 
 
-def _compared(main: Comparison | None) -> str:
-    if main is None:
-        return ""
-    return f"At equal compute: {main.sentence}" if main.matched else main.sentence
+def _compared(main: Comparison | None, own: Sequence[Standing], of: Standing) -> str:
+    """Which of the grid's cells is the best, and how it compares."""
+    told = []
+    equal = main is not None and main.matched
+    rival = equal and main.second in {s.label for s in own}  # type: ignore[union-attr]
+    others = [s.accuracy.estimate for s in own if s is not of]
+    if others and not rival and of.accuracy.estimate >= max(others):
+        ahead = of.accuracy.estimate > max(others)
+        said = f"{of.label} scores best" if ahead else f"none scores better than {of.label}"
+        told.append(f"Of the grid's {len(own)} cells {said}.")
+    if main is not None:
+        told.append(f"At equal compute: {main.sentence}" if equal else main.sentence)
+    return " ".join(told)
 
 
 def _baselines(searched: Sequence[Standing], of: Standing) -> str:
