@@ -67,6 +67,8 @@ class RunConfig:
     allow_url: AllowUrl = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.model, Path):
+            object.__setattr__(self, "model", str(self.model))  # part of the hash, as a text
         for name in ("model", "strategy", "judge", "tournament"):
             _text(name, getattr(self, name))
         _text("device", self.device)

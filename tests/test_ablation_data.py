@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import pickle
+import random
 import string
 import tempfile
 import tomllib
@@ -316,6 +317,76 @@ def test_a_path_is_as_good_as_its_name(tsv):
             load_data(none)
 
 
+HEAD = "index\tquestion\tanswer\timage\n"
+LINE = f"1\tWhat?\tred\t{RED}\n"
+NEXT = LINE.replace("1", "2", 1)
+NOISE = base64_of(random.Random(0).randbytes(200_000))  # longer than the interpreter's field limit
+ODD = {  # a TSV file's text: the ids that are read, or what is said of it
+    "CRLF": ((HEAD + LINE + NEXT).replace("\n", "\r\n"), ["1", "2"]),
+    "CR": ((HEAD + LINE + NEXT).replace("\n", "\r"), ["1", "2"]),
+    "mixed": (HEAD.replace("\n", "\r\n") + LINE + NEXT, ["1", "2"]),
+    "no end": ((HEAD + LINE).rstrip(), ["1"]),
+    "two BOMs": ("\ufeff\ufeff" + HEAD + LINE, ["1"]),
+    "blank lines": (HEAD + "\n \n\t\t\t\n" + LINE + " \t\n\n" + NEXT, ["1", "2"]),
+    "spaces about names": (HEAD.replace("question", " question ") + LINE, ["1"]),
+    "nameless columns": ((HEAD + LINE).replace("\n", "\t\t\n"), ["1"]),
+    "a field of several lines": (HEAD + LINE.replace("What?", '"Wh\nat\t""it"""'), ["1"]),
+    "a quote amid": (HEAD + LINE.replace("What", 'Wh"at'), ["1"]),
+    "a long field": (HEAD + LINE.replace(RED, NOISE), ["1"]),
+    "a long field, quoted": (HEAD + LINE.replace(RED, f'"{NOISE}"'), ["1"]),
+    "U+2028": (HEAD + LINE.replace("What", "Wh\u2028at"), ["1"]),
+    "UTF-16": ((HEAD + LINE).encode("utf-16"), "not UTF-16"),
+    "UTF-16 without a BOM": ((HEAD + LINE).encode("utf-16-be"), "not UTF-16"),
+    "Latin-1": ((HEAD + LINE.replace("a", "\xe9")).encode("latin-1"), "line 2: the byte 0xe9"),
+    "NUL": (HEAD + LINE.replace("red", "r\0d"), "line 2: answer holds a NUL character"),
+    "open quote": (HEAD + LINE.replace("What", '"What') + NEXT, "line 2: this is not TSV"),
+    "text after a quote": (HEAD + LINE.replace("What", '"What" is'), "nothing after this line"),
+    "too few": (HEAD + LINE + "2\tWhat?\n", "line 3: there are 2 fields, but 4 columns: none for"),
+    "which are missing": (HEAD + "2\tWhat?\n", "none for answer, image"),
+    "too many": (HEAD + LINE.replace("red", "red\tblue"), "there are 5 fields, but 4 columns."),
+    "columns again": (HEAD + LINE + HEAD + NEXT, "line 3: this is the line of columns again"),
+    "capitals": (HEAD.replace("q", "Q") + LINE, "Is 'Question' the column question?"),
+    "another name": (HEAD.replace("answer", "answers") + LINE, "Is 'answers' the column answer?"),
+    "a column twice": (HEAD.replace("answer", "image") + LINE, "no column answer"),
+    "twice": (HEAD.replace("\n", "\timage\n") + LINE, "the column image is there twice"),
+    "commas": ((HEAD + LINE).replace("\t", ","), "separated by tabs: these are commas"),
+    "semicolons": ((HEAD + LINE).replace("\t", ";"), "these are semicolons"),
+    "ids": (HEAD + LINE + LINE, "same id: '1' (line 2, line 3)"),
+    "no id": (HEAD + LINE.replace("1", " ", 1), "line 2: there is no index"),
+    "a long id": (
+        HEAD + LINE.replace("1", "i" * 9999, 1),
+        "its id has 9,999 characters; the limit",
+    ),
+    "no rows": (HEAD, "holds no questions"),
+    "a URL": (f"{HEAD[:-1]}_path\n1\tx\ty\thttp://a.org/b.png\n", "line 2: The image 'http://a"),
+    "many fields": (HEAD + "x\t" * 50_000 + "\n", "there are 50001 fields"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_tsv_files_are_read_or_named_by_line_and_column(tmp_path, case):
+    text, wanted = ODD[case]
+    path = tmp_path / "data.tsv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    if isinstance(wanted, list):
+        assert [item.id for item in load_data(path).items] == wanted
+        return
+    with pytest.raises((InputError, ImageError)) as caught:
+        load_data(path)
+    assert wanted in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\ufeff", "\n \n"])
+def test_jsonl_with_any_line_ends(jsonl, end):
+    source = jsonl(line(id="a"), line(id="b", question="W\u2028?"), end=end)
+    assert [item.id for item in load_data(source).items] == ["a", "b"]
+
+
+def test_no_text_of_a_json_line_holds_a_nul_or_a_book(jsonl):
+    fails(jsonl(line(question="What\0?")), "line 1", "question holds a NUL")
+    fails(jsonl(line(id="i" * 5000)), "line 1", "its id has 5,000 characters; the limit is 1,000")
+
+
 def test_a_part_of_the_data(tsv, tmp_path):
     rows = [cells(str(i), split="dev" if i % 2 else "test") for i in range(6)]
     path = tsv(*rows)
@@ -426,7 +497,7 @@ def test_a_tsv_file_that_is_wrong(tsv, rows, words):
         ("a.tsv", b"\xef\xbb\xbf\r\n", ["no questions"]),
         ("a.tsv", b"index\tquestion\tanswer\timage\n", ["no questions"]),
         ("a.jsonl", b"{}\n{\xff}", ["line 2", "0xff", "UTF-8"]),
-        ("a.tsv", "index\n".encode("utf-16"), ["line 1", "UTF-8"]),
+        ("a.tsv", "index\n".encode("utf-16"), ["not UTF-16", "UTF-8"]),
         ("a.tsv", b"index\tquestion\tanswer\timage\n1\tx\ty\n", ["line 2", "3 fields", "4"]),
         ("a.tsv", b'index\tquestion\tanswer\timage\n1\t"x\ty\tz\n2\tx', ["line 2", "not TSV"]),
         ("a.tsv", b"index\tindex\tquestion\tanswer\timage\n", ["twice"]),

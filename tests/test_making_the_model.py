@@ -86,7 +86,7 @@ def test_labels_say_what_is_at_every_patch():
 
 
 def test_bundling_rounds_the_weights_and_keeps_the_rest(tmp_path):
-    bundle.bundle(BUNDLED, tmp_path)
+    bundle.bundle(str(BUNDLED), str(tmp_path))
     made, there = (load_file(f / "model.safetensors") for f in (tmp_path, BUNDLED))
     assert all(w.dtype == torch.bfloat16 for w in made.values())
     assert all(torch.equal(made[name], there[name]) for name in there)  # rounded already
@@ -120,7 +120,7 @@ def test_a_model_in_several_files_is_averaged_file_by_file(whole, tmp_path):
     rest = {k: v for k, v in weights.items() if k not in half}
     for k, part in enumerate((half, rest)):
         save_file(part, tmp_path / "parts" / f"model-{k}.safetensors")
-    average([tmp_path / "parts", whole], [0.5, 0.5], tmp_path / "mean")
+    average([str(tmp_path / "parts"), whole], [0.5, 0.5], str(tmp_path / "mean"))
     files = sorted((tmp_path / "mean").glob("*.safetensors"))
     assert [file.name for file in files] == ["model-0.safetensors", "model-1.safetensors"]
     made = load_file(files[0]) | load_file(files[1])

@@ -31,6 +31,9 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # No path to a picture looks like this: it would have a dot in it.
 _BASE64 = re.compile(r"[A-Za-z0-9+/=\s]{64,}")
 _CSV_LOCK = threading.Lock()
+_BOM = "\ufeff"
+MAX_ID = 1000
+"""Characters of a question's id: it stands in every table and every message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,10 @@ Faulty = Callable[[str, InputError], None]
 """Told the place of a faulty row and what is wrong with it."""
 
 
-def read_file(path: Path, faulty: Faulty | None = None) -> list[Row]:
+def read_file(path: str | Path, faulty: Faulty | None = None) -> list[Row]:
     """The questions of a .jsonl or .tsv file. Raises InputError; with `faulty`, that is told of
     each row that cannot be read, and the others are."""
-    found = 0
+    path, found = Path(path), 0
 
     def tell(place: str, error: InputError) -> None:
         nonlocal found
@@ -84,9 +87,14 @@ def _decoded(path: Path, lenient: bool = False) -> str:
     rows that hold them are refused, and no others."""
     hint = "Name a .jsonl or .tsv file." if os.path.exists(path) else _near(path)
     data = read_bytes(path, "data set", InputError, hint or "Check its name.")
+    start = data[:4096]
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or start.count(0) * 4 > len(start):
+        raise InputError(
+            f"{str(path)!r} is not a text file, or not in UTF-8.", "Save it as UTF-8 (not UTF-16)."
+        )
     try:
-        # With or without a BOM.
-        return data.decode("utf-8-sig", "surrogateescape" if lenient else "strict")
+        # With or without a BOM, or with one for each of the files that were joined.
+        return data.decode("utf-8", "surrogateescape" if lenient else "strict").lstrip(_BOM)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise wrong(
@@ -113,10 +121,11 @@ def _near(path: Path) -> str:
 
 
 def _jsonl(path: Path, text: str, tell: Faulty) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 ends no line
+    # Not splitlines: U+2028 ends no line. A bare carriage return cannot stand inside JSON's texts.
+    for number, line in enumerate(re.split("\r\n|\n|\r", text), 1):
         if line.strip():
             try:
-                yield _from_json(path, number, line)
+                yield _from_json(path, number, line.lstrip(_BOM))
             except InputError as error:
                 tell(f"line {number}", error)
 
@@ -150,7 +159,7 @@ def _from_json(path: Path, number: int, line: str) -> Row:
     optional = {key: found.get(key) for key in ("hint", "split")} | {"type": kind}
     return Row(
         place,
-        str(number) if found.get("id") is None else text_of("id", found["id"]).strip(),
+        str(number) if found.get("id") is None else _id(path, place, text_of("id", found["id"])),
         text_of("question", found["question"]),
         tuple(text_of("answer", a) for a in (answer if isinstance(answer, list) else [answer])),
         _choices(path, place, found.get("choices")),
@@ -189,6 +198,8 @@ def _text(path: Path, place: str, key: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         hint = 'Write "yes" or "no".' if isinstance(value, bool) else "Give a text or a number."
         raise wrong(path, place, f"{key} is {cut(json.dumps(value))}.", hint)
+    if "\0" in value:
+        raise wrong(path, place, f"{key} holds a NUL character.", "Take it out.")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -196,6 +207,14 @@ def _text(path: Path, place: str, key: str, value: Any) -> str:
             path, place, f"{key} holds half a character (a lone surrogate).", "Write it whole."
         ) from None
     return value
+
+
+def _id(path: Path, place: str, text: str) -> str:
+    text = text.strip()
+    if len(text) > MAX_ID:
+        said = f"its id has {len(text):,} characters; the limit is {MAX_ID:,}: {cut(text)}."
+        raise wrong(path, place, said, "Give a shorter one.")
+    return text
 
 
 def _json_pictures(path: Path, place: str, found: dict[str, Any]) -> tuple:
@@ -229,28 +248,50 @@ def _kind(text: str, folder: Path) -> Literal["path", "base64", "url"]:
 def _tsv(path: Path, text: str, tell: Faulty) -> Iterator[Row]:
     """Columns index, question, answer, image or image_path; hint, A, B, ..., category, split."""
     lines = _lines(path, text, tell)
-    _, header = next(lines, ("", []))
+    header = [name.strip() for name in next(lines, ("", []))[1]]
     missing = [key for key in _TSV_KEYS[:3] if key not in header]
     if "image" not in header and "image_path" not in header:
         missing.append("image")
-    if missing or len(set(header)) < len(header):
+    named = [name for name in header if name]  # programs write an index or a last tab without one
+    if missing or len(set(named)) < len(named):
+        twice = next((name for name in named if named.count(name) > 1), "")
         absent = f"there is no column {' and none '.join(missing)}"
-        said = absent if missing else "a column is there twice"
+        said = absent if missing else f"the column {cut(twice)} is there twice"
         raise wrong(
             path,
             "line 1",
-            f"{said}; the columns are {cut(', '.join(header))}.",
-            "A TSV needs the columns index, question, answer, and image (base64) or image_path.",
+            f"{said}; the columns are {cut(', '.join(named))}.",
+            _meant(named, missing),
         )
     for place, cells in lines:
         try:
             if len(cells) != len(header):
-                said = f"there are {len(cells)} fields, but {len(header)} columns."
+                said = f"there are {len(cells)} fields, but {len(header)} columns"
+                without = header[len(cells) :]
+                said += f": none for {cut(', '.join(without))}." if without else "."
                 hint = "Separate them by tabs; quote fields that hold tabs."
                 raise wrong(path, place, said, hint)
+            if [cell.strip() for cell in cells] == header:
+                raise wrong(path, place, "this is the line of columns again.", "Take it out.")
             yield _from_cells(path, place, dict(zip(header, cells, strict=True)))
         except InputError as error:
             tell(place, error)
+
+
+def _meant(header: list[str], missing: list[str]) -> str:
+    """What to do about columns that are not there."""
+    needed = "A TSV needs the columns index, question, answer, and image (base64) or image_path"
+    separators = [
+        name for mark, name in ((",", "commas"), (";", "semicolons")) if mark in header[0]
+    ]
+    if len(header) == 1 and separators:
+        return f"{needed}, separated by tabs: these are {separators[0]}."
+    for key in missing:
+        near = difflib.get_close_matches(key, [name.lower() for name in header], n=1)
+        if near:
+            meant = next(name for name in header if name.lower() == near[0])
+            return f"Is {cut(repr(meant))} the column {key}? {needed}."
+    return f"{needed}."
 
 
 def _lines(path: Path, text: str, tell: Faulty) -> Iterator[tuple[str, list[str]]]:
@@ -262,11 +303,12 @@ def _lines(path: Path, text: str, tell: Faulty) -> Iterator[tuple[str, list[str]
             reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
             start, found = 1, []
             for cells in reader:
-                if any(cells):
+                if any(cell.strip() for cell in cells):
                     found.append((f"line {start}", cells))
                 start = reader.line_num + 1
         except csv.Error as error:
-            hint = 'A field with quotes must be quoted itself, each " in it doubled.'
+            hint = 'A field with quotes must be quoted itself, each " in it doubled'
+            hint += "; nothing after this line is read."
             tell(f"line {start}", wrong(path, f"line {start}", f"this is not TSV: {error}.", hint))
         finally:
             csv.field_size_limit(before)
@@ -274,6 +316,9 @@ def _lines(path: Path, text: str, tell: Faulty) -> Iterator[tuple[str, list[str]
 
 
 def _from_cells(path: Path, place: str, cells: dict[str, str]) -> Row:
+    for key, cell in cells.items():
+        if "\0" in cell:
+            raise wrong(path, place, f"{cut(key)} holds a NUL character.", "Take it out.")
     for key in _TSV_KEYS[:3]:
         if cells[key].strip() in ("", "[]" if key == "answer" else ""):
             hint = "Test splits are often given out without answers: use another."
@@ -287,13 +332,13 @@ def _from_cells(path: Path, place: str, cells: dict[str, str]) -> Row:
         # A picture takes more than 64 characters; shorter, it names the row that holds it.
         pictures = tuple(("base64" if len(x) > 64 else "row", x) for x in _listed(image))
     elif named := cells.get("image_path", "").strip():
-        pictures = tuple(("path", x) for x in _listed(named))
+        pictures = tuple(("url" if _URL.match(x) else "path", x) for x in _listed(named))
     answer = cells["answer"].strip()
     listed = entries(answer) is not None
     answers = _spellings(path, place, answer) if listed else [answer]
     return Row(
         place,
-        cells["index"].strip(),
+        _id(path, place, cells["index"]),
         cells["question"],
         tuple(_text(path, place, "answer", text) for text in answers),
         choices,

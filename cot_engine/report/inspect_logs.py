@@ -27,7 +27,7 @@ from cot_engine.types import Usage
 SCORER = "cot_engine"
 
 
-def write_logs(store: Store, run: Run, folder: Path, where: str | None = None) -> list[Path]:
+def write_logs(store: Store, run: Run, folder: str | Path, where: str | None = None) -> list[Path]:
     """Write the logs of a run into `folder`, in the order of its cells; a cell without a row gets
     none. Logs of the same run and cell that are there are replaced. `where` is a condition as for
     `Store.rows`.
@@ -39,6 +39,7 @@ def write_logs(store: Store, run: Run, folder: Path, where: str | None = None) -
         from inspect_ai.log import write_eval_log
     except ImportError:
         raise CotEngineError("Inspect AI is not installed.", install("inspect")) from None
+    folder = Path(folder)
     run = store.run(run.id)  # which knows when it began
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in store.rows(run, where):

@@ -28,7 +28,7 @@ _OTHERS = ("*.json", "*.jinja", "*.model", "*.txt")
 """What is copied from the first model's folder, besides the files of weights."""
 
 
-def average(models: Sequence[Path], weights: Sequence[float], out: Path) -> str:
+def average(models: Sequence[str | Path], weights: Sequence[float], out: str | Path) -> str:
     """Write a model folder to `out`: the weights of `models`, weighted, and the other files of the
     first; a file of weights is in memory at a time, in float32, and written in the first's dtype.
     Of the first's profile goes what holds of other weights too; what is to be said of the rest is
@@ -37,6 +37,7 @@ def average(models: Sequence[Path], weights: Sequence[float], out: Path) -> str:
     Raises InputError if a folder has no weights, the models do not have the same tensors, the
     weights do not sum to 1, or `out` is there already.
     """
+    models, out = list(map(Path, models)), Path(out)
     if len(models) != len(weights) or not math.isclose(sum(weights), 1, abs_tol=1e-6):
         raise InputError(
             f"{len(models)} models and {len(weights)} weights with the sum {sum(weights):g}.",

@@ -147,8 +147,9 @@ class Report:
             counter[outcome.faults[-1].reason] += 1
 
 
-def files_of(out: Path) -> dict[str, Path]:
+def files_of(out: str | Path) -> dict[str, Path]:
     """Where things are written: rows, those set aside, the journal."""
+    out = Path(out)
     return {
         "rows": out,
         "aside": out.with_name(f"{out.stem}.aside.jsonl"),
@@ -161,7 +162,7 @@ def build(
     teacher: Teacher,
     journal: Journal,
     settings: Settings,
-    out: Path,
+    out: str | Path,
     *,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Report:

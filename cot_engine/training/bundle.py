@@ -31,9 +31,10 @@ FILES = (
 )
 
 
-def bundle(model: Path, out: Path) -> None:
+def bundle(model: str | Path, out: str | Path) -> None:
     """Copy what a model folder needs, its profile as it is: rounded, it is the same model. Raises
     OSError if a file is missing, InputError if `out` is the model's folder."""
+    model, out = Path(model), Path(out)
     check_outputs([("--out", out)], [("the model", model)])
     weights = load_file(model / "model.safetensors")
     for name in FILES:

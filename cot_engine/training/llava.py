@@ -134,11 +134,15 @@ def _turns(text: str) -> list[str] | Fault:
 
 
 def read_described(
-    path: Path, out: Path, kinds: tuple[Kind, ...] = KINDS, images: Path | None = None
+    path: str | Path,
+    out: str | Path,
+    kinds: tuple[Kind, ...] = KINDS,
+    images: str | Path | None = None,
 ) -> list[Entry[DescribedTask]]:
     """A task for each row and kind. Pictures must be there, but are neither read nor shown; their
     paths are relative to `images`, or to the file. Raises InputError if the file as a whole cannot
     be read, UnknownNameError for a kind that there is not."""
+    path, out = Path(path), Path(out)
     for kind in kinds:
         if kind not in KINDS:
             raise UnknownNameError("kind of text called", kind, KINDS)
@@ -154,7 +158,7 @@ def read_described(
             if id in first:
                 raise InputError(f"the id {id!r} is that of {first[id]} too.", "Give it its own.")
             first[id] = place
-            picture = Path((images or path.parent).absolute(), told[0])
+            picture = Path(images or path.parent).absolute() / told[0]
             if not os.path.isfile(picture):
                 said = f"{str(path)!r}, {place}: there is no picture {str(told[0])!r}."
                 raise ImageError(said, f"Paths are relative to {str(picture.parent)!r}.")

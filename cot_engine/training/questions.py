@@ -35,13 +35,14 @@ class Entry(Generic[T]):
 
 
 def read_questions(
-    path: Path, images: Path | None = None, allow_url: AllowUrl = False
+    path: str | Path, images: str | Path | None = None, allow_url: AllowUrl = False
 ) -> list[Entry[Item]]:
     """The questions of a file, faulty rows among them (their `make` raises).
 
     Paths of pictures are relative to `images`, or to the file. Raises InputError if the file as a
     whole cannot be read.
     """
+    path, images = Path(path), None if images is None else Path(images)
     if path.suffix.lower() not in (".jsonl", ".ndjson", ".json", ".tsv"):
         raise InputError(f"The data {str(path)!r} is no known kind.", "Give a .jsonl or .tsv file.")
     read = _conversations if _has_conversations(path) else _rows

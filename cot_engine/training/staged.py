@@ -139,12 +139,14 @@ class StagedTask:
                 _write_once(self.folder / name, picture.data)
 
 
-def staged_entries(entries: list[Entry[Item]], out: Path, check: Check) -> list[Entry[StagedTask]]:
+def staged_entries(
+    entries: list[Entry[Item]], out: str | Path, check: Check
+) -> list[Entry[StagedTask]]:
     """The tasks of the questions, for rows in the file `out`: pictures are named relative to its
     folder, those that came inside the data go into `OUT.images`."""
 
     def entry(one: Entry[Item]) -> Entry[StagedTask]:
-        return Entry(one.place, one.id, lambda: _task(one.make, out, check))
+        return Entry(one.place, one.id, lambda: _task(one.make, Path(out), check))
 
     return [entry(one) for one in entries]
 

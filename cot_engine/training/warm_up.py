@@ -154,8 +154,9 @@ def optimisers(modules: list[nn.Module]) -> list[torch.optim.Optimizer]:
     ]
 
 
-def warm_up(out: Path, steps: int, size: int, minutes: float | None) -> None:
+def warm_up(out: str | Path, steps: int, size: int, minutes: float | None) -> None:
     """Train to `steps` steps of `size` pictures, or for `minutes`; then write the model folder."""
+    out = Path(out)
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processor = build_processor()
