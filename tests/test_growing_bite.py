@@ -81,6 +81,7 @@ def test_child_i_is_asked_for_with_the_seed_of_its_path_and_indices_go_on(mode, 
         assert len(seeds) == 15 == len(expected) and set(seeds) == expected
     else:
         assert seeds == [made.seed(f"r.{i}") for i in range(5)]
+    assert made.meter.usage["generate"].calls == len(seeds), "a call for each continuation"
     other = chain("<SUMMARY>x</SUMMARY>", at=7)
     assert [c.id for c in expand(growth, (other,), "end", 1)] == ["r.7.0"], "counted by parent"
 
