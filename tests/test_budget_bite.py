@@ -85,9 +85,26 @@ def test_of_seconds_what_the_clock_says_counts_and_usage_does_not(amount, passed
     end = min(amount * (0.75 if held else 1), amount * upto)
     assert (meter.seconds, meter.left) == (passed, max(0, amount - passed))
     assert meter.room(floor, upto) == end - passed
-    assert meter.deadline(floor, upto) == 1000 + end
+    assert meter.deadline(floor, upto) == pytest.approx(1000 + end - 0.002, abs=1e-9)
     # At the end of the time nothing is affordable, a moment before anything is.
     assert meter.affords(Usage(decoded=1), floor) == (passed < amount * (0.75 if held else 1))
+
+
+def test_what_could_not_take_eight_steps_is_not_begun_but_the_conclusion_is():
+    now = [0.0]
+    meter = Meter(Budget(8, "seconds"), clock=lambda: now[0])
+    for seconds, tokens, pace in ((3.0, 10, 0.3), (9.0, 10, 0.3), (0.5, 0, 0.3), (1.0, 4, 0.25)):
+        meter.timed(seconds, tokens)
+        assert meter.pace == pace, "the least that a token took"
+    for at, held, free in (
+        (3.9, True, True),
+        (4.0, False, True),
+        (7.9, False, True),
+        (8, False, False),
+    ):
+        now[0] = at  # of 6 s, eight steps of a quarter of a second are 2
+        assert meter.affords(Usage(), Usage(calls=1)) == held
+        assert meter.affords(Usage(), Usage()) == free
 
 
 def test_without_a_budget_there_is_no_end():

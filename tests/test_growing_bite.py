@@ -20,6 +20,7 @@ from cot_engine.judges import OutOfBudget
 from cot_engine.session import FLOOR_TOKENS, MeteredAsk, Session, Settings
 from cot_engine.stages import DEFAULT_PLAN, Plan, Stage
 from cot_engine.testing import ScriptedBackend, staged_reply
+from cot_engine.testing.scripted import _number
 from cot_engine.types import GREEDY, Chain, Problem, Prompt, Sampling, Segment, Step, Usage
 
 PLAN = DEFAULT_PLAN.fit(0)
@@ -238,10 +239,8 @@ def test_a_stage_that_had_no_more_tokens_is_closed_and_says_whose_fault_it_was(s
 def test_a_sentence_goes_on_until_its_stage_has_had_its_length():
     plan = Plan((Stage("A", "", "", length=10), Stage("REASONING", "", "", length=12), CONCLUSION))
     made, *_ = session(lambda request, seed: " w w w w. More", plan=plan)
-    growth, grown = (
-        Growth(made),
-        chain("<A>" + " w" * 9 + ".</A>", "<REASONING>x.", stage="REASONING"),
-    )
+    growth, begun = Growth(made), step("<REASONING>x.", stage="REASONING")
+    grown = Chain("r.0", (step("<A>" + " w" * 9 + ".</A>", tokens=10, stage="A"), begun))
     finishes = []
     while "</REASONING>" not in grown.text and len(finishes) < 9:
         ((children,), _) = asyncio.run(growth.sample([grown], "sentence", 1, 99, False, False))
@@ -272,6 +271,14 @@ def test_a_whole_response_of_a_prompted_model_is_one_step(replies, text, faults,
     assert last.tokens == sum(len(s.ids or ()) for s in last.segments)
     assert [r.until.strings[0] for r in backend.requests] == [SUMMARY.close] * 3
     assert [r.max_new_tokens for r in backend.requests] == [256, 1024, 256]
+
+
+def test_a_whole_response_that_had_no_more_tokens_lacks_what_it_did_not_come_to():
+    made, *_ = session(lambda request, seed: "s s </SUMMARY>", mode="prompted")
+    ((children,), _) = asyncio.run(Growth(made).sample([Chain()], "end", 1, 3, False, False))
+    (child,) = children
+    assert child.last.tokens == 3 and child.last.finish == "budget" and not child.done
+    assert child.last.faults == ("missing:REASONING", "missing:CONCLUSION")
 
 
 def test_the_length_of_a_unit_is_that_of_the_stages_still_to_come():
@@ -419,21 +426,52 @@ def test_where_the_money_ends_what_is_finished_counts_and_else_the_likeliest():
 
 
 def test_of_whole_responses_the_soundest_then_likeliest_makes_the_answer_safe():
-    texts = [R + C, S + R + "<CONCLUSION>long long long</CONCLUSION>", S + R + C, S + R]
-    left = list(texts)
+    easy = next(f"<CONCLUSION>{k}</CONCLUSION>" for k in range(999) if _likely(k))
+    hard = next(f"<CONCLUSION>{k}</CONCLUSION>" for k in range(999) if not _likely(k))
+    left = [easy, S + R + hard, S + R + easy, S + R, S + R + hard]  # in this order, from the root
     made, *_ = session(lambda request, seed: left.pop(0))
     growth = Growth(made)
-    grown = expand(growth, (Chain(),), "end", 4)
-    sound = [c for c in grown if c.done and not c.last.faults]
-    assert len(sound) == 2 and made.safe == max(sound, key=lambda c: c.likelihood())
-    assert made.safe.likelihood() != min(c.likelihood() for c in grown if c.done)
-    first = made.safe
-    left.extend([S + R + C])
+    grown = expand(growth, (Chain(),), "end", 5)
+    assert made.safe == grown[2] and grown[0].done, "the likeliest of all skipped two stages"
+    assert grown[0].likelihood() > grown[2].likelihood() > grown[1].likelihood()
+    left.append(S + R + easy)
     expand(growth, (Chain(),), "end", 1)
-    assert made.safe == first, "once there is one it is the selection's to change"
+    assert made.safe == grown[2], "once there is one it is the selection's to change"
     made, *_ = session()
     expand(Growth(made), (Chain(),), SUMMARY, 2)
     assert made.safe is None
+
+
+def _likely(k):
+    """Whether the scripted model finds this conclusion as likely as anything."""
+    return _number(f"<CONCLUSION>{k}</CONCLUSION>") % 7 == 0
+
+
+def test_the_longest_child_so_far_is_kept_in_mind_whichever_came_last():
+    replies = ["<SUMMARY>" + " w" * n + "</SUMMARY>" for n in (3, 9, 5)]
+    left = list(replies)
+    made, *_ = session(lambda request, seed: left.pop(0))
+    growth = Growth(made)
+    for count, longest in ((2, 10), (1, 10)):
+        expand(growth, (Chain(),), SUMMARY, count)
+        assert growth.longest == {"r": longest}
+
+
+@pytest.mark.parametrize(("left", "granted"), [(56, 56), (40, 40), (300, 256), (32, 32)])
+def test_a_conclusion_gets_what_is_left_and_the_floor_at_least(left, granted):
+    made, backend, _ = session(budget=Budget(1000, "new tokens"))
+    made.meter.charge("generate", Usage(decoded=1000 - left))
+    asyncio.run(Growth(made).conclude(chain(S)))
+    assert backend.requests[-1].max_new_tokens == granted
+
+
+@pytest.mark.parametrize("safe", [None, Chain("r.7", (step(S),), True)])
+def test_where_not_even_the_floor_is_left_what_there_is_is_the_answer(safe):
+    made, backend, events = session(budget=Budget(1000, "new tokens"))
+    made.meter.charge("generate", Usage(decoded=1000 - 31))
+    made.safe, begun = safe, chain(S)
+    assert asyncio.run(Growth(made).conclude(begun)) == (safe or begun, Usage())
+    assert not backend.requests and not events
 
 
 @given(st.integers(0, 40), st.integers(0, 45))
@@ -460,7 +498,10 @@ def test_every_request_has_its_deadline(budget, mode):
     growth = Growth(made)
 
     def deadlines():
-        found = {request.deadline for request in backend.requests}
+        found = {
+            r.deadline if r.deadline is None else round(r.deadline + Meter.HANDOVER, 9)
+            for r in backend.requests
+        }
         backend.requests.clear()
         return found
 

@@ -15,10 +15,12 @@ from cot_engine_strategies.sentence_beam import SentenceBeam
 from cot_engine_strategies.stage_beam import StageBeam
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cot_engine.budget import Budget
 from cot_engine.errors import BudgetError, CotEngineError, ModelError, StrategyError
 from cot_engine.events import Failed, Finished, Grown, Notice, Scored, Selected, Started
+from cot_engine.images import load_image
 from cot_engine.judges import OutOfBudget, ScorerJudge, SelfJudge
 from cot_engine.search import Named, search
 from cot_engine.session import Settings
@@ -150,6 +152,17 @@ def test_the_beginning_says_everything_that_decides_the_search():
     assert started.plan == DEFAULT_PLAN.fit(0, "brief") and started.backend.name == "scripted"
     assert {"cot-engine", "torch", "transformers"} == set(started.versions)
     assert run(strategy).trace.started.budget is None
+
+
+def test_what_there_is_to_say_of_the_pictures_is_said_and_they_are_recorded():
+    image = load_image(Image.new("RGB", (20, 10), "red"))
+    image = replace(image, notes=("It is animated.", "It is upside down."))
+    answer = run(Greedy(), problem=Problem("p", "?", (image, image)), notes=("first",))
+    notices = [e.text for e in answer.trace if isinstance(e, Notice)]
+    assert notices == ["first", *image.notes, *image.notes]
+    (record, _) = answer.trace.started.images
+    assert (record.digest, record.source, record.size) == (image.digest, image.source, (20, 10))
+    assert record.notes == image.notes and "CAPTION" in answer.chain.text
 
 
 def test_the_end_counts_every_fault_once_by_name():
@@ -298,11 +311,18 @@ def test_where_the_budget_ends_the_strategy_is_closed_and_the_answer_concluded()
             while True:
                 yield Expand(task.start, until=task.plan.stages[0], n=5)
         finally:
-            closed.append(True)
+            closed.append(len(backend.requests))
 
-    budget = Budget(130, "new tokens")
-    answer = run(asking(body), judge=ScorerJudge(), settings=Settings(budget=budget))
-    assert closed == [True] and answer.chain.done and answer.text
+    @dataclass(frozen=True)
+    class Kept:  # somebody holds the generator, so that nothing but the core closes it
+        def search(self, task):
+            kept.append(body(task))
+            return kept[0]
+
+    kept, backend, budget = [], ScriptedBackend(), Budget(130, "new tokens")
+    answer = run(Kept(), backend=backend, settings=Settings(budget=budget))
+    assert closed == [len(backend.requests) - 1], "before the answer is concluded"
+    assert answer.chain.done and answer.text
     assert [e.what for e in answer.trace if type(e).__name__ == "Cut"][-1] == "search"
 
 
