@@ -95,6 +95,18 @@ def test_a_standing_is_the_mean_over_problems_and_its_cost_the_mean_over_searche
     )
 
 
+def test_answers_that_were_cut_are_told_of(grid):
+    store, run = grid({"greedy": plain("greedy")}, problems=3)
+    for item in range(3):
+        why = "" if item == 1 else f"The budget of {item + 1} calls ended."
+        put(store, run, "greedy", item, 0, incomplete=why)
+    (told,) = [note for note in analyse(store, run).notes if "not whole" in note]
+    assert told == (
+        "2 of 3 searches of greedy gave an answer that is not whole and is graded as it stands;"
+        " the first: The budget of 1 calls ended."
+    )
+
+
 def test_what_is_derived_from_whole_responses(grid):
     cells = {"bon": plain("best-of-n", BON), "votes": plain("majority", BON)}
     store, run = grid(cells, problems=3)

@@ -56,6 +56,7 @@ def everything(row):
         ),
         faults={"stray": 2},
         finished="2025-01-01T00:00:00Z",
+        incomplete="The budget of 5 calls ended before CONCLUSION was written.",
     )
 
 
@@ -72,6 +73,30 @@ def test_a_row_comes_back_as_it_was(tmp_path):
         assert list(store.rows(run)) == [row]
         with pytest.raises(StoreError, match="no trace"):
             store.trace(run, key)
+
+
+def test_a_store_from_before_answers_said_that_they_were_cut(tmp_path):
+    """It is read as it is, and written on after it got the column."""
+    path = tmp_path / "s.sqlite"
+    with Store(path, create=True) as store:
+        run = two(store)
+        first, second, *_ = (Row(key, "ok", correct=1.0) for key in run.keys())  # noqa: SIM118
+        store.add(run, first)
+        before = list(store.rows(run))
+    with sqlite3.connect(path) as db:
+        view = db.execute("select sql from sqlite_master where name = 'results'").fetchone()[0]
+        db.execute("drop view results")
+        db.execute("alter table searches drop column incomplete")
+        db.execute(view.replace("s.incomplete,", ""))
+    db.close()
+    with Store(path) as store:
+        assert list(store.rows(run)) == before
+    with Store(path, create=True) as store:
+        store.add(run, replace(second, incomplete="Cut."))
+        assert [row.incomplete for row in store.rows(run)] == ["", "Cut."]
+        assert [row.incomplete for row in store.rows(run, "incomplete <> ''")] == ["Cut."]
+    with Store(path) as store:
+        assert len(list(store.rows(run))) == 2
 
 
 def test_a_run_comes_back_as_it_was(made):

@@ -53,7 +53,8 @@ class Selection:
 class Row:
     """What one search came to. `correct` is its score, 0 to 1 (None: failed); `allotted`, `spent`
     and `remaining` are in `unit`, the budget's if there was one, else FLOPs (`allotted` None).
-    `seconds` is its time from start to end, among others. `usage` is by role."""
+    `seconds` is its time from start to end, among others. `usage` is by role. `incomplete` says why
+    the answer, which is graded as it stands, is not whole."""
 
     key: Key
     status: str  # "ok" or "failed"
@@ -70,6 +71,7 @@ class Row:
     selections: tuple[Selection, ...] = ()
     faults: dict[str, int] = field(default_factory=dict)
     finished: str = ""
+    incomplete: str = ""
     trace: Trace | None = field(default=None, compare=False, repr=False)
 
 

@@ -180,6 +180,7 @@ async def search_row(engine: Engine, task: Task) -> Row:
         candidates=_candidates(answer, item),
         selections=judged,
         faults=answer.trace.finished.faults,
+        incomplete=answer.incomplete,
         trace=answer.trace,
     )
 

@@ -59,12 +59,15 @@ create table searches (
   status text not null, error text not null, answer text, correct real,
   unit text, allotted real, spent real, remaining real, seconds real,
   usage text not null, candidates text not null, selections text not null, faults text not null,
-  finished text not null, trace blob,
+  finished text not null, trace blob, incomplete text not null default '',
   primary key (cell, seed, item, code, model)
 );
+"""
+_VIEW = """
 create view results as
   select i.problem, i.type, c.strategy, c.n, c.judge, s.cell, s.seed, s.status, s.error,
-    s.correct, s.answer, i.expected, s.unit, s.allotted, s.spent, s.remaining, s.seconds,
+    s.incomplete, s.correct, s.answer, i.expected,
+    s.unit, s.allotted, s.spent, s.remaining, s.seconds,
     json_extract(s.usage, '$.generate.flops') as generate_flops,
     json_extract(s.usage, '$.judge.flops') as judge_flops,
     json_extract(s.usage, '$.score.flops') as score_flops,
@@ -126,8 +129,9 @@ class Store:
             # Write-ahead logging: readers and the writer do not wait for each other, and a commit
             # that returned survives the death of this process.
             self._db.execute("pragma journal_mode = wal")
+            self._says_incomplete = True
             with self._writing():
-                for statement in _TABLES.split(";\n"):
+                for statement in [*_TABLES.split(";\n"), _VIEW]:
                     if statement.strip():
                         self._db.execute(statement)
                 self._db.execute("insert into meta values ('schema', ?)", (str(SCHEMA),))
@@ -141,6 +145,16 @@ class Store:
                 f" cot-engine reads and writes {SCHEMA}.",
                 "Use the version that wrote it, or another file.",
             )
+        columns = {row["name"] for row in self._db.execute("pragma table_info(searches)")}
+        self._says_incomplete = "incomplete" in columns
+        if create and not self._says_incomplete:  # a store from before answers said so
+            with self._writing():
+                self._db.execute(
+                    "alter table searches add column incomplete text not null default ''"
+                )
+                self._db.execute("drop view results")
+                self._db.execute(_VIEW)
+            self._says_incomplete = True
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -216,7 +230,7 @@ class Store:
                 (*row.key, run.code, run.model),
             )
             self._write(
-                f"insert or ignore into searches values ({', '.join('?' * 20)})",
+                f"insert or ignore into searches values ({', '.join('?' * 21)})",
                 (
                     *(*row.key, run.code, run.model, row.status, row.error, row.answer),
                     *(row.correct, row.unit, row.allotted, row.spent, row.remaining, row.seconds),
@@ -226,6 +240,7 @@ class Store:
                     json.dumps(row.faults),
                     row.finished or _now(),
                     pack(row.trace) if row.trace is not None else None,
+                    row.incomplete,
                 ),
             )
 
@@ -309,9 +324,10 @@ class Store:
         """
         chosen = self._chosen(run, where)
         # In the order of the run, whatever order they were done in.
+        incomplete = "incomplete" if self._says_incomplete else "''"
         found = self._db.execute(
             "select cell, seed, item, status, error, answer, correct, unit, allotted, spent,"
-            " remaining, seconds, usage, candidates, selections, faults, finished"
+            f" remaining, seconds, usage, candidates, selections, faults, finished, {incomplete}"
             " from searches where code = ? and model = ?",
             (run.code, run.model),
         )
@@ -405,6 +421,7 @@ def _row(row: sqlite3.Row) -> Row:
         ),
         json.loads(row["faults"]),
         row["finished"],
+        row[17],
     )
 
 

@@ -250,6 +250,7 @@ class _Cell:
             },
             "seconds": row.seconds,
             "faults": row.faults,
+            "incomplete": row.incomplete,
             "candidates": len(row.candidates),
             "selections": dict(held),
         }

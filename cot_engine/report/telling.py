@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 
 from cot_engine.ablation.records import Key, Row, Run
 from cot_engine.ablation.worth import WHOLE
@@ -182,6 +183,7 @@ def notes(
             " their budget, failed there."
         )
     told += _failures(run, rows)
+    told += _cut_answers(run, rows)
     told += _spendings(standings)
     told += _broken(run, rows)
     if any(s.kind != "search" for s in standings):
@@ -209,21 +211,42 @@ def _blocked(run: Run, missing: Collection[Key], failed: Collection[Key]) -> int
 
 
 def _failures(run: Run, rows: Sequence[Row]) -> list[str]:
-    by_label: dict[str, list[Row]] = {}
-    made: dict[str, int] = {}
+    failed = _by_cell(run, rows, lambda row: row.error if row.status == "failed" else None)
+    told = [
+        f"{len(lost):,} of {_searches(made)} of {label} failed and"
+        f" count{'s' if len(lost) == 1 else ''} nowhere; the first: {lost[0]}"
+        for label, lost, made in failed[:_MOST]
+    ]
+    if len(failed) > _MOST:
+        told.append(f"Searches of {len(failed) - _MOST} more cells failed.")
+    return told
+
+
+def _cut_answers(run: Run, rows: Sequence[Row]) -> list[str]:
+    cut = _by_cell(run, rows, lambda row: row.incomplete or None)
+    told = [
+        f"{len(why):,} of {_searches(made)} of {label} gave an answer that is not whole and is"
+        f" graded as it stands; the first: {why[0]}"
+        for label, why, made in cut[:_MOST]
+    ]
+    if len(cut) > _MOST:
+        told.append(f"The same holds for {len(cut) - _MOST} more cells.")
+    return told
+
+
+def _by_cell(
+    run: Run, rows: Sequence[Row], why: Callable[[Row], str | None]
+) -> list[tuple[str, list[str], int]]:
+    """The cells of which `why` has something to say: the label, what it says, and how many rows
+    there are."""
+    found: dict[str, list[str]] = {}
+    made: Counter[str] = Counter()
     for row in rows:
         label = run.cells[row.key.cell][0]
-        made[label] = made.get(label, 0) + 1
-        if row.status == "failed":
-            by_label.setdefault(label, []).append(row)
-    told = [
-        f"{len(lost):,} of {_searches(made[label])} of {label} failed and"
-        f" count{'s' if len(lost) == 1 else ''} nowhere; the first: {lost[0].error}"
-        for label, lost in list(by_label.items())[:_MOST]
-    ]
-    if len(by_label) > _MOST:
-        told.append(f"Searches of {len(by_label) - _MOST} more cells failed.")
-    return told
+        made[label] += 1
+        if (said := why(row)) is not None:
+            found.setdefault(label, []).append(said)
+    return [(label, said, made[label]) for label, said in found.items()]
 
 
 def _spendings(standings: Sequence[Standing]) -> list[str]:
