@@ -76,10 +76,12 @@ def _portion(
         return budget.of(cost) + judging <= session.meter.room(floor, upto)
 
     if count := largest(n, lambda count: fits(parents, count, usual)):
-        return _Portion(parents, count, largest(asked, lambda most: fits(parents, count, most)))
+        # What is left of seconds shrinks meanwhile: what was found to fit is taken.
+        length = largest(asked, lambda most: fits(parents, count, most))
+        return _Portion(parents, count, max(usual, length))
     if many := largest(len(parents) - 1, lambda many: fits(parents[:many], 1, usual)):
         some = parents[:many]
-        return _Portion(some, 1, largest(asked, lambda most: fits(some, 1, most)))
+        return _Portion(some, 1, max(usual, largest(asked, lambda most: fits(some, 1, most))))
     length = largest(asked, lambda most: fits(parents[:1], 1, most, last=True)) if upto == 1 else 0
     if length < min(usual, LEAST):
         return None

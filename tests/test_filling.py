@@ -4,6 +4,7 @@ expense."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import dataclass, replace
 
 import pytest
@@ -19,8 +20,10 @@ from test_faults import MALFORMED
 from cot_engine.budget import Budget, Meter
 from cot_engine.errors import BudgetError
 from cot_engine.events import Cut, Grown, Judged, Selected
+from cot_engine.filling import _portion
+from cot_engine.growth import Growth
 from cot_engine.judges import ScorerJudge, SelfJudge
-from cot_engine.session import Settings
+from cot_engine.session import Session, Settings
 from cot_engine.stages import DEFAULT_PLAN, next_stage, read
 from cot_engine.strategy import Expand, Select
 from cot_engine.testing import (
@@ -30,7 +33,7 @@ from cot_engine.testing import (
     solve_scripted,
 )
 from cot_engine.testing.scripted import _number
-from cot_engine.types import Generate, Usage
+from cot_engine.types import Chain, Generate, Problem, Usage
 
 KINDS = (BestOfN, Majority, SentenceBeam, StageBeam)
 UNITS = ("flops", "new tokens", "tokens", "calls")
@@ -172,6 +175,18 @@ def test_of_seconds_nothing_is_begun_that_could_not_take_a_few_steps():
     assert meter.affords(Usage(), floor)
     now[0] = 15.7
     assert not meter.affords(Usage(), floor) and meter.affords(Usage(), Usage())
+
+
+def test_of_seconds_what_was_found_to_fit_is_asked_for_though_the_clock_goes_on():
+    """Between two looks nothing was left of it: a request for no token, which is an error."""
+    plan = DEFAULT_PLAN.fit(0)
+    given, problem = Settings(budget=Budget(1, "seconds")), Problem("p", "?")
+    for start in range(700, 752):
+        session = Session(problem, plan, ScriptedBackend(), given, lambda event: None, "s")
+        ticks = itertools.count(start)
+        session.meter.started, session.meter.clock = 0.0, lambda ticks=ticks: next(ticks) / 1000
+        portion = _portion(Growth(session), [Chain()], "end", 4, 1.0)
+        assert portion is None or portion.length > 0
 
 
 def test_replies_that_cost_nothing_end():
