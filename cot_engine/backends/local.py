@@ -11,10 +11,12 @@ format and boundaries, `loading` for checkpoints.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,14 +24,18 @@ from cot_engine.backends import BackendInfo, loading
 from cot_engine.backends.adapters import Pixels
 from cot_engine.backends.jobs import Job, Scope, Sequence
 from cot_engine.backends.loading import Loaded, Quantize
-from cot_engine.backends.prefix import matched
+from cot_engine.backends.prefix import Node, insert, matched
 from cot_engine.backends.worker import Worker
 from cot_engine.errors import InputError
 from cot_engine.flops import Flops
 from cot_engine.images import Image
 from cot_engine.types import Choose, Chosen, Generate, Generated, Prompt, Usage
 
-_KEPT = 256  # preprocessed images, and tokenised prompts, kept for reuse
+_KEPT = 256  # preprocessed images kept for reuse
+_KEPT_TOKENS = 500_000  # of tokenised prompts kept for reuse: what is estimated is then asked
+_MANY = 32  # tails; tokenising more takes long enough to leave the event loop
+
+Made = TypeVar("Made")
 
 
 @dataclass(slots=True)
@@ -69,6 +75,8 @@ class LocalBackend:
         self._scopes: dict[str, Scope] = {}
         self._pixels: OrderedDict[str, Pixels] = OrderedDict()
         self._turns: OrderedDict[tuple, Sequence] = OrderedDict()
+        self._turn_tokens = 0
+        self._keeping = threading.Lock()  # guards the two: requests are made ready in threads
         gpu = self.adapter.device.type != "cpu"
         self.flops = Flops(self.adapter.config)
         self.worker = Worker(
@@ -128,7 +136,7 @@ class LocalBackend:
         self.worker.life.check()
         if not request.seeds or request.max_new_tokens < 1:
             raise InputError("A request to write needs at least one seed and one new token.")
-        sequence = self._reply(request)
+        sequence = await self._ready(self._reply, request)
         room = self._room(len(sequence.ids))
         request = replace(request, max_new_tokens=min(request.max_new_tokens, room))
         job = self._job(request, [sequence])
@@ -139,7 +147,7 @@ class LocalBackend:
         self.worker.life.check()
         if not request.tails or not request.choices:
             raise InputError("A request to choose needs at least one tail and one choice.")
-        sequences = self._questions(request)
+        sequences = await self._ready(self._questions, request)
         self._room(max(len(s.ids) for s in sequences))
         job = self._job(request, sequences)
         job.choices = self._first_tokens(request)
@@ -150,22 +158,19 @@ class LocalBackend:
         generating = isinstance(request, Generate)
         sequences = [self._reply(request)] if generating else self._questions(request)
         scope = self._scopes.get(request.scope)
-        had, fresh, counted = {}, [], 0
-        # Tails share among themselves too: insert them one after the other into a mock history.
+        # Tails share among themselves too: they go one after the other into a mock history.
+        had, counted, mock = [], 0, Node((), 0, None)
         for sequence in sequences:
-            held = self._held(scope, sequence)
-            shared = max((_shared(sequence.keys, other.keys) for other in fresh), default=0)
-            start = max(held, min(shared, len(sequence.keys)))
-            fresh.append(sequence)
-            had[id(sequence)] = start
-            counted += max(0, len(sequence.keys) - start)
+            had.append(max(self._held(scope, sequence), matched(mock, sequence.keys)))
+            insert(mock, sequence.keys)
+            counted += len(sequence.keys) - had[-1]
         longest = sequences[0]
         crossed = self.flops.crossed(longest.images)
         # A prompt that is held whole may have to compute its last token again.
         counted = max(counted, 1)
         flops = sum(
-            self.flops.prefill(max(1, len(s.keys) - had[id(s)]), had[id(s)], crossed)
-            for s in sequences
+            self.flops.prefill(max(1, len(s.keys) - start), start, crossed)
+            for s, start in zip(sequences, had, strict=True)
         ) + self.flops.head(len(sequences))
         features = scope.features if scope else {}
         images = {i.digest: i for i in longest.images if i.digest not in features}
@@ -179,7 +184,7 @@ class LocalBackend:
         return Usage(
             encodes=len(images),
             prefilled=counted,
-            cached=sum(had.values()),
+            cached=sum(had),
             decoded=decoded,
             flops=flops,
             calls=1,
@@ -194,10 +199,20 @@ class LocalBackend:
         self.worker.close()
         for scope in list(self._scopes):
             self.release(scope)
-        self._pixels.clear()
-        self._turns.clear()
+        with self._keeping:
+            self._pixels.clear()
+            self._turns.clear()
+            self._turn_tokens = 0
 
     # --- from requests to token sequences --------------------------------------------------------
+
+    async def _ready(self, make: Callable[[Any], Made], request: Generate | Choose) -> Made:
+        """`make(request)`, in another thread where it takes long: a new picture, many tails."""
+        with self._keeping:
+            new = any(image.digest not in self._pixels for image in request.prompt.images)
+        if new or (isinstance(request, Choose) and len(request.tails) > _MANY):
+            return await asyncio.to_thread(make, request)
+        return make(request)
 
     async def _run(self, job: Job) -> Generated | Chosen:
         self.worker.submit(job)
@@ -220,11 +235,10 @@ class LocalBackend:
 
     def _questions(self, request: Choose) -> list[Sequence]:
         more = self.text.continuation(request.prefix) if request.prefix else []
-        prompt = request.prompt
-        return [
-            self._sequence(Prompt(prompt.text + tail, prompt.images), more)
-            for tail in request.tails
-        ]
+        turns = self._turns_of(
+            [request.prompt.text + tail for tail in request.tails], request.prompt.images
+        )
+        return [_going_on(turn, more) for turn in turns]
 
     def _first_tokens(self, request: Choose) -> list[int]:
         """Each choice's first token as it is spelled after the prefix."""
@@ -243,45 +257,66 @@ class LocalBackend:
         return list(found)
 
     def _sequence(self, prompt: Prompt, more: list[int]) -> Sequence:
-        turn = self._turn(prompt)
-        return Sequence(
-            (*turn.ids, *more), (*turn.keys, *more), turn.images, turn.places, turn.rope, turn.delta
-        )
+        (turn,) = self._turns_of([prompt.text], prompt.images)
+        return _going_on(turn, more)
 
-    def _turn(self, prompt: Prompt) -> Sequence:
-        key = (prompt.text, tuple(image.digest for image in prompt.images))
-        if (kept := self._turns.get(key)) is not None:
-            self._turns.move_to_end(key)
-            return kept
-        if len(prompt.images) > self.adapter.max_images:
+    def _turns_of(self, texts: list[str], images: tuple[Image, ...]) -> list[Sequence]:
+        """User turns with these texts behind these images."""
+        pictures = tuple(image.digest for image in images)
+        with self._keeping:
+            found = {text: self._turns.get((text, pictures)) for text in texts}
+            for text, turn in found.items():
+                if turn is not None:
+                    self._turns.move_to_end((text, pictures))
+        if missing := [text for text, turn in found.items() if turn is None]:
+            made = dict(zip(missing, self._tokenised(missing, images), strict=True))
+            found |= made
+            with self._keeping:
+                for text, turn in made.items():
+                    if self._turns.setdefault((text, pictures), turn) is turn:
+                        self._turn_tokens += len(turn.ids)
+                while self._turn_tokens > _KEPT_TOKENS:
+                    self._turn_tokens -= len(self._turns.popitem(last=False)[1].ids)
+        return [found[text] for text in texts]
+
+    def _tokenised(self, texts: list[str], images: tuple[Image, ...]) -> list[Sequence]:
+        if len(images) > self.adapter.max_images:
             raise InputError(
-                f"{len(prompt.images)} images were given; this model takes at most "
+                f"{len(images)} images were given; this model takes at most "
                 f"{self.adapter.max_images}."
             )
-        images = tuple(self._prepared(image) for image in prompt.images)
-        ids = self.text.turn(prompt.text, tuple(image.text for image in images))
-        where = [i for i, token in enumerate(ids) if token == self.adapter.placeholder]
-        keys, places, at = list(ids), [], 0
-        for image in images:
-            mine = where[at : at + image.tokens]
-            at += image.tokens
-            for i in mine:
-                keys[i] = -int(image.digest[:15], 16) - 1
-            places.append(torch.tensor(mine, dtype=torch.long))
-        rope, delta = self.adapter.rope(ids, list(images))
-        turn = Sequence(tuple(ids), tuple(keys), images, tuple(places), rope, delta)
-        self._turns[key] = turn
-        while len(self._turns) > _KEPT:
-            self._turns.popitem(last=False)
-        return turn
+        pixels = tuple(self._prepared(image) for image in images)
+        placeholder, turns = self.adapter.placeholder, []
+        before: list[int] | None = None
+        for ids in self.text.turns(texts, tuple(image.text for image in pixels)):
+            where = [i for i, token in enumerate(ids) if token == placeholder]
+            if where != before:  # texts stand behind the images: else all this is as it was
+                before, at, places, names = where, 0, [], []
+                for image in pixels:
+                    mine = where[at : at + image.tokens]
+                    at += image.tokens
+                    places.append(torch.tensor(mine, dtype=torch.long))
+                    names += [(i, -int(image.digest[:15], 16) - 1) for i in mine]
+                rope, delta = self.adapter.rope(ids, list(pixels))
+                # Behind the last image positions just go on counting.
+                rope = None if rope is None else rope[:, : where[-1] + 1]
+            keys = list(ids)
+            for i, name in names:
+                keys[i] = name
+            turns.append(Sequence(tuple(ids), tuple(keys), pixels, tuple(places), rope, delta))
+        return turns
 
     def _prepared(self, image: Image) -> Pixels:
-        if image.digest not in self._pixels:
-            self._pixels[image.digest] = self.adapter.prepare(image.pixels, image.digest)
+        with self._keeping:
+            found = self._pixels.get(image.digest)
+        if found is None:
+            found = self.adapter.prepare(image.pixels, image.digest)
+        with self._keeping:
+            self._pixels[image.digest] = found
+            self._pixels.move_to_end(image.digest)
             while len(self._pixels) > _KEPT:
                 self._pixels.popitem(last=False)
-        self._pixels.move_to_end(image.digest)
-        return self._pixels[image.digest]
+        return found
 
     def _room(self, tokens: int) -> int:
         """How many tokens the model can still hold behind `tokens`; at least one, or an error."""
@@ -302,9 +337,7 @@ class LocalBackend:
             return matched(root, sequence.keys) if root is not None else 0
 
 
-def _shared(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    """How many leading tokens two sequences have in common."""
-    size = min(len(first), len(second))
-    if first[:size] == second[:size]:
-        return size
-    return next(i for i in range(size) if first[i] != second[i])
+def _going_on(turn: Sequence, more: list[int]) -> Sequence:
+    return Sequence(
+        (*turn.ids, *more), (*turn.keys, *more), turn.images, turn.places, turn.rope, turn.delta
+    )

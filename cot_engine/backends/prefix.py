@@ -90,11 +90,18 @@ class Node:
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many leading elements are equal."""
+    """How many leading elements are equal: by halves, comparing slices."""
     size = min(len(first), len(second))
     if first[:size] == second[:size]:
         return size
-    return next(i for i in range(size) if first[i] != second[i])
+    equal, unequal = 0, size
+    while unequal - equal > 1:
+        middle = (equal + unequal) // 2
+        if first[equal:middle] == second[equal:middle]:
+            equal = middle
+        else:
+            unequal = middle
+    return equal
 
 
 def insert(root: Node, keys: tuple[int, ...]) -> Node:

@@ -59,14 +59,39 @@ class ChatText:
 
         `images` are the strings an image expands to, as the model's own processor writes them.
         """
+        return self.turns((text,), images)[0]
+
+    def turns(self, texts: Sequence[str], images: tuple[str, ...]) -> list[list[int]]:
+        """`turn` of each text; what they have in common is tokenised once."""
         before, after = self._around(images)
-        whole = self._encode(before + text + after)
         wanted = self._specials_of(before, after)
-        if self._tally(whole) == wanted:
-            return whole
-        head, tail = self._encode(before), self._after_anchor(after)
-        ids = [*head, *self.continuation(text), *tail]
-        return ids if self._tally(ids) == wanted else [*head, *self._spell(text), *tail]
+        found = []
+        for text, whole in zip(texts, self._wholes(before, texts, after), strict=True):
+            if self._tally(whole) != wanted:
+                head, tail = self._encode(before), self._after_anchor(after)
+                whole = [*head, *self.continuation(text), *tail]
+                if self._tally(whole) != wanted:
+                    whole = [*head, *self._spell(text), *tail]
+            found.append(whole)
+        return found
+
+    def _wholes(self, before: str, texts: Sequence[str], after: str) -> list[list[int]]:
+        """The ids of `before` + text + `after` for each text.
+
+        No token reaches across a special one, so of several texts what stands before the last
+        special token of `before` is tokenised with the first, where that is seen to be so.
+        """
+        first = self._encode(before + texts[0] + after)
+        if len(texts) == 1:
+            return [first]
+        cut = max((match.start() for match in self._special.finditer(before)), default=0)
+        encode, rest = self._fast.encode, before[cut:]
+        own = encode(rest + texts[0] + after, add_special_tokens=False).ids
+        head = first[: -len(own)]
+        if not cut or head + own != first:
+            return [first, *(self._encode(before + text + after) for text in texts[1:])]
+        others = (encode(rest + text + after, add_special_tokens=False).ids for text in texts[1:])
+        return [first, *(head + ids for ids in others)]
 
     def places(self, text: str, images: tuple[str, ...]) -> list[tuple[int, int]] | None:
         """Where each id of `turn` stands in `text`: (start, end) in characters, off its ends for
