@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import threading
 import time
 
 import pytest
@@ -162,6 +165,65 @@ def test_full_estimate_is_met(backend):
     assert spent.flops == expected.flops
     assert (spent.prefilled, spent.decoded) == (expected.prefilled, expected.decoded)
     assert spent.seconds > 0
+
+
+def tails(count):
+    """Every one shares something with others: what a round robin asks."""
+    words = ["red", "circle", "blue", "the square", "two", "left of", "so", "because it is"]
+    return tuple(f"1: {words[i % 8]} {i // 8}. 2: {words[i // 8 % 8]}?" for i in range(count))
+
+
+def test_the_estimate_of_many_tails(backend):
+    """What a tail shares with what is held or with any tail before it is not computed again."""
+    run(backend.choose(Choose("s", PROMPT, tails(3), ("A", "B"))))
+    asked = Choose("s", PROMPT, tails(60), ("A", "B"))
+    keys = [sequence.keys for sequence in backend._questions(asked)]
+    known, fresh = [*keys[:3]], 0
+    for one in keys:
+        fresh += len(one) - max(len(os.path.commonprefix([one, other])) for other in known)
+        known.append(one)
+    expected = backend.estimate(asked)
+    spent = run(backend.choose(asked)).usage
+    assert expected.prefilled == fresh
+    assert (spent.prefilled, spent.encodes) == (fresh, 0) and spent.flops <= expected.flops
+
+
+def test_an_estimate_takes_time_in_proportion_to_its_tails(backend):
+    """In calls, not in seconds."""
+
+    def calls(count):
+        asked, seen = Choose("s", PROMPT, tails(count), ("A", "B")), []
+        backend.estimate(asked)  # tokenised
+        sys.setprofile(lambda frame, event, arg: seen.append(1) if "call" in event else None)
+        try:
+            backend.estimate(asked)
+        finally:
+            sys.setprofile(None)
+        return len(seen)
+
+    assert calls(200) < 3 * calls(100)
+
+
+def test_what_takes_long_leaves_the_event_loop(backend, monkeypatch):
+    """A new picture, and many tails; what is known already does not."""
+    threads = []
+    here = threading.current_thread()
+    prepare, turns = backend.adapter.prepare, backend.text.turns
+
+    def prepared(*args):
+        threads.append(("picture", threading.current_thread() is here))
+        return prepare(*args)
+
+    def tokenised(texts, images):
+        threads.append((len(texts), threading.current_thread() is here))
+        return turns(texts, images)
+
+    monkeypatch.setattr(backend.adapter, "prepare", prepared)
+    monkeypatch.setattr(backend.text, "turns", tokenised)
+    run(backend.generate(ask()))
+    run(backend.choose(Choose("s", PROMPT, tails(200), ("A", "B"))))
+    run(backend.choose(Choose("s", PROMPT, ("so?",), ("A", "B"))))
+    assert threads == [("picture", False), (1, False), (200, False), (1, True)]
 
 
 def test_prefixes_are_bounded(backend):

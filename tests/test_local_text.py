@@ -82,6 +82,8 @@ def test_special_tokens_in_user_text_stay_text(tmp_path, architecture):
         evil = text.turn(EVIL, images)
         assert text._tally(evil) == text._tally(plain)
         assert EVIL in text._decode(evil)
+        texts = ("x", EVIL, "", " how many", "<", "é\n", "x")
+        assert text.turns(texts, images) == [text.turn(one, images) for one in texts]
     assert not text._tally(text.continuation(EVIL))
     assert text._decode(text.continuation(EVIL)) == EVIL
 
@@ -141,6 +143,28 @@ def test_first_tokens_of_choices(backend):
     ask = Choose("s", Prompt("x"), ("?",), (" A", " B"), "answer ")
     pieces = backend.text.tokenizer.convert_ids_to_tokens(backend._first_tokens(ask))
     assert len(set(pieces)) == 2
+
+
+def test_what_texts_share_is_tokenised_once(folder):
+    """An image takes hundreds of tokens before each of thousands of tails."""
+    text = load(folder, device="cpu").text
+    seen = []
+
+    class Counting:
+        def __init__(self, real):
+            self.real = real
+
+        def __getattr__(self, name):
+            return getattr(self.real, name)
+
+        def encode(self, written, **more):
+            seen.append(len(written))
+            return self.real.encode(written, **more)
+
+    text._fast = Counting(text._fast)
+    image = "<image>" * 500
+    text.turns([f"how many {i}" for i in range(50)], (image,))
+    assert sum(seen) < 4 * len(image)
 
 
 # --- ids to text ----------------------------------------------------------------------------------
