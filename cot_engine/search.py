@@ -159,10 +159,10 @@ class _Asking:
         self.part = Part("strategy", strategy.part, strategy.name)
         self.plan, self.known = growth.session.plan, growth.known
         start = (Chain(),)
-        if isinstance(strategy.part, Continuation):
-            start = tuple(strategy.part.chains)
-            self.known.update((chain.id, chain) for chain in start)
         with guard(self.part):
+            if isinstance(strategy.part, Continuation):
+                start = tuple(strategy.part.chains)
+                self.known.update((chain.id, chain) for chain in start)
             search = self.part.method("search")
             self.generator = search(Task(growth.session.problem, self.plan, start))
             if not isinstance(self.generator, Generator):

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_search import Beam
 
-from cot_engine import plugins
+from cot_engine import Engine, plugins
 from cot_engine.boundaries import Until
 from cot_engine.budget import Budget
 from cot_engine.errors import ConfigError, InputError, ModelError, StrategyError, shown
@@ -244,6 +244,44 @@ def test_a_search_that_nobody_awaits_any_longer_ends_quietly():
     made.close()  # raises if the end was taken for an error of the judge's
     assert isinstance(events[-1], Failed) and events[-1].error == "GeneratorExit"
     assert backend.released == ["p"]
+
+
+class Some(SelfJudge):
+    """Fails for some problems, in a way of its own for each."""
+
+    async def compare(self, pairs, case, ask):
+        failing = {"How many 1?": SystemExit(1), "How many 3?": KeyboardInterrupt()}
+        if (error := failing.get(case.problem.question)) is not None:
+            raise error
+        if case.problem.question == "How many 5?":
+            return [None] * len(pairs)
+        return await SelfJudge.compare(self, pairs, case, ask)
+
+
+def test_one_problem_fails_the_rest_goes_on_and_the_engine_answers_the_next():
+    questions = [(None, f"How many {k}?") for k in range(7)]
+    with Engine(ScriptedBackend()) as engine:
+        answers = list(
+            engine.solve_many(questions, judge=Some(), strategy="best-of-n", on_error="keep")
+        )
+        failed = {k: str(a) for k, a in enumerate(answers) if isinstance(a, StrategyError)}
+        assert list(failed) == [1, 3, 5]
+        assert all("The judge Some" in text for text in failed.values())
+        assert all(a.text for k, a in enumerate(answers) if k not in failed)
+
+        def leaving(event):
+            raise SystemExit(1)
+
+        def nested(event):
+            engine.solve(*questions[0])
+
+        with pytest.raises(StrategyError, match="The listener leaving raised SystemExit: 1"):
+            engine.solve(*questions[0], on_event=leaving)
+        with pytest.raises(StrategyError, match=r"listener nested raised Strat.*never"):
+            engine.solve(*questions[0], on_event=nested)
+        with pytest.raises(StrategyError, match="The strategy Doing raised KeyboardInterrupt"):
+            engine.solve(*questions[0], strategy=Doing(throwing(KeyboardInterrupt())))
+        assert engine.solve(*questions[0], judge=Some()).text
 
 
 # --- whatever is given ---------------------------------------------------------------------------
