@@ -64,6 +64,7 @@ class Reporter:
         self.listen = listen
         self.now: _Now | None = None
         self.timer: asyncio.TimerHandle | None = None
+        self.task: asyncio.Task | None = None  # that of the search
         self.last: Progress | None = None
         self.error: BaseException | None = None
 
@@ -73,17 +74,20 @@ class Reporter:
     ) -> Iterator[None]:
         """While this lasts, `of` pieces of work are being done, each of `orders` requested ones.
 
-        Raises at its end what the listener raised meanwhile.
+        What the listener raises meanwhile ends it at once, and is raised.
         """
         if self.listen is None:
             yield
             return
         self.now = _Now(doing, unit, of, at_most, orders, time.monotonic())
-        self.last = None
+        self.last, self.task = None, asyncio.current_task()
         try:
             self._say()
             if self.error is None:
                 yield
+        except asyncio.CancelledError:
+            if self.error is None or self.task is None or self.task.uncancel():
+                raise  # by somebody else, too
         finally:
             self.now = None
             if self.timer is not None:
@@ -124,7 +128,12 @@ class Reporter:
         except BaseException as error:  # raised in a timer it would end nothing, or the loop
             self.error = error
             return
-        self.timer = asyncio.get_running_loop().call_later(EVERY, self._say)
+        self.timer = asyncio.get_running_loop().call_later(EVERY, self._tick)
+
+    def _tick(self) -> None:
+        self._say()
+        if self.error is not None and self.task is not None:
+            self.task.cancel()
 
 
 def _without_time(progress: Progress) -> tuple:

@@ -17,6 +17,7 @@ from rich.console import Console
 from cot_engine.backends import BackendInfo
 from cot_engine.cli.board import Board
 from cot_engine.cli.display import Live, Log, Silent, make_display
+from cot_engine.cli.progress import Progress as LongWork
 from cot_engine.events import (
     Cut,
     Failed,
@@ -367,6 +368,21 @@ def test_the_log_says_now_and_then_how_far_a_long_round_is(monkeypatch):
     assert [line for line in lines if "Writing" in line] == [
         f"[{at:6.1f} s] Writing SUMMARY: 1 of 4 candidates, {at}0 tokens, 10 a second"
         for at in (10, 20)
+    ]
+
+
+def test_the_table_of_long_work_moves_between_two_searches(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("cot_engine.cli.progress.time.monotonic", lambda: now[0])
+    work = LongWork({"beam": 3}, stream=io.StringIO())
+    shown = []
+    for _ in range(3):
+        shown.append(work._table().caption)
+        now[0] += 45
+    assert shown == [
+        "0 of 3 searches, 0 s so far",
+        "0 of 3 searches, 45 s so far",
+        "0 of 3 searches, 1 min 30 s so far",
     ]
 
 

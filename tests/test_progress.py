@@ -8,9 +8,18 @@ import pytest
 from cot_engine_strategies.best_of_n import BestOfN
 from cot_engine_strategies.stage_beam import StageBeam
 
-from cot_engine import Progress, RationaleJudge, SelfJudge, TraceFile
-from cot_engine.errors import TraceError
+from cot_engine import (
+    LikelihoodScorer,
+    Problem,
+    Progress,
+    RationaleJudge,
+    ScorerJudge,
+    SelfJudge,
+    TraceFile,
+)
+from cot_engine.errors import StrategyError, TraceError
 from cot_engine.events import Grown, Judging, Trace, from_json, to_json
+from cot_engine.search import Named, search
 from cot_engine.session import Settings
 from cot_engine.testing import ScriptedBackend, solve_scripted
 from cot_engine.tournament import TOURNAMENTS, matches_of, play
@@ -141,15 +150,35 @@ def test_a_stage_that_is_sampled_once_more_counts_anew():
 
 
 def test_a_listener_that_raises_while_a_stage_runs_ends_the_search():
-    class Full(Exception):
-        pass
+    """At once: the model is not asked for the rest of the stage."""
+
+    class Endless(Slow):
+        async def generate(self, request):
+            while True:
+                await asyncio.sleep(0.001)
+                request.headway.tokens += 1
 
     def listen(event):
         if isinstance(event, Progress) and event.tokens > 2:
-            raise Full
+            raise OSError("no space left")
 
-    with pytest.raises(Full):
-        solve_scripted(StageBeam(n=4), backend=Slow(), listen=listen)
+    with pytest.raises(StrategyError, match="no space left"):
+        solve_scripted(StageBeam(n=4), backend=Endless(), listen=listen)
+
+    async def several():  # the caller's own task goes on
+        with pytest.raises(StrategyError):
+            await searched(listen)
+        await asyncio.sleep(0)
+        return "went on"
+
+    async def searched(listen):
+        named = Named("x", StageBeam(n=2)), Named("likelihood", ScorerJudge())
+        return await search(
+            *(Problem("p", "How many?"), *named, Endless(), Settings()),
+            scorers=lambda name: LikelihoodScorer(), listen=listen,
+        )  # fmt: skip
+
+    assert asyncio.run(several()) == "went on"
 
 
 @pytest.mark.parametrize("name", TOURNAMENTS)

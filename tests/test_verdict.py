@@ -87,10 +87,10 @@ def test_it_does_not_look_it_flips_and_mumbles():
 
 
 def test_too_little_to_tell():
-    few = card("whole", problems=9)
+    few = card("whole", problems=9, matches=39, flips=1.0, unreadable=1.0)
     [text] = said([few], [control("whole", 0.5, problems=9)], [over("whole", 0.5, problems=9)])
     assert "cannot be told from likelihood, which is free: too few problems have pairs." in text
-    assert "Too few problems have pairs to tell whether it looks." in text
+    assert text.endswith("Too few problems have pairs to tell whether it looks.")
     [text] = said([card("whole", problems=0)])
     assert text == "Of own, the model's own judge, nothing can be said: no candidates with" + (
         " different outcomes."

@@ -167,7 +167,8 @@ class Progress:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, pad_edge=False, caption=self.status(), caption_justify="left")
+        so_far = f"{self.status()}, {duration(time.monotonic() - self.begun)} so far"
+        table = Table(box=None, pad_edge=False, caption=so_far, caption_justify="left")
         table.add_column("")
         table.add_column("done", justify="right")
         table.add_column("right (95 % interval)")

@@ -21,6 +21,7 @@ FEW = 20
 
 _FLIPS = 0.25  # of matches that name the same place twice: coins make half
 _UNREAD = 0.05  # of verdicts
+_MATCHES = 40  # below which neither share says much
 
 
 def verdicts(
@@ -122,7 +123,7 @@ def _looks(cards: Sequence[Card], controls: Sequence[Control]) -> str:
 
 def _habits(cards: Sequence[Card]) -> str:
     told = []
-    once = list({card.stage: card for card in cards}.values())
+    once = {card.stage: card for card in cards if card.matches >= _MATCHES}.values()
     if flips := [c for c in once if c.flips is not None and c.flips > _FLIPS]:
         at = _listed([f"{100 * c.flips:.0f} % at {_stage(c)}" for c in flips])  # type: ignore[operator]
         told.append(f"Its two orders name the same place too often: {at} (coins: 50 %).")
