@@ -590,6 +590,15 @@ def test_files_that_cannot_be(tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
+def test_a_teacher_that_never_answers_leaves_no_file(tmp_path, capsys):
+    data = write_questions(tmp_path, 1)
+    before = sorted(Path().iterdir())
+    how = ["--base-url", "http://127.0.0.1:9/v1", "-m", "x", "--retries", "0"]
+    assert main(["data", "build", str(data), *how]) == 2
+    assert "No teacher answers" in capsys.readouterr().err
+    assert sorted(Path().iterdir()) == before
+
+
 def test_another_model_is_not_mixed_in(tmp_path):
     data = write_questions(tmp_path, 1)
     with serving(tmp_path, models=["teacher", "other"]) as server:

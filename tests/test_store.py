@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -318,7 +319,7 @@ def test_a_store_can_be_read_where_nothing_can_be_written(made):
 
 def test_another_schema_is_refused(tmp_path):
     path = tmp_path / "s.sqlite"
-    Store(path, create=True).close()
+    make_store(path, problems=1, seeds=(0,))[0].close()
     with sqlite3.connect(path) as db:
         db.execute("update meta set value = '99' where key = 'schema'")
     db.close()
@@ -333,6 +334,86 @@ def test_what_cannot_be_locked_is_said_and_not_waited_for(tmp_path):
     for path in (tmp_path / "file" / "s.sqlite", tmp_path / "other.sqlite", "."):
         with pytest.raises(StoreError, match="cannot be written"), writing(path, wait=True):
             pass
+
+
+# --- what stays behind ---------------------------------------------------------------------------
+
+
+def _names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("error", [StoreError("refused"), KeyboardInterrupt(), ZeroDivisionError()])
+def test_a_run_that_never_began_leaves_nothing(tmp_path, error):
+    path = tmp_path / "below" / "deep" / "s.sqlite"
+    with pytest.raises(type(error)), writing(path), Store(path, create=True):
+        raise error
+    assert _names(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt()])
+def test_a_run_leaves_its_store_alone_and_so_does_who_reads_it(tmp_path, error):
+    path = tmp_path / "s.sqlite"
+    try:
+        with writing(path), Store(path, create=True) as store:
+            store.begin(run := make_run(2, (0,)))
+            put(store, run, "greedy", 0, 0)
+            if error is not None:
+                raise error
+    except KeyboardInterrupt:
+        pass
+    assert _names(tmp_path) == ["s.sqlite"]
+    with Store(path) as store:
+        assert len(list(store.rows(store.run()))) == 1
+    assert _names(tmp_path) == ["s.sqlite"]
+    with writing(path), Store(path, create=True) as store:  # and it is written to again
+        put(store, run, "greedy", 1, 0)
+        with Store(path) as reader:
+            assert len(list(reader.rows(reader.run()))) == 2
+    assert _names(tmp_path) == ["s.sqlite"]
+
+
+def test_who_reads_a_store_of_before_leaves_nothing(tmp_path):
+    """Its header says that there is a log."""
+    path = tmp_path / "s.sqlite"
+    make_store(path, problems=1, seeds=(0,))[0].close()
+    with sqlite3.connect(path) as db:
+        db.execute("pragma journal_mode = wal")
+    db.close()
+    with Store(path) as store, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        store._db.execute("delete from searches")
+    assert _names(tmp_path) == ["s.sqlite"]
+
+
+def test_a_file_that_is_no_lock_of_ours_stays(tmp_path):
+    theirs = tmp_path / "s.sqlite.lock"
+    theirs.write_text("mine")
+    with pytest.raises(StoreError, match="somebody else's"), writing(tmp_path / "s.sqlite"):
+        pass
+    assert theirs.read_text() == "mine"
+
+
+def test_a_lock_that_goes_when_it_is_let_go_of_is_held_by_one_at_a_time(tmp_path):
+    path, held, most, turns = tmp_path / "s.sqlite", [], [], []
+
+    def work():
+        while len(turns) < 200:
+            try:
+                with writing(path):
+                    held.append(1)
+                    most.append(len(held))
+                    turns.append(1)
+                    held.pop()
+            except StoreError:
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(60)
+    assert len(turns) >= 200 and max(most) == 1
+    assert _names(tmp_path) == []
 
 
 # --- processes -----------------------------------------------------------------------------------

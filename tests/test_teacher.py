@@ -238,6 +238,15 @@ def test_what_is_a_refusal_and_what_only_looks_like_one():
 # --- the journal ---------------------------------------------------------------------------------
 
 
+def test_a_journal_of_nothing_goes_and_one_that_was_paid_for_is_one_file(tmp_path):
+    path = tmp_path / "j.sqlite"
+    Journal(path, RECIPE).close()
+    assert [*tmp_path.iterdir()] == []
+    with Journal(path, RECIPE) as journal:
+        journal.add("t", 0, "write", "m", body(content="hi"))
+    assert [*tmp_path.iterdir()] == [path]
+
+
 def test_what_is_in_the_journal_stays(tmp_path):
     path = tmp_path / "deep" / "j.sqlite"
     with Journal(path, RECIPE) as journal:
@@ -273,7 +282,8 @@ def test_one_writer_at_a_time(tmp_path):
 
 
 def test_another_recipe_is_not_mixed_in(tmp_path):
-    Journal(tmp_path / "j.sqlite", RECIPE).close()
+    with Journal(tmp_path / "j.sqlite", RECIPE) as journal:
+        journal.add("t", 0, "write", "m", body(content="hi"))
     with pytest.raises(InputError, match=r"model 'teacher' \(now 'other'\)"):
         Journal(tmp_path / "j.sqlite", {"model": "other"})
 

@@ -17,7 +17,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,45 +90,58 @@ class Store:
 
     def __init__(self, path: str | Path, *, create: bool = False) -> None:
         self.path = Path(path)
-        if not create and not os.path.isfile(self.path):
-            raise StoreError(
-                f"There is no store {str(path)!r}.", "cot-engine ablate CONFIG.toml makes one."
-            )
+        self._made = self._writes = False
         try:
+            there = self.path.is_file()
+            if not create and not there:
+                raise StoreError(
+                    f"There is no store {str(path)!r}.", "cot-engine ablate CONFIG.toml makes one."
+                )
             if create:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
             else:
                 self._db = self._reading()
-            self._db.row_factory = sqlite3.Row
-            self._check(create)
+            self._made = create and not there
+            try:
+                self._db.row_factory = sqlite3.Row
+                self._check(create)
+                self._writes = create
+            except BaseException:
+                self.close()
+                raise
         except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a NUL in the name
             raise StoreError(
-                f"The store {str(path)!r} cannot be opened: {error}.",
+                f"The store {str(path)!r} cannot be opened:"
+                f" {getattr(error, 'strerror', None) or error}.",
                 "Check its name and permissions; it must be a file that cot-engine ablate wrote.",
             ) from None
 
     def _reading(self) -> sqlite3.Connection:
-        uri = f"{self.path.absolute().as_uri()}?mode=ro"
-        db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None)
+        """A connection that changes nothing and leaves no file behind."""
+        uri = self.path.absolute().as_uri()
+        # To read beside a writer SQLite needs files beside the store. Who might write to it takes
+        # them away again; who may not leaves them.
+        places = (self.path, self.path.parent)
+        mode = "rw" if all(os.access(each, os.W_OK) for each in places) else "ro"
+        db = sqlite3.connect(f"{uri}?mode={mode}", uri=True, timeout=30, isolation_level=None)
         try:
+            db.execute("pragma query_only = on")
             db.execute("select 1 from sqlite_master")
         except sqlite3.OperationalError:
-            # To read beside a writer SQLite needs a file beside the store, which cannot be made
-            # where nothing may be written. With no log of a writer there, the store is as it is.
+            # Where nothing may be written these files cannot be made. With no log of a writer
+            # there, the store is as it is.
             db.close()
             log = self.path.with_name(self.path.name + "-wal")
             if log.exists() and log.stat().st_size:
                 raise
-            db = sqlite3.connect(f"{uri}&immutable=1", uri=True, isolation_level=None)
+            db = sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True, isolation_level=None)
         return db
 
     def _check(self, create: bool) -> None:
         tables = {row[0] for row in self._db.execute("select name from sqlite_master")}
         if not tables and create:
-            # Write-ahead logging: readers and the writer do not wait for each other, and a commit
-            # that returned survives the death of this process.
-            self._db.execute("pragma journal_mode = wal")
+            self._log_ahead()
             self._says_incomplete = True
             with self._writing():
                 for statement in [*_TABLES.split(";\n"), _VIEW]:
@@ -145,6 +158,8 @@ class Store:
                 f" cot-engine reads and writes {SCHEMA}.",
                 "Use the version that wrote it, or another file.",
             )
+        if create:
+            self._log_ahead()
         columns = {row["name"] for row in self._db.execute("pragma table_info(searches)")}
         self._says_incomplete = "incomplete" in columns
         if create and not self._says_incomplete:  # a store from before answers said so
@@ -155,6 +170,11 @@ class Store:
                 self._db.execute("drop view results")
                 self._db.execute(_VIEW)
             self._says_incomplete = True
+
+    def _log_ahead(self) -> None:
+        # Write-ahead logging: readers and the writer do not wait for each other, and a commit that
+        # returned survives the death of this process.
+        self._db.execute("pragma journal_mode = wal")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -173,7 +193,19 @@ class Store:
             raise
 
     def close(self) -> None:
+        """Let go of the file. One that was made in vain, for no run began, is removed, and no log
+        stays beside it, unless somebody is reading."""
+        if self._made:
+            with suppress(sqlite3.Error):
+                self._made = self._db.execute("select 1 from runs").fetchone() is None
+        if self._writes or self._made:
+            with suppress(sqlite3.Error):
+                self._db.execute("pragma busy_timeout = 0")
+                self._db.execute("pragma journal_mode = delete")
         self._db.close()
+        if self._made:
+            self.path.unlink(missing_ok=True)
+        self._made = self._writes = False  # closing again changes nothing
 
     def __enter__(self) -> Store:
         return self

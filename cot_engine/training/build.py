@@ -181,7 +181,8 @@ def build(
             raise KeyboardInterrupt("Interrupted. The journal keeps what was paid for.") from None
         if isinstance(builder.fatal, StoreError):
             raise builder.fatal  # nothing can be written: the files stay as they were
-        builder.outcomes.write(out)
+        if not (builder.outcomes.empty and (builder.fatal or builder.interrupted)):
+            builder.outcomes.write(out)  # else nothing came of it, and nothing is left behind
     said = "Interrupted. What is done is kept; the same command goes on."
     interrupt = KeyboardInterrupt(said) if builder.interrupted else None
     builder.report.stopped_by = builder.fatal or interrupt
@@ -399,6 +400,11 @@ class _Outcomes:
                 f"The folder for temporary files cannot be written: {error}.",
                 "Free some space there; the journal keeps what was paid for.",
             ) from None
+
+    @property
+    def empty(self) -> bool:
+        found = self._db.execute("select 1 from lines where status in ('kept', 'aside')")
+        return found.fetchone() is None
 
     def write(self, out: Path) -> None:
         """Both files, each whole or not at all. Raises InputError."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,9 @@ class Journal:
         self.spent: dict[str, Spent] = {}
         with self._explained("opened"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=0, isolation_level=None)
+            self._db = self._held()
         try:
             with self._explained("opened"):
-                self._hold()
                 self._check(recipe)
                 rows = self._db.execute("select purpose, prompt, completion, cached from replies")
                 for purpose, *tokens in rows:
@@ -78,14 +77,23 @@ class Journal:
             self._db.close()
             raise
 
-    def _hold(self) -> None:
-        # In this mode the first lock taken is kept until the file is closed, and the system closes
-        # it however this process ends.
-        self._db.execute("pragma locking_mode = exclusive")
-        self._db.execute("pragma journal_mode = wal")
-        self._db.execute("pragma synchronous = full")
-        self._db.execute("begin exclusive")
-        self._db.execute("commit")
+    def _held(self) -> sqlite3.Connection:
+        while True:
+            db = sqlite3.connect(self.path, timeout=0, isolation_level=None)
+            try:
+                # In this mode the first lock taken is kept until the file is closed, and the system
+                # closes it however this process ends.
+                db.execute("pragma locking_mode = exclusive")
+                db.execute("pragma journal_mode = wal")
+                db.execute("pragma synchronous = full")
+                db.execute("begin exclusive")
+                db.execute("commit")
+            except BaseException:
+                db.close()
+                raise
+            if self.path.exists():
+                return db
+            db.close()  # who held it removed it in the meantime, for nothing was in it
 
     def _check(self, recipe: dict[str, Any]) -> None:
         tables = {row[0] for row in self._db.execute("select name from sqlite_master")}
@@ -163,6 +171,11 @@ class Journal:
             raise StoreError(f"The journal {name} cannot be {what}: {error}.", hint) from None
 
     def close(self) -> None:
+        """Let go of the file, and remove one in which nothing is that was paid for."""
+        with suppress(sqlite3.Error, OSError):
+            self._db.execute("pragma journal_mode = delete")  # no log stays beside it
+            if not self._db.execute("select 1 from replies").fetchone():
+                self.path.unlink()  # still held: nobody has begun to write into it
         self._db.close()
 
     def __enter__(self) -> Journal:
