@@ -566,7 +566,7 @@ def test_what_cannot_be_told(tmp_path, row, words):
         (["--base-url", "http://a/v1", "-m", "x", "--tries", "0"], "tries is 0"),
         (["--base-url", "http://a/v1", "-m", "x", "--rpm", "0"], "cannot be 0"),
         (["--base-url", "http://a/v1", "-m", "x", "--images", "no"], "not a folder"),
-        (["--base-url", "http://a/v1", "-m", "x", "--out", "questions.jsonl"], "over the input"),
+        (["--base-url", "http://a/v1", "-m", "x", "--out", "questions.jsonl"], "would write over"),
     ],
 )
 def test_options_that_cannot_be(tmp_path, capsys, arguments, words):

@@ -437,11 +437,17 @@ def test_good_and_bad_rows_are_written_apart(mixed, cli, tmp_path):
 
 def test_nothing_is_overwritten_unasked(mixed, cli, tmp_path):
     before = mixed.read_bytes()
-    done = cli(mixed, "--write-good", mixed)
+    for more in ([], ["--overwrite"]):
+        done = cli(mixed, "--write-good", mixed, *more)
+        assert done.code == 2 and "would write over the data" in done.err
+        assert mixed.read_bytes() == before
+    there = tmp_path / "there"
+    there.write_text("x")
+    done = cli(mixed, "--write-good", there)
     assert done.code == 2 and "there already" in done.err and "--overwrite" in done.err
-    assert mixed.read_bytes() == before
-    assert cli(mixed, "--write-good", mixed, "--overwrite").code == 3
-    assert len(mixed.read_bytes().splitlines()) == 5
+    assert there.read_text() == "x"
+    assert cli(mixed, "--write-good", there, "--overwrite").code == 3
+    assert len(there.read_bytes().splitlines()) == 5
     assert cli(mixed, "--write-good", tmp_path / "a", "--write-bad", tmp_path / "a").code == 2
     assert not (tmp_path / "a").exists()
 

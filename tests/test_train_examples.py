@@ -11,6 +11,8 @@ from cot_engine.backends import loading
 from cot_engine.errors import ModelError
 from cot_engine.stages import DEFAULT_PLAN
 from cot_engine.training.examples import IGNORE, Encoder, reworded
+from cot_engine.training.judge_config import JudgeTable
+from cot_engine.training.judge_train import learn_judging
 from cot_engine.training.trainer import learn_answers
 
 RESPONSE = (
@@ -110,6 +112,28 @@ def test_a_padded_batch_has_the_loss_of_its_examples(models, architecture):
     assert loss(*examples[::-1]) == pytest.approx(sum(each), rel=1e-5)
     blind = encoder.example("how many red circle are there?", RESPONSE, [picture(3).pixels])
     assert loss(blind) != pytest.approx(each[0], rel=1e-4)  # the pictures are looked at
+
+
+def test_a_judges_batch_of_unlike_rows_has_the_loss_of_its_examples(models):
+    """Mllama's rows with fewer pictures than another's would look at empty tiles."""
+    loaded, encoder = models("mllama")
+    network = loaded.adapter.model
+    pixels = [picture(n).pixels for n in (1, 2)]
+    examples = [encoder.example("how many?", RESPONSE, pixels[:n]) for n in (1, 0, 2)]
+    learn_judging(loaded.adapter, JudgeTable(marks=0), (10, 11))
+    try:
+
+        def loss(*examples):
+            batch = encoder.batch(examples)
+            batch |= {"marks": torch.zeros(batch["labels"].shape), "totals": torch.ones(3)}
+            with torch.no_grad():
+                return network(**batch, judged=0)["loss"].item()
+
+        each = [loss(example) for example in examples]
+        assert loss(*examples) == pytest.approx(sum(each), rel=1e-5)
+        assert len({round(one, 2) for one in each}) == 3, "or the test shows nothing"
+    finally:
+        learn_answers(network)
 
 
 def test_the_loss_is_the_stock_models(models):

@@ -25,7 +25,7 @@ from cot_engine.training.judge_config import JudgeConfig, JudgeTable
 from cot_engine.training.judge_data import Judged, JudgeEncoder, JudgeSteps, Problems, plan_of
 from cot_engine.training.network import prepare, save_model
 from cot_engine.training.pairs import Done
-from cot_engine.training.trainer import AnswerTrainer
+from cot_engine.training.trainer import AnswerTrainer, states
 
 PARTS = ("verdict", "consistency", "marks", "kept")
 HEAD = "judge_marks"
@@ -77,12 +77,13 @@ def learn_judging(adapter: Any, table: JudgeTable, choices: tuple[int, int]) -> 
         marks: torch.Tensor,
         totals: torch.Tensor,
         num_items_in_batch: Any = None,
+        pictured: torch.Tensor | None = None,
         **inputs: Any,
     ) -> dict[str, torch.Tensor]:
         marked = bool(table.marks) and judged > 0
-        out = self.model(**inputs, use_cache=False, output_hidden_states=marked)
+        *inner, last = states(self, inputs, pictured, layer if marked else None)
         learnt = labels[:, 1:] != IGNORE
-        logits = self.lm_head(out.last_hidden_state[:, :-1][learnt]).float()
+        logits = self.lm_head(last[:, :-1][learnt]).float()
         targets = labels[:, 1:][learnt]
         # The first `judged` rows are verdicts, and each of them has one learnt token.
         verdicts, right = logits[:judged], targets[:judged]
@@ -94,7 +95,7 @@ def learn_judging(adapter: Any, table: JudgeTable, choices: tuple[int, int]) -> 
             parts["consistency"] = table.consistency * both
         if marked:
             at = marks != 0
-            said = getattr(self, HEAD)(out.hidden_states[layer][at])
+            said = getattr(self, HEAD)(inner[0][at])
             truth, weight = (marks[at] > 0).float(), marks[at].abs()
             loss = F.binary_cross_entropy_with_logits(said, truth, weight=weight, reduction="sum")
             parts["marks"] = table.marks * loss / totals[1]

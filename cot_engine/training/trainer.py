@@ -43,12 +43,6 @@ def learn_answers(network: torch.nn.Module) -> None:
     own forward, not a wrapper, so that DDP, PEFT and autocast see it.
     """
 
-    def total(self: Any, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        hidden = self.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
-        learnt = labels[:, 1:] != IGNORE
-        logits = self.lm_head(hidden[learnt]).float()
-        return F.cross_entropy(logits, labels[:, 1:][learnt], reduction="sum")
-
     def forward(
         self: Any,
         labels: torch.Tensor,
@@ -56,16 +50,35 @@ def learn_answers(network: torch.nn.Module) -> None:
         pictured: torch.Tensor | None = None,
         **inputs: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        if pictured is None:
-            loss = total(self, labels, inputs)
-        else:  # see `examples._mllama`
-            loss = sum(
-                total(self, labels[pictured == count], _shown(inputs, pictured == count, count))
-                for count in pictured.unique().tolist()
-            )
+        hidden = states(self, inputs, pictured)[-1][:, :-1]
+        learnt = labels[:, 1:] != IGNORE
+        logits = self.lm_head(hidden[learnt]).float()
+        loss = F.cross_entropy(logits, labels[:, 1:][learnt], reduction="sum")
         return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch}
 
     network.forward = MethodType(forward, network)
+
+
+def states(
+    network: Any,
+    inputs: dict[str, torch.Tensor],
+    pictured: torch.Tensor | None,
+    layer: int | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """The last layer's states of a batch, after those of `layer` where one is named. Rows that have
+    other numbers of pictures (`pictured`; see `examples._mllama`) go through the model apart."""
+
+    def looked(**part: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        out = network.model(**part, use_cache=False, output_hidden_states=layer is not None)
+        inner = () if layer is None else (out.hidden_states[layer],)
+        return *inner, out.last_hidden_state
+
+    if pictured is None:
+        return looked(**inputs)
+    groups = [(n, pictured == n) for n in pictured.unique().tolist()]
+    found = [looked(**_shown(inputs, rows, n)) for n, rows in groups]
+    order = torch.cat([rows.nonzero().flatten() for _, rows in groups]).argsort()
+    return tuple(torch.cat(parts)[order] for parts in zip(*found, strict=True))
 
 
 def _shown(
@@ -74,9 +87,8 @@ def _shown(
     """The inputs of those rows of a batch, which have so many pictures each."""
     found = {"input_ids": inputs["input_ids"][rows]}
     if pictures:
-        found |= {
-            key: value[rows][:, :pictures] for key, value in inputs.items() if key != "input_ids"
-        }
+        for key in inputs.keys() - found.keys():
+            found[key] = inputs[key][rows][:, :pictures]
         found["cross_attention_mask"] = inputs["cross_attention_mask"][rows][:, :, :pictures]
     return found
 
