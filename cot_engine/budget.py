@@ -2,6 +2,7 @@
 
 A budget is a hard contract: the search core reserves the most a request can cost before sending
 it, and always holds back the floor, the cost of concluding at once, so that an answer comes.
+Seconds cannot be reserved: rows stop a step before the deadline, no forward pass is interrupted.
 """
 
 from __future__ import annotations
