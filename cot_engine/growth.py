@@ -377,11 +377,11 @@ class Growth:
             prefix = ()
         until, length = Until((plan.last.close,)), plan.last.length
         request = session.growing(chain.segments + prefix, until, (0,), length, greedy=True)
-        if session.meter.budget is not None:  # the floor's tokens, and what is left besides
-            length = min(length, max(FLOOR_TOKENS, self.payable(request, 1.0, final=True)))
+        if session.meter.budget is not None:  # the floor, and what is left besides
+            length = self.payable(request, 1.0, final=True)
+            if length < (min(FLOOR_TOKENS, plan.last.length) if session.safe else 1):
+                return session.safe or chain, Usage()
             request = replace(request, max_new_tokens=length)
-        if not session.meter.affords(session.cost(request), Usage()):
-            return session.safe or chain, Usage()
         session.emit(Growing((chain.id,), plan.last.tag, 1))
         with session.reporter.doing("growing", plan.last.tag, 1):
             generated = await session.generate(request, final=True)

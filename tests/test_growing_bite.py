@@ -465,13 +465,21 @@ def test_a_conclusion_gets_what_is_left_and_the_floor_at_least(left, granted):
     assert backend.requests[-1].max_new_tokens == granted
 
 
-@pytest.mark.parametrize("safe", [None, Chain("r.7", (step(S),), True)])
-def test_where_not_even_the_floor_is_left_what_there_is_is_the_answer(safe):
+@pytest.mark.parametrize(("left", "safe"), [(0, None), (31, Chain("r.7", (step(S),), True))])
+def test_where_not_even_the_floor_is_left_what_there_is_is_the_answer(left, safe):
     made, backend, events = session(budget=Budget(1000, "new tokens"))
-    made.meter.charge("generate", Usage(decoded=1000 - 31))
+    made.meter.charge("generate", Usage(decoded=1000 - left))
     made.safe, begun = safe, chain(S)
     assert asyncio.run(Growth(made).conclude(begun)) == (safe or begun, Usage())
     assert not backend.requests and not events
+
+
+def test_a_conclusion_is_shortened_to_what_is_left_rather_than_left_out():
+    """Reading the chain again may cost more than the floor held back."""
+    made, backend, _ = session(budget=Budget(1000, "new tokens"))
+    made.meter.charge("generate", Usage(decoded=1000 - 7))
+    concluded, _ = asyncio.run(Growth(made).conclude(chain(S)))
+    assert concluded.done and backend.requests[-1].max_new_tokens == 7
 
 
 @given(st.integers(0, 40), st.integers(0, 45))
