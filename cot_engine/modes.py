@@ -6,8 +6,10 @@ import asyncio
 import itertools
 from typing import Literal
 
+from cot_engine import replies
 from cot_engine.backends import Backend
 from cot_engine.boundaries import Until
+from cot_engine.parts import Part, guard
 from cot_engine.run import grey
 from cot_engine.stages import Plan
 from cot_engine.types import GREEDY, Generate, Prompt
@@ -50,8 +52,12 @@ class Modes:
         request = Generate(
             scope, Prompt("What is shown?", images), (), Until((tag,)), (0,), 16, GREEDY
         )
-        try:
-            written = (await self.backend.generate(request)).generations[0].text
-        finally:
-            self.backend.release(scope)
+        part = Part("backend", self.backend)
+        with guard(part):
+            try:
+                given = await self.backend.generate(request)
+                replies.generated(part, request, given)
+            finally:
+                self.backend.release(scope)
+        written = given.generations[0].text
         return "trained" if written.lstrip().startswith(tag) else "prompted"

@@ -15,6 +15,7 @@ import tomllib
 
 import pytest
 
+from cot_engine.ablation import ray_workers
 from cot_engine.ablation.data import load_data
 from cot_engine.ablation.grid import parse_ablation
 from cot_engine.ablation.lock import writing
@@ -250,6 +251,27 @@ def test_what_would_befall_every_search_ends_the_run(engine, monkeypatch, tmp_pa
         with pytest.raises(ModelError, match=str(error)):
             do(engine, work, store)
         assert not list(store.rows(work.run))
+
+
+def test_a_worker_hands_over_what_it_had_done_when_its_model_is_lost(engine, monkeypatch, tmp_path):
+    with Store(tmp_path / "lost.sqlite", create=True) as store:
+        work = planned(engine, "[data]\nn = 3\n[[cells]]\nstrategy = 'greedy'")
+        tasks = [task for phase in work.phases(store) for task in phase]
+    needs = ray_workers._Needs(work.run.code, work.run.model, tuple(work.cells.values()), 1, 1)
+    config, generate, seen = tasks[0].cell.config, engine.backend.generate, set()
+    key = (config.model, needs.device, config.dtype, config.quantize, needs.model)
+    monkeypatch.setattr(ray_workers, "_loaded", (key, engine))
+
+    async def twice(request):
+        seen.add(request.scope)
+        if len([scope for scope in seen if not scope.startswith("probe")]) > 2:
+            raise ModelError("The model is gone.")
+        return await generate(request)
+
+    monkeypatch.setattr(engine.backend, "generate", twice)
+    given = ray_workers.search_chunk(needs, tasks)
+    assert isinstance(given, ray_workers.Refusal) and "The model is gone." in given.message
+    assert [row.key for row in given.rows] == [task.key for task in tasks[:2]]
 
 
 # --- the command ---------------------------------------------------------------------------------

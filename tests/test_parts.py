@@ -744,6 +744,20 @@ def test_a_backend_that_cannot_forget_hides_no_other_error():
     assert isinstance(error, ModelError) and isinstance(heard[-1], Failed)
 
 
+def test_a_backend_that_breaks_at_the_first_question_of_all():
+    """The one that finds out the mode, which no search has asked."""
+
+    class Crashing(ScriptedBackend):
+        async def generate(self, request):
+            raise RuntimeError("a defect")
+
+    empty = changed("generate", lambda r: replace(r, generations=()))
+    for backend, said in ((Crashing(), "raised RuntimeError: a def"), (empty, "gave 0 replies")):
+        with Engine(backend) as engine, pytest.raises(ModelError, match=said):
+            engine.solve(None, "How many?")
+        assert all(scope.startswith("probe") for scope in backend.released)
+
+
 # --- a trace is JSON -----------------------------------------------------------------------------
 
 ANYTHING = st.one_of(
