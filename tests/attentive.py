@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cot_engine.testing import ScriptedBackend
+from cot_engine.testing.scripted import _PIECE
 from cot_engine.types import Choose, Chosen, Generate, Generated, Usage
 
 
@@ -16,7 +17,13 @@ def _flops(first: int, count: int) -> int:
 
 @dataclass
 class Attentive(ScriptedBackend):
-    """`requests` as ever; flops by place instead of by number."""
+    """Flops by place instead of by number. And a prefix keeps the tokens that it was sampled with,
+    as it does on a real backend: the end of one segment makes no token with the next one's begin.
+    """
+
+    def _context(self, request: Generate) -> tuple[str, ...]:
+        own = (word for segment in request.prefix for word in _PIECE.findall(segment.text))
+        return (*self._words_of(request.prompt.text, request.prompt), *own)
 
     def _priced(self, usage: Usage, context: int, decoded: tuple[int, ...]) -> Usage:
         flops = _flops(context - usage.prefilled, usage.prefilled)

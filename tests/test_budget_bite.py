@@ -70,6 +70,9 @@ def test_room_is_what_is_left_of_the_part_with_the_floor_kept_back(
     assert meter.room(some[1]) == amount - floor - spent
     assert meter.affords(some[2], some[1]) == (spent + cost + floor <= amount)
     assert meter.deadline(some[1], upto) is None
+    meter.budget = Budget(spent + floor + cost, unit)  # to the last one
+    assert meter.affords(some[2], some[1])
+    assert not meter.affords(some[2] + Usage(**{field[unit]: 1}), some[1])
 
 
 @given(
@@ -86,6 +89,7 @@ def test_of_seconds_what_the_clock_says_counts_and_usage_does_not(amount, passed
     assert (meter.seconds, meter.left) == (passed, max(0, amount - passed))
     assert meter.room(floor, upto) == end - passed
     assert meter.deadline(floor, upto) == pytest.approx(1000 + end - 0.002, abs=1e-9)
+    assert meter.deadline(floor) == meter.deadline(floor, 1.0) and meter.pace == 0
     # At the end of the time nothing is affordable, a moment before anything is.
     assert meter.affords(Usage(decoded=1), floor) == (passed < amount * (0.75 if held else 1))
 

@@ -15,10 +15,12 @@ from cot_engine.errors import ConfigError
 from cot_engine.judges import (
     JUDGES,
     Case,
+    Judge,
     LikelihoodScorer,
     OracleJudge,
     RandomJudge,
     RationaleJudge,
+    Scorer,
     ScorerJudge,
     SelfJudge,
     SelfLikelihoodJudge,
@@ -188,9 +190,10 @@ def test_an_oracle_knows_the_answer_and_nothing_before_the_last_stage():
     head = "<SUMMARY>s</SUMMARY><REASONING>r</REASONING><CONCLUSION>"
     right, wrong = chains(f"{head}The answer is Red.</CONCLUSION>", f"{head}blue</CONCLUSION>")
     early, other = chains("<SUMMARY>red</SUMMARY>", "<SUMMARY>blue</SUMMARY>")
-    verdicts = compare(OracleJudge("red"), [(right, wrong), (wrong, right), (early, other)])
-    assert [v.outcome for v in verdicts] == ["first", "second", "tie"]
-    assert [v.margin for v in verdicts] == [1.0, -1.0, 0.0]
+    pairs = [(right, wrong), (wrong, right), (early, other), (early, wrong), (early, right)]
+    verdicts = compare(OracleJudge("red"), pairs)
+    assert [v.outcome for v in verdicts] == ["first", "second", "tie", "tie", "second"]
+    assert [v.margin for v in verdicts] == [1.0, -1.0, 0.0, 0.0, -1.0]
     seen = []
 
     def quality(problem, chain, plan):
@@ -230,6 +233,8 @@ def test_which_judges_are_asked_in_one_order():
         "self+likelihood": False,
         "random": True,
     }
-    assert OracleJudge.symmetric
+    assert OracleJudge.symmetric and RandomJudge() == RandomJudge(0)
+    assert all(isinstance(judge, Judge) for judge in (SelfJudge(), RandomJudge()))
+    assert isinstance(LikelihoodScorer(), Scorer) and not isinstance(SelfJudge(), Scorer)
     for judge in (ScorerJudge(), RandomJudge(3), OracleJudge("x"), RationaleJudge()):
         check_judge(judge)

@@ -16,13 +16,13 @@ from cot_engine.arena import Arena, merge
 from cot_engine.budget import Budget
 from cot_engine.errors import InputError, StrategyError
 from cot_engine.events import Cut, Judged, Judging, Notice, Selected
-from cot_engine.judges import OutOfBudget, SelfJudge
+from cot_engine.judges import OutOfBudget, ScorerJudge, SelfJudge
 from cot_engine.session import Session, Settings
 from cot_engine.stages import DEFAULT_PLAN, FAULTS
 from cot_engine.strategy import Select
 from cot_engine.testing import ScriptedBackend
 from cot_engine.tournament import TOURNAMENTS, Result, play
-from cot_engine.types import Chain, Problem, Segment, Step, Verdict
+from cot_engine.types import Chain, Problem, Segment, Step, Usage, Verdict
 
 PLAN = DEFAULT_PLAN.fit(0)
 TURNED = {"first": "second", "second": "first", "tie": "tie"}
@@ -315,7 +315,8 @@ def test_the_root_is_a_candidate_too():
 
 def test_judging_keeps_in_mind_the_most_that_one_more_candidate_took():
     made, events = session(budget=Budget(10_000, "tokens"), tournament="round-robin")
-    arena = Arena(made, SelfJudge())
+    arena, reserved, cost = Arena(made, SelfJudge()), [], made.cost
+    made.cost = lambda request: reserved.append(cost(request)) or reserved[-1]
     beams = [
         ending(*(f"<SUMMARY>{w * n}</SUMMARY>" for w in "abcd"[:many]))
         for n, many in ((9, 3), (1, 2))
@@ -328,7 +329,9 @@ def test_judging_keeps_in_mind_the_most_that_one_more_candidate_took():
         assert events[-1].usage.tokens == spent and spent > 0
         assert events[-1].usage.calls == 2 * len(events[-1].matches)
         costs.append(made.match)
-    assert costs[0] * 2 >= made.meter.usage["judge"].tokens - spent  # of two more than one
+        if len(costs) == 1:  # of two candidates more than one
+            asked = [usage.tokens for usage in reserved if usage.calls > 1]
+            assert made.match == sum(asked) / 2 >= made.meter.usage["judge"].tokens / 2
     assert costs[1] == costs[0]  # the latest took less; the most is what counts
 
 
@@ -343,7 +346,8 @@ def test_a_match_that_cannot_be_paid_is_a_tie_and_what_it_would_take_is_known():
     (match,) = events[-1].matches
     assert match.outcome == "tie" and match.broken_by and not match.flipped
     assert {v.text for v in match.verdicts} == {"not judged: out of budget"}
-    assert not any(v.readable for v in match.verdicts) and len(match.verdicts) == 2
+    assert {(v.outcome, v.margin, v.readable) for v in match.verdicts} == {("tie", 0.0, False)}
+    assert len(match.verdicts) == 2
     floor = made.floor(beam[0].segments, 0).tokens
     assert made.match + floor > left, "why it was refused"
     assert not events[-1].usage.tokens
@@ -412,6 +416,36 @@ def test_a_finished_winner_makes_the_answer_safe_and_an_unfinished_one_does_not(
     assert made.safe == other
     asyncio.run(arena.select(Select(ending("f", "g"), 1)))
     assert made.safe == other
+    likely = Chain("r.8", (step("h", -0.1),), True), Chain("r.9", (step("i", -9.0),))
+    unlikely = Chain("r.8", (step("k", -9.0),), True), Chain("r.9", (step("j", -0.1),))
+    by_likelihood = Arena(made, ScorerJudge())
+    kept = asyncio.run(by_likelihood.select(Select((*unlikely, *ending("z", "y")), 2)))
+    assert kept[0] == unlikely[1] and made.safe == other, "the best is not finished"
+    kept = asyncio.run(by_likelihood.select(Select((*likely, *ending("z", "y")), 2)))
+    assert kept[0] == likely[0] == made.safe != kept[1]
+
+
+@pytest.mark.parametrize(
+    ("orders", "symmetric", "asked"), [("both", False, 2), ("both", True, 1), ("one", False, 1)]
+)
+@pytest.mark.parametrize(
+    ("tournament", "most", "at_most"), [("swiss", 2 * 3, True), ("round-robin", 6, False)]
+)
+def test_listeners_are_told_how_many_matches_there_will_be(
+    tournament, most, at_most, orders, symmetric, asked
+):
+    made, _ = session(tournament=tournament, orders=orders)
+    told, doing = [], made.reporter.doing
+    made.reporter.doing = lambda *a, **more: told.append((a, more)) or doing(*a, **more)
+    asyncio.run(Arena(made, Table(symmetric)).select(Select(ending(*"abcd"), 2)))
+    assert told == [(("judging", "", most), {"at_most": at_most, "orders": asked})]
+
+
+def test_when_nothing_is_left_nothing_is_said_to_be_left():
+    made, events = session(budget=Budget(150, "tokens"))
+    made.meter.charge("generate", Usage(decoded=150))
+    asyncio.run(Arena(made, SelfJudge()).select(Select(ending(*WHOLE), 1)))
+    assert [e.left for e in events if isinstance(e, Cut)] == [0.0]
 
 
 def test_out_of_budget_is_no_error_of_a_part():

@@ -167,6 +167,27 @@ def test_how_many_matches_is_known_beforehand(name, n, keep, seed):
     )
 
 
+def test_the_same_seed_draws_the_same_first_round_for_ever():
+    first = {name: next(TOURNAMENTS[name](5, 1, random.Random(8))) for name in TOURNAMENTS}
+    assert first == {
+        "random-pairs": [(1, 2), (0, 4)],
+        "knockout": [(0, 4)],
+        "round-robin": [
+            (1, 2),
+            (4, 1),
+            (2, 4),
+            (1, 0),
+            (0, 2),
+            (4, 0),
+            (3, 1),
+            (2, 3),
+            (3, 4),
+            (0, 3),
+        ],
+        "swiss": [(2, 1), (4, 0)],
+    }
+
+
 def test_of_a_tournament_of_somebody_elses_nothing_is_known():
     assert matches_of("mine", 9, 1) == (0, False)
 

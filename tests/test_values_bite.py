@@ -1,0 +1,34 @@
+"""Values are values: frozen, without room for more; what has a state is known by name."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+
+import pytest
+
+from cot_engine import (
+    arena,
+    budget,
+    filling,
+    growth,
+    judges,
+    rejudge,
+    session,
+    stages,
+    statistics,
+    strategy,
+    types,
+)
+
+STATEFUL = {"Arena", "Growth", "MeteredAsk", "Meter", "Session", "_AsSearched"}
+MODULES = (arena, budget, filling, growth, judges, rejudge)
+MODULES += (session, stages, statistics, strategy, types)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_every_value_is_frozen_and_slotted(module):
+    own = [k for k in vars(module).values() if getattr(k, "__module__", "") == module.__name__]
+    kinds = [kind for kind in own if isinstance(kind, type) and is_dataclass(kind)]
+    for kind in kinds:
+        frozen = kind.__dataclass_params__.frozen
+        assert (frozen and "__slots__" in vars(kind)) == (kind.__name__ not in STATEFUL), kind
