@@ -24,6 +24,9 @@ MAX_N = 1024
 MAX_QUESTION = 20_000
 """Characters. It is some 5,000 tokens of English: beyond it the question is the wrong place."""
 PREFIX = "COT_ENGINE_"
+TEACHER_KEY = "COT_ENGINE_TEACHER_KEY"
+"""Where `data build` looks for the key of its server: no setting of a search."""
+_SHORT = ("n", "keep")  # parameters of a strategy that a layer may also give beside the others
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
@@ -169,14 +172,14 @@ def files_of(
 
 
 def _apply(config: RunConfig, values: dict[str, Any], where: str, folder: Path) -> RunConfig:
+    own = {key: values[key] for key in _SHORT if key in values}
+    if own and isinstance(values.get("parameters", {}), dict):
+        rest = {key: value for key, value in values.items() if key not in own}
+        values = rest | {"parameters": values.get("parameters", {}) | own}
     for key in values:
         if key not in KEYS:
             error = UnknownNameError(f"configuration key{where} called", key, KEYS)
-            more = (
-                ""
-                if where.endswith("environment")
-                else (" A parameter of the strategy stands under [parameters].")
-            )
+            more = " A parameter of the strategy stands under [parameters]."
             raise ConfigError(error.message, error.hint + more)
     try:
         same = values.get("strategy", config.strategy) == config.strategy
@@ -195,10 +198,10 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """COT_ENGINE_TOP_K=20 as {"top_k": 20}; empty ones do not count."""
     values: dict[str, Any] = {}
     for name, text in environment.items():
-        if name.startswith(PREFIX) and text:
+        if name.startswith(PREFIX) and text and name != TEACHER_KEY:
             key = name.removeprefix(PREFIX).lower()
-            if key not in KEYS:
-                known = [PREFIX + known.upper() for known in KEYS]
+            if key not in (*KEYS, *_SHORT):
+                known = [PREFIX + known.upper() for known in (*KEYS, *_SHORT)]
                 error = UnknownNameError("environment variable called", name, known)
                 raise ConfigError(error.message, error.hint)
             values[key] = typed(key, text)
@@ -210,6 +213,8 @@ def typed(key: str, text: str) -> Any:
     RunConfig says what is allowed."""
     if key == "parameters":
         return parse_parameters(text.split(","))
+    if key in _SHORT:
+        return scalar(text)
     default = getattr(RunConfig(), key)
     return text if default is None or isinstance(default, (str, Plan)) else scalar(text)
 

@@ -1,5 +1,6 @@
 """RunConfig: its checks, its layers, its hash."""
 
+import json
 import math
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from cot_engine.config import (
     check_question,
     load_config,
     parse_parameters,
+    typed,
 )
 from cot_engine.errors import ConfigError, InputError
 from cot_engine.stages import DEFAULT_PLAN, Plan, Stage
@@ -203,7 +205,7 @@ def test_bad_environment(environment, words):
     ("text", "words"),
     [
         ("sede = 1", ["sede", "Did you mean seed", "run.toml"]),
-        ("n = 4", ["[parameters]"]),
+        ("fill = true", ["[parameters]"]),
         ("seed = 'x'", ["seed is 'x'", "run.toml"]),
         ("seed = x", ["not valid TOML", "line 1"]),
         ("parameters = 3", ["parameters is 3", "run.toml"]),
@@ -255,3 +257,29 @@ def test_any_flags_give_a_config_or_a_clear_error(flags):
         assert isinstance(load_config(flags=flags), RunConfig)
     except ConfigError as error:
         assert error.hint
+
+
+@pytest.mark.parametrize("key", [*KEYS, "n", "keep"])
+def test_each_key_means_the_same_in_a_file_the_environment_and_a_flag(tmp_path, key):
+    (tmp_path / "plan.toml").write_text('[[stage]]\ntag = "A"\npurpose = "p"\nquestion = "q"\n')
+    texts = {"model": "m", "device": "cpu", "dtype": "float32", "quantize": "8bit", "budget": "5 s"}
+    texts |= {"strategy": "greedy", "judge": "random", "tournament": "swiss", "orders": "one"}
+    texts |= {"judge_image": "blank", "detail": "brief", "mode": "trained", "allow_url": "true"}
+    texts |= {
+        "parameters": "fill=true",
+        "plan": str(tmp_path / "plan.toml"),
+    }
+    text = texts.get(key, "1")
+    plain = text if text in ("true", "1") else json.dumps(text)
+    file = tmp_path / "c.toml"
+    file.write_text(f"{key} = {plain if key != 'parameters' else '{fill = true}'}\n")
+    configs = [
+        load_config(file),
+        load_config(environment={f"COT_ENGINE_{key.upper()}": text}),
+        load_config(flags={key: typed(key, text)}),
+    ]
+    assert configs[0] == configs[1] == configs[2] != RunConfig()
+
+
+def test_the_key_of_a_teacher_is_no_setting():
+    assert load_config(environment={"COT_ENGINE_TEACHER_KEY": "secret"}) == RunConfig()

@@ -158,7 +158,6 @@ def test_a_search_can_be_taken_out_and_drawn(cli, folder, monkeypatch):
         ("p002/greedy/7", "There is no search"),
         ("p999/greedy/0", "There is no search"),
         ("greedy", "There is no search"),
-        ("", "There is no search"),
         ("p005/greedy/0", "has no trace of"),
     ],
 )

@@ -1,5 +1,6 @@
 """What terminals and pipes are given, whatever their encoding, and what comes in by stdin."""
 
+import json
 import os
 import subprocess
 import sys
@@ -246,6 +247,43 @@ def test_no_command_echoes_a_megabyte(monkeypatch, capfd, arguments):
     code, out, err = scripted(monkeypatch, capfd, *(each.format(long) for each in arguments))
     assert code == 2 and out == "" and len(err) < 5000, err[:300]
     assert "defect" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["solve", "How?", "--judge", ""], "--judge is empty"),
+        (["solve", "How?", "--model", " "], "--model is empty"),
+        (["solve", "How?", "--plan", ""], "--plan is empty"),
+        (["solve", "How?", "--trace", ""], "--trace is empty"),
+        (["solve", "How?", "--image", ""], "--image is empty"),
+        (["trace", "t.jsonl", "--judge", ""], "--judge is empty"),
+        (["report", "s.sqlite", "--where", ""], "--where is empty"),
+        (["report", "s.sqlite", "--out", ""], "--out is empty"),
+        (["report", "s.sqlite", "--run", ""], "--run is empty"),
+        (["ablate", "grid.toml", "--store", ""], "--store is empty"),
+        (["judge-report", "--data", ""], "--data is empty"),
+        (["data", "check", "rows.jsonl", "--images", ""], "--images is empty"),
+        (["data", "build", "q.jsonl", "--out", ""], "--out is empty"),
+        (["train", "c.toml", "--set", ""], "--set is empty"),
+        (["list", "judges", "--plan", "p.toml"], "--plan belongs to the stages"),
+        (["trace", "docs/example-trace.jsonl", "--model", "m"], "nothing is judged again"),
+        (["trace", "docs/example-trace.jsonl", "--html", "a\0b"], "NUL character"),
+    ],
+)
+def test_what_would_mean_nothing_is_refused(monkeypatch, capfd, arguments, said):
+    monkeypatch.chdir(HERE.parent)
+    code, out, err = scripted(monkeypatch, capfd, *arguments)
+    assert (code, out) == (2, "") and said in err and len(err.splitlines()) == 2
+
+
+def test_a_where_that_no_search_meets_is_refused_and_runs_are_json(monkeypatch, capfd, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    make_store(tmp_path / "s.sqlite", problems=1, seeds=(0,))[0].close()
+    code, out, err = scripted(monkeypatch, capfd, "report", "s.sqlite", "--where", "seed = 7")
+    assert (code, out) == (2, "") and "'seed = 7'" in err
+    code, out, _ = scripted(monkeypatch, capfd, "report", "s.sqlite", "--runs", "--json")
+    assert code == 0 and json.loads(out)[0]["searches"] > 0
 
 
 def test_an_extra_is_named_by_what_it_needs():

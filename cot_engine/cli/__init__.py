@@ -73,6 +73,9 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         _say(f"{str(error.filename)!r}: {error.strerror}.", "Check its name and permissions.")
         return 2
+    if isinstance(error, ValueError) and str(error) == "embedded null byte":
+        _say("The name of a file holds a NUL character.", "Give another name.")
+        return 2
     _say(
         f"Unexpected {type(error).__name__}: {error}",
         "This is a defect. Re-run with --verbose to see where it happened.",

@@ -156,7 +156,8 @@ def solve(
         bool, _option("--allow-inner-url", help="Also from this machine and inner networks.")
     ] = False,
     config: Annotated[
-        str | None, _option("--config", "-c", metavar="FILE", help="A TOML file with all of these.")
+        str | None,
+        _option("--config", "-c", metavar="FILE", help="A TOML file: n = 4, top_p = 1 ..."),
     ] = None,
     trace: Annotated[
         str | None, _option("--trace", metavar="FILE", help="Record the search, line by line.")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cot_engine.cli.options import Action, Json, Quiet, Verbose, option
+from cot_engine.config import TEACHER_KEY as KEY
 from cot_engine.errors import ConfigError, CotEngineError, shown
 from cot_engine.escape import terminal
 from cot_engine.outputs import check_outputs
@@ -25,7 +26,6 @@ from cot_engine.training.clock import Clock, duration, share
 if TYPE_CHECKING:
     from cot_engine.training.build import Outcome, Report, Settings
 
-KEY = "COT_ENGINE_TEACHER_KEY"
 _EVERY = 10.0  # seconds between lines
 _AMOUNT = re.compile(r"\s*([0-9][0-9_,]*\.?[0-9]*(?:e[0-9]+)?|\.[0-9]+)\s*(tokens?)?\s*", re.I)
 

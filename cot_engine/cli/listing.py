@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from cot_engine.errors import CotEngineError, UnknownNameError
+from cot_engine.errors import CotEngineError, InputError, UnknownNameError
 from cot_engine.escape import terminal
 
 Row = dict[str, Any]
@@ -34,6 +34,10 @@ ARCHITECTURES = {
 def run(what: str, plan: str | None, *, json: bool) -> None:
     if what not in KINDS:
         raise UnknownNameError("listing of", what, KINDS)
+    if plan is not None and what != "stages":
+        raise InputError(
+            "--plan belongs to the stages.", "Write: cot-engine list stages --plan FILE"
+        )
     rows = stages(plan) if what == "stages" else KINDS[what]()
     if json:
         print(_json.dumps(rows, indent=2))

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from cot_engine.errors import InputError
+
 
 def option(*names: str, help: str, **more: Any) -> Any:
     """An option whose default its help names itself."""
@@ -22,7 +24,22 @@ def usage(arguments: str) -> type[TyperCommand]:
         def collect_usage_pieces(self, ctx: Any) -> list[str]:
             return ["[OPTIONS]", arguments]
 
+        def invoke(self, ctx: Any) -> Any:
+            for each in self.params:
+                _not_blank(each, ctx.params.get(each.name))
+            return super().invoke(ctx)
+
     return Command
+
+
+def _not_blank(parameter: Any, value: Any) -> None:
+    """An option that is there says something: an unset variable in a script would else mean what
+    leaving it out does, or a file without a name."""
+    if parameter.param_type_name != "option":
+        return
+    for text in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(text, str) and not text.strip():
+            raise InputError(f"{parameter.opts[0]} is empty.", "Give it a value, or leave it out.")
 
 
 Action = Callable[[], None]

@@ -6,7 +6,7 @@ import io
 import json as _json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cot_engine.cli.process import put_document
 from cot_engine.errors import InputError, UnknownNameError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cot_engine.events import Trace
 
 FORMATS = ("md", "json", "html", "csv", "inspect")
+_COLUMNS = "Look at the values that --format csv writes."
 LOGS = "logs"  # where `inspect view` looks
 
 
@@ -41,7 +42,7 @@ def run(
         check_outputs([("--out", out)], side_files(store))
     with Store(store) as opened:
         if runs:
-            print(_runs(opened))
+            print(_json.dumps(_runs(opened), indent=2) if json else _told(_runs(opened)))
         elif search is not None:
             _put_trace(_trace(opened, opened.run(id), search), out)
         elif format == "inspect":
@@ -69,6 +70,8 @@ def _report(store: Store, run: Run, format: str, where: str | None, traces: int 
     from cot_engine.report.analysis import analyse
     from cot_engine.report.text import markdown, plain, rows_csv
 
+    if where is not None and next(store.rows(run, where), None) is None:
+        raise InputError(f"No search of the run is one of which {where!r} is true.", _COLUMNS)
     if format == "csv":
         file = io.StringIO()
         rows_csv(store, run, where, file)
@@ -96,13 +99,23 @@ def _inspect(store: Store, run: Run, out: str | None, where: str | None) -> None
         raise _unwritable(out or LOGS, error) from None
 
 
-def _runs(store: Store) -> str:
-    lines = []
+def _runs(store: Store) -> list[dict[str, Any]]:
+    found = []
     for run in store.runs():
         done = store.done(run)
         total = len(run.cells) * len(run.items) * len(run.seeds)
         made = sum(key in done for key in run.keys())  # noqa: SIM118
-        lines.append(f"{run.id}  {run.started}  {made:,} of {total:,} searches  {run.command}")
+        found.append({"run": run.id, "started": run.started, "searches": made, "of": total})
+        found[-1]["command"] = run.command
+    return found
+
+
+def _told(runs: list[dict[str, Any]]) -> str:
+    lines = [
+        f"{run['run']}  {run['started']}  {run['searches']:,} of {run['of']:,} searches"
+        f"  {run['command']}"
+        for run in runs
+    ]
     return terminal("\n".join(lines)) if lines else "No run yet."
 
 

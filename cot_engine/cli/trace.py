@@ -31,6 +31,11 @@ def run(
 ) -> None:
     if html is not None and json:
         raise InputError("--html and --json exclude each other.", "Give one of them.")
+    if (model, device) != (None, None) and (judge, tournament) == (None, None):
+        raise InputError(
+            "--model and --device are of a judge, and nothing is judged again.",
+            "Give a --judge, or leave them out.",
+        )
     check_outputs([("--html", html)], [("the trace", file), ("the model", model)])
     recorded = Trace.parse(sys.stdin.buffer.read(), file) if file == "-" else Trace.read(file)
     drawn, again = recorded, None
