@@ -43,10 +43,6 @@ class ImageRecord:
     data: str = field(default="", compare=False, repr=False)
     image: Any = field(default=None, compare=False, repr=False, metadata={"read": False})
 
-    def __post_init__(self) -> None:
-        if self.data:
-            binascii.a2b_base64(self.data, strict_mode=True)  # raises binascii.Error, a ValueError
-
     def written(self) -> ImageRecord:
         """The record with its pixels in it."""
         return replace(self, data=self.png(), image=None)
@@ -258,7 +254,10 @@ def from_json(line: str) -> Event:
                 f" {SCHEMA}.",
                 "Use the cot-engine version that wrote it.",
             )
-        return reader(_KINDS[name])(body)
+        event = reader(_KINDS[name])(body)
+        for image in event.images if isinstance(event, Started) else ():
+            binascii.a2b_base64(image.data, strict_mode=True)  # raises a ValueError
+        return event
     except ValueError as error:
         why = str(error)
     except ConfigError as error:  # a plan that could not be

@@ -160,7 +160,7 @@ def test_partial_scores_are_numbers_and_what_is_missing_is_said(tmp_path):
 def test_inspect_is_an_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "inspect_ai", None)
     monkeypatch.setitem(sys.modules, "inspect_ai.log", None)
-    with pytest.raises(CotEngineError, match=r"pip install 'cot-engine\[inspect\]'"):
+    with pytest.raises(CotEngineError, match=r"pip install 'inspect-ai.*'\.\[inspect\]'"):
         write_logs(None, None, tmp_path)
 
 
