@@ -97,7 +97,7 @@ def main() -> None:
         kinds: dict[str, Callable[[], Awaitable[object]]] = {
             "nothing": lambda: asyncio.sleep(2),
             "a picture on a slow server": lambda: many(
-                engine, url, strategy="greedy", allow_url=True
+                engine, url, strategy="greedy", allow_url="inner"
             ),
             f"a JPEG of {args.megapixels} megapixels": lambda: many(
                 engine, large, strategy="greedy"

@@ -9,6 +9,7 @@ and listeners are called in that thread.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import queue
 import threading
@@ -22,8 +23,8 @@ from typing import Any, Literal, TypeVar
 from cot_engine import plugins
 from cot_engine.backends import Backend
 from cot_engine.config import RunConfig
-from cot_engine.errors import ConfigError, CotEngineError, InputError, StrategyError
-from cot_engine.events import Event, Trace
+from cot_engine.errors import ConfigError, CotEngineError, InputError, StrategyError, shown
+from cot_engine.events import Heard, Trace
 from cot_engine.feed import Feed
 from cot_engine.judges import Judge
 from cot_engine.loop import LoopThread, Sent, handing_over, in_thread
@@ -37,7 +38,7 @@ from cot_engine.types import Answer, Problem
 BUNDLED = "bundled"
 
 T = TypeVar("T")
-Listener = Callable[[Event], None]
+Listener = Callable[[Heard], None]
 
 _LOADING = 8  # problems whose pictures are read at once: each takes a thread, and memory
 
@@ -140,10 +141,10 @@ class Engine:
         *,
         config: RunConfig | None = None,
         **options: Any,
-    ) -> Iterator[Event]:
+    ) -> Iterator[Heard]:
         """The events of one search as they happen; the last one is Finished. Leaving the loop
         early stops the search. Raises what `solve` raises, after the Failed event."""
-        events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        events: queue.SimpleQueue[Heard | None] = queue.SimpleQueue()
         run = self._made(config, options)
         sent = self._send(self._solve(run, image, question, events.put))
         sent.result.add_done_callback(lambda _: events.put(None))
@@ -161,9 +162,9 @@ class Engine:
         *,
         config: RunConfig | None = None,
         **options: Any,
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncIterator[Heard]:
         """`stream`, as an async iterator."""
-        events: asyncio.Queue[Event | None] = asyncio.Queue()
+        events: asyncio.Queue[Heard | None] = asyncio.Queue()
         put = handing_over(events.put_nowait)
         run = self._made(config, options)
         sent = self._loop.send(self._solve(run, image, question, put))
@@ -182,7 +183,7 @@ class Engine:
         problems: Iterable[Problem | tuple[Any, str]],
         *,
         config: RunConfig | None = None,
-        on_event: Callable[[int, Event], None] | None = None,
+        on_event: Callable[[int, Heard], None] | None = None,
         on_error: Literal["raise", "keep"] = "raise",
         **options: Any,
     ) -> Iterator[Answer | CotEngineError]:
@@ -212,7 +213,7 @@ class Engine:
         problems: Iterable[Problem | tuple[Any, str]],
         *,
         config: RunConfig | None = None,
-        on_event: Callable[[int, Event], None] | None = None,
+        on_event: Callable[[int, Heard], None] | None = None,
         on_error: Literal["raise", "keep"] = "raise",
         **options: Any,
     ) -> AsyncIterator[Answer | CotEngineError]:
@@ -312,7 +313,7 @@ class Engine:
                 f" at most {self.backend.info.max_images}.",
                 "Give fewer images, or a model that takes several.",
             )
-        shown = await self._load(lambda: run.judge_images(problem))
+        seen = await self._load(lambda: run.judge_images(problem))
         plan = run.settings.plan.fit(len(problem.images), run.settings.detail)
         mode, notes = run.mode, ()
         if mode is None:
@@ -325,7 +326,7 @@ class Engine:
             self.backend,
             replace(run.settings, mode=mode),
             scorers=lambda name: plugins.make("scorer", name, {}),
-            judge_images=shown,
+            judge_images=seen,
             scope=f"{problem.id}#{next(self._scopes)}",
             notes=notes,
             listen=listen,
@@ -340,7 +341,7 @@ class Engine:
         self,
         problems: Iterable[Problem | tuple[Any, str]],
         config: RunConfig | None,
-        on_event: Callable[[int, Event], None] | None,
+        on_event: Callable[[int, Heard], None] | None,
         on_error: Literal["raise", "keep"],
         options: dict[str, Any],
         send: Callable[[Coroutine], Sent],
@@ -348,11 +349,11 @@ class Engine:
     ) -> Feed:
         """What `solve_many` and its twin take their answers from; they differ in how they wait."""
         if on_error not in ("raise", "keep"):
-            raise ConfigError(f"on_error is {on_error!r}.", "It must be raise or keep.")
+            raise ConfigError(f"on_error is {shown(on_error)}.", "It must be raise or keep.")
         run = self._made(config, options)
 
         async def one(index: int, item: Any) -> Answer | CotEngineError:
-            listen = None if on_event is None else lambda event: on_event(index, event)
+            listen = None if on_event is None else _of_one(index, on_event)
             try:
                 return await self._solve(run, *_asked(index, item), listen)
             except CotEngineError as error:
@@ -397,6 +398,15 @@ class Engine:
             sent.result.cancel()
             await asyncio.wait([asyncio.wrap_future(sent.over)], timeout=5)  # as in `_run`
             raise
+
+
+def _of_one(index: int, on_event: Callable[[int, Heard], None]) -> Listener:
+    """The listener of one of many, under the name of the one that hears them all."""
+
+    def listen(event: Heard) -> None:
+        on_event(index, event)
+
+    return functools.update_wrapper(listen, on_event, updated=())
 
 
 def _asked(index: int, item: Any) -> tuple[Any, str | None]:

@@ -9,7 +9,7 @@ from typing import Any
 from cot_engine import plugins
 from cot_engine.budget import parse_budget
 from cot_engine.config import RunConfig, check_question
-from cot_engine.errors import ConfigError, InputError, UnknownNameError
+from cot_engine.errors import ConfigError, InputError, UnknownNameError, shown
 from cot_engine.images import Image, load_image
 from cot_engine.judges import Judge
 from cot_engine.profile import Profile
@@ -85,7 +85,9 @@ class Run:
                 "The object carries its own; leave these out.",
             )
         if not isinstance(part, Strategy):
-            raise ConfigError(f"{part!r} is not a strategy.", "It needs a method search(task).")
+            raise ConfigError(
+                f"{shown(part)} is not a strategy.", "It needs a method search(task)."
+            )
         return Named(type(part).__name__, part)
 
     def _judge(self, part: Any, profile: Profile) -> Named:
@@ -94,7 +96,7 @@ class Run:
             return Named(profile.name_of(name), profile.make_judge(name))
         if not isinstance(part, Judge):
             raise ConfigError(
-                f"{part!r} is not a judge.", "It needs `symmetric` and async compare()."
+                f"{shown(part)} is not a judge.", "It needs `symmetric` and async compare()."
             )
         return Named(type(part).__name__, part)
 
@@ -130,13 +132,13 @@ def check_problem(problem: Problem) -> Problem:
     check_question(problem.question)
     if not isinstance(problem.images, tuple):
         raise InputError(
-            f"The images of problem {problem.id!r} are a {type(problem.images).__name__}.",
+            f"The images of problem {shown(problem.id)} are a {type(problem.images).__name__}.",
             "Give a tuple of what load_image() returns.",
         )
     for image in problem.images:
         if not isinstance(image, Image):
             raise InputError(
-                f"An image of problem {problem.id!r} is a {type(image).__name__}.",
+                f"An image of problem {shown(problem.id)} is a {type(image).__name__}.",
                 "Read it with load_image(), or give the image and the question as a pair.",
             )
     return problem

@@ -501,6 +501,24 @@ def test_a_slip_is_told_what_was_meant(options, meant):
         engine_of().solve(None, "How many?", **options)
 
 
+def test_a_listener_of_many_is_named():
+    def careless(index, event):
+        raise ZeroDivisionError
+
+    with pytest.raises(StrategyError, match=r"listener \S*careless.* raised ZeroDivisionError"):
+        list(engine_of().solve_many([(None, "How many?")], on_event=careless))
+
+
+def test_a_part_that_cannot_be_shown_is_still_refused():
+    class Silent:
+        def __repr__(self):
+            raise ValueError
+
+    for part in ("judge", "strategy"):
+        with pytest.raises(ConfigError, match=f"is not a {part}"):
+            engine_of().solve(None, "How many?", **{part: Silent()})
+
+
 def test_garbage_among_many_yields_an_error_in_its_place():
     items = [
         (None, "One?"),
