@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cot_engine import decoding
 from cot_engine.download import AllowUrl, download
 from cot_engine.errors import ImageError
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:  # PIL is imported where it is used, so that `import cot_engin
     Source = str | os.PathLike[str] | bytes | bytearray | memoryview | PILImage | "Image" | Any
 
 MAX_PIXELS = 100_000_000
-"""The largest picture read by default: 300 MB as RGB."""
+"""The largest picture read by default. What decoding may take follows from it: see `decoding`."""
 MIN_SIDE = 2
 """Processors enlarge a picture of one pixel without complaint, but there is nothing in it to ask
 about, and it is nearly always a placeholder: it is refused."""
@@ -158,25 +159,43 @@ def _decode(source: Any, name: str, subject: str, max_pixels: int) -> Image:
     """The RGB picture in `source` (a PIL image or a binary file). `subject` begins every error."""
     from PIL import Image as pil
 
-    picture = source
-    if not isinstance(source, pil.Image):
-        with _no_bomb_check():
-            pil.init()
-            try:
-                picture = pil.open(source, formats=[f for f in _FORMATS if f in pil.OPEN])
-            except Exception:  # decoders raise many kinds for damaged headers
-                raise _unreadable(source, subject) from None
-    _check_size(picture.size, subject, max_pixels)  # only the header has been read so far
+    ours = not isinstance(source, pil.Image)
+    notes: list[str] = []
     try:
-        notes = [] if picture is source else _frame_notes(picture)
-        picture = _rgb(_upright(picture, notes), notes)
-    except ImageError as error:
-        raise ImageError(f"{subject} {error.message}", error.hint) from None
-    except Exception as error:  # the same, for damaged contents
+        picture = _opened(source, subject, max_pixels) if ours else source
+        _check_size(picture.size, subject, max_pixels)  # only the header has been read so far
+        if ours:
+            decoding.check(picture, source, max_pixels)
+            pages = picture.format == "TIFF"
+            notes += (decoding.page_notes if pages else decoding.frame_notes)(picture)
+        picture.load()  # damage to the pixels is an error of its own, before EXIF is read
+        picture = decoding.upright(picture, notes, max_pixels)
+        picture = decoding.rgb(picture, notes, ours)
+    except decoding.Unfit as error:
+        raise ImageError(f"{subject} {error.args[0]}", error.args[1]) from None
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise many kinds for damaged contents
         raise ImageError(
             f"{subject} is damaged or cut off: {error}.", "Copy it again, or save it as PNG."
         ) from None
     return Image(picture, _digest(picture), name, tuple(notes))
+
+
+def _opened(file: Any, subject: str, max_pixels: int) -> PILImage:
+    """The picture in a file, of which only the header has been read."""
+    from PIL import Image as pil
+
+    for size in decoding.sizes_inside(file):
+        if size[0] * size[1] > max_pixels:
+            _check_size(size, subject, max_pixels)
+        decoding.check_memory(size, "RGBA", 0, max_pixels)
+    with _no_bomb_check():
+        pil.init()
+        try:
+            return pil.open(file, formats=[f for f in _FORMATS if f in pil.OPEN])
+        except Exception:  # decoders raise many kinds for damaged headers
+            raise _unreadable(file, subject) from None
 
 
 @contextmanager
@@ -211,71 +230,6 @@ def _check_size(size: tuple[int, int], subject: str, max_pixels: int) -> None:
         )
 
 
-def _frame_notes(picture: PILImage) -> list[str]:
-    # A phone's MPO holds the same photograph in several versions, which is nobody's concern.
-    frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
-    return [f"The image has {frames} frames; only the first is used."] if frames > 1 else []
-
-
-def _upright(picture: PILImage, notes: list[str]) -> PILImage:
-    """Turned as its EXIF orientation says; one whose EXIF is nonsense stays as it is."""
-    from PIL import ImageOps
-
-    picture.load()  # damage to the pixels is an error of its own, raised before EXIF is read
-    try:
-        orientation = picture.getexif().get(0x0112, 1)
-        turned = ImageOps.exif_transpose(picture)
-    except Exception:  # any: EXIF blocks are written by anyone, and are not needed
-        return picture
-    if orientation in range(2, 9):
-        notes.append("The image was turned as its EXIF orientation says.")
-    return turned
-
-
-def _rgb(picture: PILImage, notes: list[str]) -> PILImage:
-    """A new image of mode RGB: deeper ones scaled to 8 bits, transparency laid on white."""
-    import numpy
-    from PIL import Image as pil
-
-    if picture.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip at 255
-        values = numpy.asarray(picture).astype(numpy.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ImageError(
-                f"has grey values from {values.min()} to {values.max()}; the range is 0 to 65535.",
-                "Scale them, or save it with 8 or 16 bits.",
-            )
-        notes.append("The image's 16-bit values were scaled to 8 bits.")
-        picture = pil.fromarray(_eight_bits(values.astype(numpy.uint16)))
-    elif picture.mode == "F":
-        picture = pil.fromarray(_eight_bits(numpy.asarray(picture)))
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        white = pil.new("RGBA", layer.size, "white")
-        if layer.getextrema()[3][0] < 255:
-            notes.append("The image's transparent parts were laid on white.")
-        picture = pil.alpha_composite(white, layer)
-    rgb = picture.convert("RGB")
-    # A fresh picture: no link to the caller's, which may change, nor to its file and metadata.
-    return pil.frombytes("RGB", rgb.size, rgb.tobytes())
-
-
-def _eight_bits(values: Any) -> Any:
-    """uint8 of the same meaning as the given uint8, uint16 or float (0 to 1) values."""
-    import numpy
-
-    if values.dtype == numpy.uint8:
-        return values
-    if values.dtype == numpy.uint16:
-        return ((values.astype(numpy.uint32) + 128) // 257).astype(numpy.uint8)
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 1):  # also false for NaN
-        raise ImageError(
-            f"has float values from {low:g} to {high:g}; the range is 0 to 1.",
-            "Divide by the largest value, or convert to uint8.",
-        )
-    return (values * 255 + 0.5).astype(numpy.uint8)
-
-
 def _from_array(array: Any) -> PILImage:
     import numpy
     from PIL import Image as pil
@@ -295,9 +249,9 @@ def _from_array(array: Any) -> PILImage:
             f"The numpy array has dtype {kind}.", "Use uint8, uint16, or float from 0 to 1."
         )
     try:
-        pixels = _eight_bits(array)
-    except ImageError as error:
-        raise ImageError(f"The numpy array {error.message}", error.hint) from None
+        pixels = decoding.eight_bits(array)
+    except decoding.Unfit as error:
+        raise ImageError(f"The numpy array {error.args[0]}", error.args[1]) from None
     if len(shape) == 3 and shape[2] == 1:
         pixels = pixels[:, :, 0]
     return pil.fromarray(numpy.ascontiguousarray(pixels))
@@ -306,7 +260,8 @@ def _from_array(array: Any) -> PILImage:
 def _digest(picture: PILImage) -> str:
     width, height = picture.size
     sha = hashlib.sha256(f"{picture.mode} {width}x{height}\n".encode())
-    sha.update(picture.tobytes())
+    for _, band in decoding.bands(picture):  # whole, it would be a copy of all pixels
+        sha.update(band.tobytes())
     return sha.hexdigest()[:16]
 
 

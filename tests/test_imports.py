@@ -22,7 +22,7 @@ LAYERS = [
     {  # values
         *("errors", "checks", "escape", "concurrency", "reading", "plain", "parts", "replies"),
         "outputs",
-        *("types", "boundaries", "images", "download", "flops"),
+        *("types", "boundaries", "images", "decoding", "download", "flops"),
         "statistics",
     },
     {"backends"},  # the Backend protocol and those that answer it
