@@ -235,3 +235,14 @@ def test_what_a_failed_prefill_reserved_is_given_back(backend, monkeypatch):
     asyncio.run(go())
     assert max(sizes) == 4
     assert backend.worker.prefill.slots.rows <= 2
+
+
+def test_slots_that_nobody_uses_make_room(backend, monkeypatch):
+    """Rows of searches that are over must not keep the next one from being read."""
+    asyncio.run(backend.generate(ask(seeds=range(8))))
+    slots = backend.worker.batch
+    Failing(monkeypatch, backend, lambda rows: slots.slots.rows > max(1, len(slots.rows)))
+    found = asyncio.run(backend.generate(ask(scope="next", seeds=(1,)))).generations
+    assert len(found) == 1
+    assert slots.slots.rows <= 1
+    assert not backend.info.notes or "memory" not in backend.info.notes[-1]

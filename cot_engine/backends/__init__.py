@@ -55,7 +55,9 @@ class Backend(Protocol):
     def info(self) -> BackendInfo: ...
 
     async def generate(self, request: Generate) -> Generated:
-        """Sample one continuation per seed. Candidate i depends on its seed and prefix alone.
+        """Sample one continuation per seed. Candidate i depends on its seed and prefix alone: on
+        other rows only by rounding, which at float32 changes the last digits of its log-probability
+        and at lower precision may change what is drawn.
 
         `max_new_tokens` is cut to what the context holds. Raises InputError if prompt + prefix
         leave no room for a single token.

@@ -112,6 +112,14 @@ class Batch:
         self._changed()
         return parked
 
+    def trim(self) -> bool:
+        """Give back the slots of rows that have left; whether there were any."""
+        if self.slots.rows <= len(self.rows):
+            return False
+        self.slots.shrink(len(self.rows))
+        self._changed()
+        return True
+
     def clear(self) -> None:
         self.rows = []
         self.slots = Slots(self.shape)

@@ -167,6 +167,8 @@ class Worker:
         jobs = list({id(p.job): p.job for p in parts}.values())
         if not out_of_memory(error):
             self._fail(jobs, error)
+        elif self.batch.trim():
+            pass  # there is room now that nobody used
         elif len(parts) > 1:
             self.prefill_columns = max(1, min(self.prefill_columns, columns_of(parts)) // 2)
             self.notice(
@@ -245,7 +247,9 @@ class Worker:
 
     def _decode_failed(self, error: BaseException) -> None:
         rows = self._rows()
-        if out_of_memory(error) and self.max_rows > 1 and len(rows) > 1:
+        if out_of_memory(error) and self.batch.trim():
+            pass
+        elif out_of_memory(error) and self.max_rows > 1 and len(rows) > 1:
             self._halve_rows()
         else:
             if out_of_memory(error):
