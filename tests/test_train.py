@@ -593,5 +593,5 @@ def test_the_command_line_speaks_json_and_sets_keys(make, world, tmp_path, capsy
 
 def test_without_the_extra_an_error_names_it(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(InputError, match=r"needs peft.*cot-engine\[train\]"):
+    with pytest.raises(InputError, match=r"needs peft.*pip install"):
         run()
