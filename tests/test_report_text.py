@@ -232,3 +232,38 @@ def test_pandas_reads_the_csv_whatever_was_answered(hostile):
     assert list(table.label) == [run.cells[row.key.cell][0] for row in rows]
     assert list(table.answer.fillna("")) == [row.answer or "" for row in rows]
     assert table.correct.sum() == 2
+
+
+def test_no_cell_of_the_csv_is_a_formula_or_splits_its_row(tmp_path):
+    """What a model answered is opened in a spreadsheet by somebody."""
+    answers = [
+        "=1+1",
+        "+1 cat",
+        "-cat",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "\uff1d1",
+        "a\rb",
+        "a\nb",
+        'a"b',
+    ]
+    answers += ["-5", "+3.5e2", "-", "a=1", ""]
+    cells = {digest("a"): ("greedy", plain("greedy"))}
+    store = Store(tmp_path / "s.sqlite", create=True)
+    run = make_run(len(answers), (0,), cells)
+    store.begin(run)
+    for number, answer in enumerate(answers):
+        put(store, run, "greedy", number, 0, remaining=-2.5, answer=answer)
+    file = io.StringIO(newline="")
+    rows_csv(store, run, None, file)
+    store.close()
+    text = file.getvalue()
+    found = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["answer"] for row in found] == [
+        *("'=1+1", "'+1 cat", "'-cat", "'@SUM(A1)", "'\t=1", "'\r=1", "'\uff1d1"),
+        *("a\rb", "a\nb", 'a"b', "-5", "+3.5e2", "'-", "a=1", ""),
+    ]
+    assert {row["remaining"] for row in found} == {"-2.5"}  # a number stays one
+    # A reader that takes a bare CR for a line's end finds no row more.
+    assert '"a\rb"' in text and '"\'\r=1"' in text

@@ -204,7 +204,12 @@ def trace(
     ] = None,
     model: Annotated[
         str | None,
-        _option("--model", "-m", metavar="NAME", help="Of a judge that needs one. [the trace's]"),
+        _option(
+            "--model",
+            "-m",
+            metavar="NAME",
+            help="Of a judge that needs one. [the trace's, if yours]",
+        ),
     ] = None,
     device: Annotated[
         str | None, _option("--device", metavar="NAME", help=f"Of that model. [{_D.device}]")
@@ -310,6 +315,7 @@ def report(
     """Report on the searches that ablate stored.
 
     Accuracy at what cost, paired comparisons, scaling, what selection and sampling lose, judges.
+    In CSV, a text that a spreadsheet would take for a formula has an apostrophe before it.
     """
     from cot_engine.cli.report import run
 

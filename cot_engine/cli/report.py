@@ -159,7 +159,7 @@ def _put(text: str, out: str | None, *, document: bool) -> None:
         return
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(text, "utf-8", errors="backslashreplace")
+        Path(out).write_text(text, "utf-8", errors="backslashreplace", newline="")
     except OSError as error:
         raise _unwritable(out, error) from None
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json as _json
+import os
+import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cot_engine.cli.process import put_document
-from cot_engine.errors import InputError, TraceError
+from cot_engine.errors import ConfigError, InputError, TraceError, shown
 from cot_engine.events import Trace
 from cot_engine.outputs import check_outputs
 
@@ -96,8 +98,8 @@ def _rejudge(
     quiet: bool,
 ) -> Rejudged:
     from cot_engine.cli.display import make_display
-    from cot_engine.config import RunConfig, load_config
-    from cot_engine.engine import Engine, model_path
+    from cot_engine.config import load_config
+    from cot_engine.engine import BUNDLED, Engine, model_path
     from cot_engine.errors import UnknownNameError
     from cot_engine.profile import Profile
     from cot_engine.rejudge import rejudge
@@ -106,26 +108,36 @@ def _rejudge(
 
     started = trace.started
     judge, tournament = judge or started.judge, tournament or started.tournament
-    part = Named(judge, Profile.of(model_path(model or _model_of(trace))).make_judge(judge))
     if tournament not in TOURNAMENTS:
         raise UnknownNameError("tournament", tournament, TOURNAMENTS)
-    if model is None:
-        try:
+    flags = {"model": model, "device": device}
+    given = {key: value for key, value in flags.items() if value is not None}
+    config = load_config(environment=os.environ, flags=given)
+    named, refusal = trace.started.backend.model, None
+    if model is None and named not in (config.model, BUNDLED):
+        refusal = InputError(
+            f"The judge {shown(judge)} asks a model, and the trace names {shown(named)}, which"
+            f" is not yours ({shown(config.model)}): whoever wrote it could name any.",
+            f"Agree to it with --model {shlex.quote(named)[:200]}, or name another.",
+        )
+    elif model is None:
+        config = replace(config, model=named)
+    profile = Profile() if refusal else Profile.of(model_path(config.model))
+    try:
+        part = Named(judge, profile.make_judge(judge))
+        if model is None:
             return asyncio.run(rejudge(trace, part, tournament))
-        except TraceError:
-            pass  # this judge asks a model, or the trace will not do: the engine says so again
-    flags = {"model": model or _model_of(trace), "device": device or RunConfig().device}
-    config = load_config(flags=flags)
+    except ConfigError as error:  # this judge needs what is in the model's profile
+        raise refusal or error from None
+    except TraceError:  # it asks a model, or the trace will not do: the engine says so again
+        if refusal is not None:
+            raise refusal from None
     with make_display(quiet) as display:
         display.loading(config.model)
         with Engine.from_pretrained(
             config.model, device=config.device, on_notice=display.notice
         ) as engine:
             return engine.rejudge(trace, judge=judge, tournament=tournament)
-
-
-def _model_of(trace: Trace) -> str:
-    return trace.started.backend.model
 
 
 def _compared(again: Rejudged) -> dict:

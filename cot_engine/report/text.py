@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -328,8 +329,25 @@ def _json(value: Any) -> Any:
 def rows_csv(store: Store, run: Run, where: str | None, file: TextIO) -> None:
     """The searches of a run, one a line: the cell's label, then the columns of the view `results`.
 
-    pandas.read_csv reads it. Raises StoreError for a condition that cannot be used.
+    pandas.read_csv reads it. A text that a spreadsheet would take for a formula has an apostrophe
+    before it. Raises StoreError for a condition that cannot be used.
     """
-    writer = csv.writer(file, lineterminator="\n")
     for line in store.table(run, where):
-        writer.writerow(line)
+        file.write(csv_line(line))
+
+
+def csv_line(cells: Iterable[Any]) -> str:
+    """One line of CSV, with its end. Numbers stay as they are, also those that are texts."""
+    line = io.StringIO()
+    # With this end of a line, a line feed and a carriage return alone are quoted.
+    csv.writer(line, lineterminator="\r\n").writerow(map(_harmless, cells))
+    return line.getvalue().removesuffix("\r\n") + "\n"
+
+
+_FORMULA = re.compile(r"[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def _harmless(cell: Any) -> Any:
+    formula = isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell)
+    return f"'{cell}" if formula else cell
