@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import importlib.metadata
+import warnings
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
@@ -18,11 +21,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cot_engine.budget import Budget
-from cot_engine.errors import BudgetError, CotEngineError, ModelError, StrategyError
+from cot_engine.errors import (
+    BudgetError,
+    CotEngineError,
+    ModelError,
+    StrategyError,
+    UnknownNameError,
+)
 from cot_engine.events import Failed, Finished, Grown, Notice, Scored, Selected, Started
 from cot_engine.images import load_image
 from cot_engine.judges import OutOfBudget, ScorerJudge, SelfJudge
-from cot_engine.search import Named, search
+from cot_engine.search import Named, _versions, search
 from cot_engine.session import Settings
 from cot_engine.stages import DEFAULT_PLAN
 from cot_engine.strategy import Expand, Score
@@ -334,6 +343,51 @@ def test_a_strategy_that_asks_without_an_end_is_ended():
 
     with pytest.raises(StrategyError, match=r"mine \(Mine\) asked 10000 times without an end"):
         run(asking(body))
+
+
+def test_a_search_that_is_a_coroutine_is_refused_and_not_left_unawaited():
+    @dataclass(frozen=True)
+    class Async:
+        async def search(self, task):
+            return task.start[0]
+
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        with pytest.raises(StrategyError, match="must be a generator"):
+            run(Async())
+        gc.collect()
+    assert not [w for w in complaints if "never awaited" in str(w.message)]
+
+
+def test_a_scorer_that_there_is_not_is_the_strategys_fault():
+    def body(task):
+        yield Score(task.start, "nosuch")
+
+    def scorers(name):
+        raise UnknownNameError("scorer", name, ["likelihood"])
+
+    with pytest.raises(StrategyError, match=r"mine \(Mine\).*Score\(scorer='nosuch'\).*scorer"):
+        run(asking(body), scorers=scorers)
+
+
+def test_versions_are_read_once_and_of_what_is_installed(monkeypatch):
+    assert _versions() is _versions()
+    real = importlib.metadata.version
+
+    def version(name):
+        if name == "torch":
+            raise importlib.metadata.PackageNotFoundError
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert set(_versions.__wrapped__()) == {"cot-engine", "transformers"}
+
+
+def test_where_nobody_listens_nothing_is_counted():
+    for listen in (None, lambda event: None):
+        backend = ScriptedBackend()
+        run(StageBeam(2), backend=backend, listen=listen)
+        assert {request.headway is None for request in backend.requests} == {listen is None}
 
 
 def test_others_run_between_two_requests():
