@@ -52,7 +52,7 @@ def filled(growth, *args, **more):
     st.sampled_from(["trained", "prompted"]),
     st.sampled_from([0.5, 0.9, 1.0]),
     st.floats(0.02, 2.0),
-    st.sampled_from([0, 3, 40]),
+    st.sampled_from([None, 0, 3, 40]),
     st.booleans(),
 )
 @settings(max_examples=120)
@@ -64,9 +64,9 @@ def test_what_is_filled_in_is_the_most_that_fits(
     until = PLAN[until] if until == "REASONING" else until
     asked = max(growth.length(chain, until) for chain in parents)
     made.match, made.safe = (1.5 if unit == "calls" else 25.0), Chain() if safe else None
-    if longest:
+    if longest is not None:
         growth.longest = {chain.id: longest // (1 + k) for k, chain in enumerate(parents)}
-    usual = longest or asked
+    usual = asked if longest is None else max(1, longest)  # none was written: it may be one
     of = made.meter.budget.of
 
     def needs(some, count, length, last=False):

@@ -370,6 +370,13 @@ def test_a_scorer_that_there_is_not_is_the_strategys_fault():
         run(asking(body), scorers=scorers)
 
 
+def test_an_answer_that_the_budget_cut_names_the_budget():
+    endless = ScriptedBackend(lambda request, seed: "<CONCLUSION>" + " w" * 999)
+    answer = run(Greedy(), backend=endless, settings=Settings(budget=Budget(99, "new tokens")))
+    assert "99 new tokens" in answer.incomplete == answer.trace.finished.incomplete
+    assert run(Greedy()).incomplete == ""
+
+
 def test_versions_are_read_once_and_of_what_is_installed(monkeypatch):
     assert _versions() is _versions()
     real = importlib.metadata.version
