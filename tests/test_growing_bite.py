@@ -320,6 +320,35 @@ def test_concluding_opens_the_last_stage_and_closes_what_is_open(before, mode, f
     assert grown.forced and grown.usage == usage == made.meter.total
 
 
+@pytest.mark.parametrize("length", [0, -1, 1.0, True, "9", None])
+def test_a_judge_that_asks_for_no_length_is_told_before_anything_is_sent(length):
+    made, backend, _ = session()
+    with pytest.raises(TypeError, match="length is"):
+        asyncio.run(
+            MeteredAsk(made, "judge", ()).write(Prompt("q"), ["a"], Until(), length, GREEDY)
+        )
+    assert not backend.requests
+    asyncio.run(MeteredAsk(made, "judge", ()).write(Prompt("q"), ["a"], Until(), 1, GREEDY))
+    assert backend.requests[-1].max_new_tokens == 1
+
+
+def test_what_a_session_begins_with():
+    made, *_ = session(sampling=Sampling(0.5))
+    assert (made.match, made.safe, made.settings.seed) == (0.0, None, 0)
+    request = made.growing((), Until(), (1, 2), 7)
+    assert (request.sampling, request.seeds, request.max_new_tokens) == (Sampling(0.5), (1, 2), 7)
+    assert request.role == "generate" and request.prompt == made.prompt
+
+
+def test_a_question_writes_no_tokens_and_a_continuation_those_it_has():
+    made, *_ = session()
+    told = []
+    made.reporter.answered = lambda headway, tokens, rows: told.append((tokens, rows))
+    asyncio.run(MeteredAsk(made, "judge", ()).choose(Prompt("q"), ["a", "b"], ["1", "2"]))
+    expand(Growth(made), (Chain(),), SUMMARY, 3)
+    assert told == [(0, 2), (made.meter.usage["generate"].decoded, 3)]
+
+
 # --- what is held back ---------------------------------------------------------------------------
 
 
@@ -331,7 +360,7 @@ def test_the_floor_is_what_a_conclusion_costs_there_with_its_tags():
         floor = made.floor(prefix, grown)
         places = range(context + max(1, grown), context + max(1, grown) + floor.decoded)
         assert floor.flops == sum(1000 + 100 * place for place in places)
-        assert (floor.calls, floor.prefilled) == (1, 0)
+        assert (floor.calls, floor.prefilled, floor.decoded) == (1, 0, 32 + 24)
         # A token for each letter of the longest tags is more than any tokenizer takes.
         assert floor.decoded - FLOOR_TOKENS >= len("</REASONING><CONCLUSION>")
     made.safe = Chain()

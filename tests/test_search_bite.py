@@ -125,6 +125,8 @@ def test_what_the_error_asks_for_is_enough_and_less_is_refused_before_the_model_
         run(Greedy(), settings=Settings(budget=Budget(0.5, unit)))
     assert f"0.5 {unit}" in str(error.value)
     needed = float(str(error.value).split("takes up to ")[1].split()[0])
+    tokens = 4 + 32 + 24  # the question's, a conclusion's, its tags'
+    assert needed == {"flops": 1000 * tokens, "new tokens": 56, "tokens": tokens, "calls": 1}[unit]
     backend = ScriptedBackend()
     assert run(Greedy(), backend=backend, settings=Settings(budget=Budget(needed, unit))).text
     backend.requests.clear()
