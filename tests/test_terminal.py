@@ -109,6 +109,14 @@ def test_a_page_is_utf8_whatever_the_locale(commands, tmp_path):
     assert done.returncode == 0 and "größer als 日本?" in done.stdout.decode("utf-8")
 
 
+def test_streams_that_are_closed_are_no_defect():
+    code = "import sys; sys.stdout = None; from cot_engine.cli import main; "
+    done = run(python=("-c", code + "sys.exit(main(['list', 'judges']))"))
+    assert (done.returncode, done.stderr) == (0, b"")
+    code = code.replace("stdout", "stderr")
+    assert run(python=("-c", code + "sys.exit(main(['list', 'x']))")).returncode == 2
+
+
 def test_utf8_stays_as_it_is(picture):
     done = run("solve", picture, QUESTION, LC_ALL="C", PYTHONUTF8="1")
     assert "größer als 日本?" in done.stderr.decode() and " · " in done.stderr.decode()

@@ -91,6 +91,9 @@ def fit_streams() -> None:
     new: dict[str, Any] = {"errors": "cot-engine"}
     if _assumed() and codecs.lookup(locale.getencoding()).name != "utf-8":
         new["encoding"] = "ascii"
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who called us: nobody wants to hear it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(**new)
