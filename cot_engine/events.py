@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cot_engine.backends import BackendInfo
-from cot_engine.errors import ConfigError, TraceError
+from cot_engine.errors import ConfigError, TraceError, shown
 from cot_engine.plain import Wrong, plain, reader
-from cot_engine.reading import cut, parse_json, read_bytes
-from cot_engine.stages import Detail, Plan
+from cot_engine.reading import parse_json, read_bytes
+from cot_engine.stages import FAULTS, Detail, Plan
 from cot_engine.types import Chain, Match, Role, Sampling, Usage
 
 SCHEMA = 1
@@ -250,19 +250,32 @@ def from_json(line: str) -> Event:
             raise Wrong("", "it names no event")
         if name == "started" and body.get("schema") != SCHEMA:
             raise TraceError(
-                f"The trace has schema {cut(repr(body.get('schema')))}; this version reads"
-                f" {SCHEMA}.",
+                f"The trace has schema {shown(body.get('schema'))}; this version reads {SCHEMA}.",
                 "Use the cot-engine version that wrote it.",
             )
-        event = reader(_KINDS[name])(body)
-        for image in event.images if isinstance(event, Started) else ():
-            binascii.a2b_base64(image.data, strict_mode=True)  # raises a ValueError
-        return event
+        return _sensible(reader(_KINDS[name])(body))
     except ValueError as error:
         why = str(error)
     except ConfigError as error:  # a plan that could not be
         why = error.message.removesuffix(".")
     raise TraceError(f"Not a trace event ({why}): {line[:80]!r}.")
+
+
+def _sensible(event: Event) -> Event:
+    """The event as it is. Raises ValueError for what the types do not say and views rely on."""
+    for image in event.images if isinstance(event, Started) else ():
+        binascii.a2b_base64(image.data, strict_mode=True)
+    for chain in event.chains if isinstance(event, Grown) else ():
+        if strange := {f.partition(":")[0] for step in chain.steps for f in step.faults} - {
+            *FAULTS
+        }:
+            raise Wrong(".chains", f"have the fault {shown(min(strange))}, which is none")
+    if isinstance(event, Selected) and not (event.candidates and event.kept):
+        raise Wrong(".kept" if event.candidates else ".candidates", "is empty")
+    matches = (event.match,) if isinstance(event, Judged) else getattr(event, "matches", ())
+    if not all(1 <= len(match.verdicts) <= 2 for match in matches):
+        raise Wrong(".verdicts", "must be one or two")
+    return event
 
 
 @dataclass
@@ -301,6 +314,14 @@ class Trace:
                     steps = (*parent.steps, *chain.steps)
                     whole[chain.id] = Chain(chain.id, steps, chain.done, chain.count)
         return whole
+
+    def answered(self) -> Chain | None:
+        """The chain of the answer; None if there is no answer. Raises TraceError as `chains`."""
+        if self.finished is None:
+            return None
+        if (chain := self.chains().get(self.finished.chain)) is None:
+            raise TraceError(f"The trace lacks its answer's chain, {shown(self.finished.chain)}.")
+        return chain
 
     def canonical(self) -> list[dict]:
         """The events without what may differ between two runs of the same search."""

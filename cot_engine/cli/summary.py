@@ -55,9 +55,8 @@ def summary(trace: Trace) -> dict[str, Any]:
 
 def _stages(trace: Trace) -> list[dict[str, str]]:
     """The stages of the answer's chain, in the order of the plan."""
-    if trace.finished is None:
+    if (chain := trace.answered()) is None:
         return []
-    chain = trace.chains()[trace.finished.chain]
     contents = read(chain.text, trace.started.plan, complete=True).contents
     return [
         {"stage": stage.tag, "text": contents[stage.tag]}
