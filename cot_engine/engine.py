@@ -40,7 +40,7 @@ BUNDLED = "bundled"
 T = TypeVar("T")
 Listener = Callable[[Heard], None]
 
-_LOADING = 8  # problems whose pictures are read at once: each takes a thread, and memory
+_LOADING = 32  # problems whose pictures are read, or waited for, at once: each takes a thread
 
 
 def model_path(model: str | Path) -> str | Path:

@@ -42,6 +42,8 @@ MAX_ASPECT = 200
 _FORMATS = "PNG JPEG GIF WEBP BMP TIFF PPM ICO JPEG2000 AVIF".split()
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)(?=://)|data(?=:)")
 _BOMB_LOCK = threading.Lock()
+_DECODING = threading.BoundedSemaphore(2)
+"""Pictures decoded at once, each in up to `decoding.MEMORY`, whatever number of threads asks."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -162,15 +164,16 @@ def _decode(source: Any, name: str, subject: str, max_pixels: int) -> Image:
     ours = not isinstance(source, pil.Image)
     notes: list[str] = []
     try:
-        picture = _opened(source, subject, max_pixels) if ours else source
-        _check_size(picture.size, subject, max_pixels)  # only the header has been read so far
-        if ours:
-            decoding.check(picture, source, max_pixels)
-            pages = picture.format == "TIFF"
-            notes += (decoding.page_notes if pages else decoding.frame_notes)(picture)
-        picture.load()  # damage to the pixels is an error of its own, before EXIF is read
-        picture = decoding.upright(picture, notes, max_pixels)
-        picture = decoding.rgb(picture, notes, ours)
+        with _DECODING:
+            picture = _opened(source, subject, max_pixels) if ours else source
+            _check_size(picture.size, subject, max_pixels)  # only the header has been read so far
+            if ours:
+                decoding.check(picture, source, max_pixels)
+                pages = picture.format == "TIFF"
+                notes += (decoding.page_notes if pages else decoding.frame_notes)(picture)
+            picture.load()  # damage to the pixels is an error of its own, before EXIF is read
+            picture = decoding.upright(picture, notes, max_pixels)
+            picture = decoding.rgb(picture, notes, ours)
     except decoding.Unfit as error:
         raise ImageError(f"{subject} {error.args[0]}", error.args[1]) from None
     except ImageError:
