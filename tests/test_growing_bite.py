@@ -25,6 +25,7 @@ from cot_engine.types import GREEDY, Chain, Problem, Prompt, Sampling, Segment, 
 
 PLAN = DEFAULT_PLAN.fit(0)
 SUMMARY, REASONING, CONCLUSION = PLAN
+S, R, C = "<SUMMARY>s</SUMMARY>", "<REASONING>r</REASONING>", "<CONCLUSION>c</CONCLUSION>"
 UNITS = ("flops", "new tokens", "tokens", "calls")
 
 
@@ -148,6 +149,14 @@ def test_only_where_no_child_opened_the_stage_it_is_forced_and_for_its_own_paren
     assert made.meter.total == sum((e.usage for e in events if isinstance(e, Grown)), Usage())
 
 
+def test_where_sampling_again_cannot_be_paid_what_was_lost_is_what_there_is():
+    text = "<CONCLUSION>" + " w" * 65 + "</CONCLUSION>"
+    made, backend, events = session(lambda request, seed: text, budget=Budget(129, "new tokens"))
+    (lost,) = expand(Growth(made), (chain(S),), REASONING, 1)
+    assert lost.last.faults == ("skipped:REASONING",) and len(backend.requests) == 1
+    assert not [e for e in events if isinstance(e, Grown) and e.forced]
+
+
 @pytest.mark.parametrize(
     ("last", "forced"),
     [
@@ -168,7 +177,6 @@ def test_a_tag_is_forced_where_the_model_would_go_astray_again(last, forced):
 
 # --- how what was written becomes steps ----------------------------------------------------------
 
-S, R, C = "<SUMMARY>s</SUMMARY>", "<REASONING>r</REASONING>", "<CONCLUSION>c</CONCLUSION>"
 AS = [  # before, until, what the model writes -> text of the step, stage, finish, faults, done
     ("", SUMMARY, S, S, "SUMMARY", "stop", (), False),
     ("", SUMMARY, S[:-10], S, "SUMMARY", "eos", ("ended:SUMMARY",), False),
@@ -264,6 +272,7 @@ def test_a_whole_response_of_a_prompted_model_is_one_step(replies, text, faults,
     (child,) = expand(Growth(made), (Chain(),), "end", 1)
     (last,) = child.steps
     assert child.done and last.text == "\n\n".join(text) and last.finish == finish
+    assert last.stage == "CONCLUSION" and last.logprob < 0
     if faults is not None:
         assert last.faults == faults
     else:
@@ -438,6 +447,20 @@ def test_a_tight_budget_shortens_to_64_then_thins_then_shortens(unit, n, until, 
         *[("candidates", n, count, amount)] * (count < n),
         *[("tokens", asked, length, amount)] * (length < asked),
     ]
+
+
+@pytest.mark.parametrize("left", [0, 56 + 7, 56 + 8, 56 + 63, 56 + 127, 56 + 128])
+def test_eight_tokens_are_worth_growing_and_sixty_four_are_worth_a_candidate(left):
+    made, _, events = session(budget=Budget(1000, "new tokens"))
+    made.meter.charge("generate", Usage(decoded=1000 - left))
+    growth = Growth(made)
+    if left < 56 + 8:
+        with pytest.raises(Exhausted):
+            growth._within_budget([Chain()], SUMMARY, 2, False)
+        assert [(e.what, e.asked, e.granted, e.left) for e in events] == [("search", 2, 0, left)]
+    else:
+        count = 2 if left == 56 + 128 else 1
+        assert growth._within_budget([Chain()], SUMMARY, 2, False) == (count, (left - 56) // count)
 
 
 def test_where_the_money_ends_what_is_finished_counts_and_else_the_likeliest():
