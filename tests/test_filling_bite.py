@@ -183,6 +183,14 @@ def test_greedy_and_upto_reach_the_model():
     assert not asked[-1].sampling.greedy
 
 
+def test_one_that_can_pay_for_no_further_stage_ends_with_the_budget():
+    made, _ = session(1, "calls", mode="prompted")
+    made.safe = Chain()
+    (child,) = filled(Growth(made), (Chain(),), "end", 1, 1.0)
+    assert made.meter.total.calls == 1 and child.last.stage == "SUMMARY"
+    assert child.last.finish == "budget" and not child.done
+
+
 def test_one_that_may_be_short_is_cut_stage_by_stage_to_what_is_left():
     def wordy(request, seed):
         return " ".join(["w"] * 99)

@@ -282,12 +282,17 @@ def test_a_whole_response_of_a_prompted_model_is_one_step(replies, text, faults,
     assert [r.max_new_tokens for r in backend.requests] == [256, 1024, 256]
 
 
-def test_a_whole_response_that_had_no_more_tokens_lacks_what_it_did_not_come_to():
+@pytest.mark.parametrize(
+    ("share", "lacks"),
+    [(3, ("missing:REASONING", "missing:CONCLUSION")), (4, ("missing:CONCLUSION",))],
+)
+def test_a_whole_response_that_had_no_more_tokens_lacks_what_it_did_not_come_to(share, lacks):
     made, *_ = session(lambda request, seed: "s s </SUMMARY>", mode="prompted")
-    ((children,), _) = asyncio.run(Growth(made).sample([Chain()], "end", 1, 3, False, False))
+    ((children,), _) = asyncio.run(Growth(made).sample([Chain()], "end", 1, share, False, False))
     (child,) = children
-    assert child.last.tokens == 3 and child.last.finish == "budget" and not child.done
-    assert child.last.faults == ("missing:REASONING", "missing:CONCLUSION")
+    assert child.last.tokens == share and child.last.finish == "budget" and not child.done
+    unclosed = () if share == 3 else ("unclosed:REASONING",)
+    assert child.last.faults == (*unclosed, *lacks)
 
 
 def test_the_length_of_a_unit_is_that_of_the_stages_still_to_come():
@@ -318,6 +323,8 @@ def test_concluding_opens_the_last_stage_and_closes_what_is_open(before, mode, f
     made, backend, events = session(lambda request, seed: "4</CONCLUSION>", mode=mode, seed=3)
     growth, parent = Growth(made), chain(*before) if before else Chain()
     growth.children[parent.id] = 2
+    told, doing = [], made.reporter.doing
+    made.reporter.doing = lambda *what: told.append(what) or doing(*what)
     child, usage = asyncio.run(growth.conclude(parent))
     (request,) = backend.requests
     assert "".join(s.text for s in request.prefix) == parent.text + forced
@@ -327,6 +334,10 @@ def test_concluding_opens_the_last_stage_and_closes_what_is_open(before, mode, f
     growing, grown = events
     assert (growing.parents, growing.unit, growing.n) == ((parent.id,), "CONCLUSION", 1)
     assert grown.forced and grown.usage == usage == made.meter.total
+    assert told == [("growing", "CONCLUSION", 1)]
+    told.clear()
+    asyncio.run(growth.sample([parent, chain(S, at=3)], "sentence", 4, 9, False, False))
+    assert told == [("growing", "sentence", 8)]
 
 
 @pytest.mark.parametrize("length", [0, -1, 1.0, True, "9", None])
@@ -509,7 +520,7 @@ def test_the_longest_child_so_far_is_kept_in_mind_whichever_came_last():
         assert growth.longest == {"r": longest}
 
 
-@pytest.mark.parametrize(("left", "granted"), [(56, 56), (40, 40), (300, 256), (32, 32)])
+@pytest.mark.parametrize(("left", "granted"), [(56, 56), (40, 40), (300, 256), (32, 32), (1, 1)])
 def test_a_conclusion_gets_what_is_left_and_the_floor_at_least(left, granted):
     made, backend, _ = session(budget=Budget(1000, "new tokens"))
     made.meter.charge("generate", Usage(decoded=1000 - left))
