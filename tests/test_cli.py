@@ -400,7 +400,8 @@ def test_trace_summary(cli, recorded):
 def test_trace_is_judged_again(cli, recorded, tmp_path, judge, loads):
     seen = tmp_path / "loaded"
     flags = ["--judge", judge, "--tournament", "swiss"]
-    done = cli("trace", recorded, *flags, "--json", "-q", SEEN=seen)
+    # The model that the trace names is the user's: see test_trace_model.
+    done = cli("trace", recorded, *flags, "--json", "-q", SEEN=seen, COT_ENGINE_MODEL="scripted")
     assert done.returncode == 0, done.stderr
     again = json.loads(done.stdout)["rejudged"]
     assert (again["judge"], again["tournament"]) == (judge, "swiss")
