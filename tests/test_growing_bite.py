@@ -259,6 +259,22 @@ def test_a_sentence_goes_on_until_its_stage_has_had_its_length():
 
 
 @pytest.mark.parametrize(
+    ("upto", "share", "text", "faults"),
+    [
+        (0.9, 99, "<REASONING>A b.", ()),  # whole: its stage goes on
+        (None, 1, "<REASONING>A", ()),  # cut, but the next sentence goes on from it
+        (0.9, 1, "<REASONING>A</REASONING>", ("unclosed:REASONING",)),  # nobody goes on
+    ],
+)
+def test_a_sentence_cut_is_closed_where_it_is_not_written_on(upto, share, text, faults):
+    made, *_ = session(lambda request, seed: "<REASONING>A b. C", budget=Budget(999, "tokens"))
+    growing = Growth(made).sample([chain(S)], "sentence", 1, share, False, False, upto)
+    ((children,), _) = asyncio.run(growing)
+    assert (children[0].last.text, children[0].last.faults) == (text, faults)
+    assert children[0].last.finish == ("stop" if share == 99 else "budget")
+
+
+@pytest.mark.parametrize(
     ("replies", "text", "faults", "finish"),
     [
         (("s</SUMMARY>", "r</REASONING>", "c</CONCLUSION>"), (S, R, C), (), "stop"),
