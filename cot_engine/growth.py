@@ -332,8 +332,8 @@ class Growth:
             segments = (*segments, Segment(stage.close))
             text += stage.close
             after = read(parent.text + text, plan)
-        elif finish == "eos" or until == "end":
-            after = read(parent.text + text, plan, complete=until == "end")
+        elif until == "end":
+            after = read(parent.text + text, plan, complete=True)
         faults = new_faults(before, after) + faults
         if until == "sentence" and not after.open and after.contents == before.contents:
             ahead = next_stage(after, plan)

@@ -244,8 +244,11 @@ def test_a_stage_that_had_no_more_tokens_is_closed_and_says_whose_fault_it_was(s
     assert last.finish == ("budget" if share < 20 else "length") and last.faults == (faults,)
 
 
-def test_a_sentence_goes_on_until_its_stage_has_had_its_length():
-    plan = Plan((Stage("A", "", "", length=10), Stage("REASONING", "", "", length=12), CONCLUSION))
+@pytest.mark.parametrize(("length", "sentences"), [(12, 3), (9, 2), (10, 3)])
+def test_a_sentence_goes_on_until_its_stage_has_had_its_length(length, sentences):
+    plan = Plan(
+        (Stage("A", "", "", length=10), Stage("REASONING", "", "", length=length), CONCLUSION)
+    )
     made, *_ = session(lambda request, seed: " w w w w. More", plan=plan)
     growth, begun = Growth(made), step("<REASONING>x.", stage="REASONING")
     grown = Chain("r.0", (step("<A>" + " w" * 9 + ".</A>", tokens=10, stage="A"), begun))
@@ -254,8 +257,28 @@ def test_a_sentence_goes_on_until_its_stage_has_had_its_length():
         ((children,), _) = asyncio.run(growth.sample([grown], "sentence", 1, 99, False, False))
         (grown,) = children
         finishes.append(grown.last.faults)
-    # 1 + 4 + 4 + 4 tokens: only those of this stage count, and the third sentence passes 12.
-    assert finishes == [(), (), ("unclosed:REASONING",)]
+    # 1 + 4 + 4 + 4 tokens: only those of this stage count, until they are as many.
+    assert finishes == [*[()] * (sentences - 1), ("unclosed:REASONING",)]
+
+
+def test_what_is_cut_between_two_stages_lacks_those_to_come():
+    made, *_ = session(lambda request, seed: S + " " + R + C)
+    ((children,), _) = asyncio.run(Growth(made).sample([Chain()], "end", 1, 1, False, False))
+    assert (children[0].last.text, children[0].last.finish) == (S, "budget")
+    assert children[0].last.faults == ("missing:REASONING", "missing:CONCLUSION")
+
+
+@pytest.mark.parametrize(
+    ("share", "fault"), [(99, "unclosed-last:CONCLUSION"), (5, "unclosed:CONCLUSION")]
+)
+def test_a_conclusion_that_ran_out_of_its_own_length_is_repaired_one_cut_is_not(share, fault):
+    """Stage by stage: whose fault it was that it is not closed decides what it is worth."""
+    plan = Plan((Stage("A", "", ""), Stage("CONCLUSION", "", "", length=6)))
+    left = ["a</A>", "w " * 50]
+    made, *_ = session(lambda request, seed: left.pop(0), mode="prompted", plan=plan)
+    ((children,), _) = asyncio.run(Growth(made).sample([Chain()], "end", 1, share, False, False))
+    assert children[0].done and children[0].last.faults == (fault,)
+    assert children[0].last.tokens == 1 + min(share - 1, 6)
 
 
 @pytest.mark.parametrize(
@@ -542,6 +565,13 @@ def test_a_conclusion_gets_what_is_left_and_the_floor_at_least(left, granted):
     made.meter.charge("generate", Usage(decoded=1000 - left))
     asyncio.run(Growth(made).conclude(chain(S)))
     assert backend.requests[-1].max_new_tokens == granted
+    if left >= 32:  # so much is worth more than a finished chain that there is
+        backend.requests.clear()
+        made.meter.usage.clear()
+        made.meter.charge("generate", Usage(decoded=1000 - left))
+        made.safe = Chain("r.7", (step(S),), True)
+        asyncio.run(Growth(made).conclude(chain(S)))
+        assert backend.requests[-1].max_new_tokens == granted
 
 
 @pytest.mark.parametrize(("left", "safe"), [(0, None), (31, Chain("r.7", (step(S),), True))])
