@@ -191,12 +191,13 @@ def test_one_that_can_pay_for_no_further_stage_ends_with_the_budget():
     assert child.last.finish == "budget" and not child.done
 
 
-def test_one_that_may_be_short_is_cut_stage_by_stage_to_what_is_left():
+@pytest.mark.parametrize("held", [0, 32 + 24])
+def test_one_that_may_be_short_is_cut_stage_by_stage_to_what_is_left(held):
     def wordy(request, seed):
         return " ".join(["w"] * 99)
 
-    made, events = session(1, "new tokens", script=wordy, mode="prompted")
-    made.meter.budget, made.safe = Budget(45, "new tokens"), Chain()
+    made, events = session(45 + held, "new tokens", script=wordy, mode="prompted")
+    made.safe = None if held else Chain()
     growth = Growth(made)
     (child,) = filled(growth, (parent(0, 3),), "end", 1, 1.0)
     lengths = [request.max_new_tokens for request in made.backend.requests]

@@ -158,6 +158,40 @@ def test_where_sampling_again_cannot_be_paid_what_was_lost_is_what_there_is():
 
 
 @pytest.mark.parametrize(
+    ("mode", "until"),
+    [("trained", "end"), ("trained", "sentence"), ("prompted", REASONING), ("trained", REASONING)],
+)
+def test_only_a_stage_and_only_where_tags_are_not_forced_anyway_is_sampled_again(mode, until):
+    made, backend, events = session(lambda request, seed: "", mode=mode)
+    expand(Growth(made), (chain(S),), until, 1)
+    again = mode == "trained" and until is REASONING
+    assert len(backend.requests) == 1 + again
+    assert [e.forced for e in events if isinstance(e, Grown)] == [False] + [True] * again
+
+
+def test_no_forced_tag_is_paid_for_where_none_is_forced():
+    made, backend, _ = session(budget=Budget(200, "tokens"))
+    expand(Growth(made), (chain(S),), REASONING, 1)
+    assert backend.requests[0].max_new_tokens == 200 - 56 - (3 + 1)  # the question, the summary
+
+
+@pytest.mark.parametrize(("mode", "whole"), [("trained", True), ("prompted", False)])
+def test_listeners_count_whole_responses_not_their_stages(mode, whole):
+    made, *_ = session(mode=mode)
+    told, request = [], made.reporter.request
+    made.reporter.request = lambda whole=True: told.append(whole) or request(whole)
+    expand(Growth(made), (Chain(),), "end", 1)
+    assert set(told) == {whole}
+
+
+def test_a_whole_response_that_used_its_very_last_token_is_whole():
+    left = ["s</SUMMARY>", "r</REASONING>", "c</CONCLUSION>"]
+    made, *_ = session(lambda request, seed: left.pop(0), mode="prompted")
+    ((children,), _) = asyncio.run(Growth(made).sample([Chain()], "end", 1, 3, False, False))
+    assert children[0].done and children[0].last.finish == "stop"
+
+
+@pytest.mark.parametrize(
     ("last", "forced"),
     [
         (step("<SUMMARY>a</SUMMARY>"), False),
@@ -406,6 +440,18 @@ def test_a_question_writes_no_tokens_and_a_continuation_those_it_has():
     asyncio.run(MeteredAsk(made, "judge", ()).choose(Prompt("q"), ["a", "b"], ["1", "2"]))
     expand(Growth(made), (Chain(),), SUMMARY, 3)
     assert told == [(0, 2), (made.meter.usage["generate"].decoded, 3)]
+
+
+@pytest.mark.parametrize(
+    ("budget", "fault", "finish"),
+    [(None, "unclosed-last:CONCLUSION", "length"), (40, "unclosed:CONCLUSION", "budget")],
+)
+def test_a_conclusion_that_ends_in_the_air_says_whether_the_budget_cut_it(budget, fault, finish):
+    made, *_ = session(
+        lambda request, seed: "w " * 999, budget=budget and Budget(budget, "new tokens")
+    )
+    child, _ = asyncio.run(Growth(made).conclude(chain(S)))
+    assert (child.last.faults[-1], child.last.finish, child.done) == (fault, finish, True)
 
 
 # --- what is held back ---------------------------------------------------------------------------
