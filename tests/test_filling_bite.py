@@ -183,6 +183,36 @@ def test_greedy_and_upto_reach_the_model():
     assert not asked[-1].sampling.greedy
 
 
+@pytest.mark.parametrize(
+    ("left", "granted", "cut"),
+    [(7, 0, False), (8, 8, True), (19, 19, True), (20, 20, False), (24, 24, False)],
+)
+def test_a_last_one_of_eight_tokens_is_worth_it_and_a_short_one_is_said_to_be_cut(
+    left, granted, cut
+):
+    made, events = session(left, "new tokens")
+    growth, made.safe, made.match = Growth(made), Chain(), 5.0  # no room is left to judge it
+    growth.longest = {"r.0": 20}
+    assert len(filled(growth, (parent(0, 3),), "end", 1, 1.0)) == (granted > 0)
+    assert [request.max_new_tokens for request in made.backend.requests] == [granted] * (
+        granted > 0
+    )
+    told = [(e.asked, e.granted, e.left) for e in events if isinstance(e, Cut)]
+    assert told == [(20, granted, left)] * cut
+
+
+def test_no_tag_is_forced_nor_paid_for_that_the_model_opens_itself():
+    made, events = session(7 + 20, "tokens")  # the question, what is written, and twenty more
+    growth, made.safe = Growth(made), Chain()
+    growth.longest = {"r.0": 20}
+    filled(growth, (parent(0, 3),), "end", 1, 0.999999)
+    assert not made.backend.requests, "not by a token"
+    filled(growth, (parent(0, 3),), "end", 1, 1.0)
+    (request,) = made.backend.requests
+    assert request.prefix == parent(0, 3).segments and request.max_new_tokens == 20
+    assert not [e for e in events if isinstance(e, Cut)]
+
+
 def test_one_that_can_pay_for_no_further_stage_ends_with_the_budget():
     made, _ = session(1, "calls", mode="prompted")
     made.safe = Chain()
