@@ -181,6 +181,12 @@ def test_the_same_seed_draws_the_same_first_round_for_ever():
     }
 
 
+@pytest.mark.parametrize("name", sorted(TOURNAMENTS))
+def test_where_nobody_can_meet_no_round_is_held(name):
+    for n, keep in itertools.product((0, 1), (1, 3)):
+        assert held(name, n, keep, 5) == (list(range(n)), [])
+
+
 def test_of_a_tournament_of_somebody_elses_nothing_is_known():
     assert matches_of("mine", 9, 1) == (0, False)
 
