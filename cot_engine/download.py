@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urljoin, urlsplit
 
-from cot_engine.errors import ImageError
+from cot_engine.errors import ImageError, cut, shown
 
 if TYPE_CHECKING:
     import http.client
@@ -48,7 +48,7 @@ def download(url: str, scheme: str, allowed: AllowUrl) -> tuple[bytes, str]:
     name = re.sub(r"(?<=://)[^/?#]*@", "", url)[:200]
     if scheme not in ("http", "https"):
         raise ImageError(
-            f"The image {name[:80]!r} has the scheme {scheme!r}.", "Only http and https are read."
+            f"The image {shown(name)} has the scheme {scheme!r}.", "Only http and https are read."
         )
     if not allowed:
         raise ImageError(
@@ -101,7 +101,7 @@ def _asked(connection: http.client.HTTPConnection, url: str) -> http.client.HTTP
 
 def _body(reply: http.client.HTTPResponse) -> bytes:
     if not 200 <= reply.status < 300:
-        said = f"cannot be read: the server says {reply.status} {reply.reason[:80]}"
+        said = f"cannot be read: the server says {reply.status} {cut(reply.reason)}"
         raise _Refused(said, f"Check the address, {_PATH}")
     data = bytearray()
     while chunk := reply.read1(1 << 16):

@@ -13,7 +13,10 @@ from cot_engine.escape import visible
 
 LONGEST = 200
 """Characters of one value that an error shows: of a longer one, its beginning and its end."""
+SHORT = 80
+"""Characters of a value that is not all that an error is about."""
 _WHOLE = 2_000  # of a message, whatever it is made of
+_SAID = 300  # of what an exception says
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
 _LONG = re.compile(rf"'[^']{{{LONGEST},}}'|\"[^\"]{{{LONGEST},}}\"|\S{{{LONGEST},}}")
 
@@ -25,28 +28,46 @@ def readable(text: str) -> str:
     return cut(text, _WHOLE)
 
 
-def cut(text: str, most: int) -> str:
-    """No more than `most` characters of a text: where it has more, how many, and both its ends."""
+def cut(text: str, most: int = SHORT) -> str:
+    """No more than `most` (60 or more) characters of a text, which is shown as it is: where it has
+    more, how many, and both its ends."""
     if len(text) <= most:
         return text
     middle, end = f" ... ({len(text):,} characters) ... ", most // 4
     return text[: most - end - len(middle)] + middle + text[-end:]
 
 
-def shown(value: Any, most: int = 80) -> str:
+def shown(value: Any, most: int = SHORT) -> str:
     """A value as an error names it: its repr on one line, cut to `most` characters, and without
     addresses, which differ from run to run. Raises nothing, not even for an integer that is too
     long for Python to print."""
-    cut = reprlib.Repr()
-    cut.maxlevel, cut.maxstring, cut.maxother, cut.maxlong = 3, most, 4 * most, most
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 3, most, 4 * most, most
     try:
-        text = " ".join(_ADDRESS.sub("", cut.repr(value)).split())
+        text = short.repr(value)
+        if type(value) is not str:  # whose repr has one line, and whose every character counts
+            text = " ".join(_ADDRESS.sub("", text).split())
     except KeyboardInterrupt:
         raise
     except BaseException:  # a repr that fails; digits without end, which may also be deep inside
         digits = value.bit_length() * 0.30103 if isinstance(value, int) else 0
         text = f"<{type(value).__name__}{f' of {digits:,.0f} digits' if digits else ''}>"
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def message(error: BaseException) -> str:
+    """What an exception says, as far as it can; never raises."""
+    try:
+        return str(error)
+    except BaseException as failed:
+        return f"<its text raises {type(failed).__name__}>"
+
+
+def said(error: BaseException) -> str:
+    """What an exception is and says, without its hint, on one line, cut; never raises."""
+    own = getattr(error, "message", None) if isinstance(error, CotEngineError) else None
+    text = cut(" ".join((own if isinstance(own, str) else message(error)).split()), _SAID)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def install(extra: str) -> str:

@@ -258,7 +258,7 @@ def from_json(line: str) -> Event:
         why = str(error)
     except ConfigError as error:  # a plan that could not be
         why = error.message.removesuffix(".")
-    raise TraceError(f"Not a trace event ({why}): {line[:80]!r}.")
+    raise TraceError(f"Not a trace event ({why}): {shown(line)}.")
 
 
 def _sensible(event: Event) -> Event:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, NoReturn
 
-from cot_engine.errors import CotEngineError, InputError, ModelError, StrategyError, shown
+from cot_engine.errors import CotEngineError, InputError, ModelError, StrategyError, said, shown
 from cot_engine.types import Verdict
 
 Kind = Literal["strategy", "judge", "scorer", "listener", "backend"]
@@ -21,32 +21,12 @@ Kind = Literal["strategy", "judge", "scorer", "listener", "backend"]
 LARGEST = 1e100
 """The largest margin or score, either way: sums and differences of such numbers stay finite."""
 
-_LONGEST = 300  # characters of what an exception says
 _MOST_LEAVES = 1000  # of a parameter that a trace keeps
 _DEEPEST = 20
 
 
 class OutOfBudget(Exception):
     """What was asked cannot be paid for; the arena leaves the matches to the tie rule."""
-
-
-# --- showing what it was -------------------------------------------------------------------------
-
-
-def message(error: BaseException) -> str:
-    """What an exception says, as far as it can; never raises."""
-    try:
-        return str(error)
-    except BaseException as failed:
-        return f"<its text raises {type(failed).__name__}>"
-
-
-def said(error: BaseException) -> str:
-    """What an exception is and says, on one line, cut; never raises."""
-    text = error.message if isinstance(error, CotEngineError) else message(error)
-    text = " ".join(str(text)[: 8 * _LONGEST].split())
-    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 # --- the guard -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal
 
-from cot_engine.reading import cut
+from cot_engine.errors import cut, shown
 
 
 def plain(value: Any) -> Any:
@@ -102,7 +102,7 @@ def _record_reader(kind: type) -> Callable[[Any], Any]:
 
     def read(value: Any) -> Any:
         if strange := is_object(value).keys() - known.keys():
-            raise Wrong("", f"has no field {cut(repr(min(strange)))}")
+            raise Wrong("", f"has no field {shown(min(strange))}")
         if missing := needed - value.keys():
             raise Wrong(f".{min(missing)}", "is missing")
         made = {}
@@ -144,7 +144,7 @@ def _dict_reader(key_of: Callable, value_of: Callable) -> Callable[[Any], Any]:
             try:
                 made[key_of(key)] = value_of(item)
             except Wrong as wrong:
-                raise wrong.inside(f"[{cut(repr(key))}]") from None
+                raise wrong.inside(f"[{shown(key)}]") from None
         return made
 
     return read

@@ -20,8 +20,15 @@ from dataclasses import MISSING, fields, is_dataclass
 from importlib import metadata
 from typing import Any, Literal
 
-from cot_engine.errors import ConfigError, CotEngineError, StrategyError, UnknownNameError, shown
-from cot_engine.parts import from_outside, said
+from cot_engine.errors import (
+    ConfigError,
+    CotEngineError,
+    StrategyError,
+    UnknownNameError,
+    said,
+    shown,
+)
+from cot_engine.parts import from_outside
 
 Kind = Literal["strategy", "judge", "scorer"]
 GROUPS: dict[str, str] = {

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cot_engine import plugins
-from cot_engine.errors import ConfigError, UnknownNameError
-from cot_engine.escape import visible
+from cot_engine.errors import ConfigError, UnknownNameError, shown
 from cot_engine.judges import Judge
 from cot_engine.prompts import FORMS, Form
 from cot_engine.reading import read_json
@@ -50,7 +49,7 @@ class Profile:
     @classmethod
     def _checked(cls, found: Any, path: str) -> Profile:
         if not isinstance(found, dict):
-            raise ConfigError(f"The profile {path!r} holds {_shown(found)}.", "Give an object.")
+            raise ConfigError(f"The profile {path!r} holds {shown(found)}.", "Give an object.")
         known = [f.name for f in fields(cls)]
         for key, value in found.items():
             if key not in known:
@@ -146,9 +145,4 @@ def _weight(value: Any) -> bool:
 
 
 def _wrong(path: str, key: str, value: Any, wanted: str) -> ConfigError:
-    return ConfigError(f"In the profile {path!r} {key} is {_shown(value)}.", f"Give {wanted}.")
-
-
-def _shown(value: Any) -> str:
-    text = visible(repr(value))
-    return text if len(text) <= 60 else text[:57] + "..."
+    return ConfigError(f"In the profile {path!r} {key} is {shown(value)}.", f"Give {wanted}.")

@@ -14,7 +14,7 @@ import stat
 import tomllib
 from typing import IO, Any
 
-from cot_engine.errors import CotEngineError
+from cot_engine.errors import CotEngineError, shown
 
 MAX_DEPTH = 100
 """Lists and tables inside one another. Python's own readers end at about a thousand, and what
@@ -24,7 +24,6 @@ MAX_DIGITS = 300
 MAX_TOML = 1_000_000
 """Bytes. It is some 20,000 lines, all of which somebody would have had to write."""
 _SHOWN = 120  # characters of a path
-_CUT = 60  # and of a value
 _HINT = "Check its name and permissions."
 
 Path_ = str | os.PathLike[str]
@@ -32,13 +31,7 @@ Path_ = str | os.PathLike[str]
 
 def named(path: Path_) -> str:
     """The path in quotes, as an error names it: of a long one its two ends."""
-    text = repr(os.fspath(path))
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"
-
-
-def cut(text: str) -> str:
-    """The text as an error shows it."""
-    return text if len(text) <= _CUT + 20 else f"{text[:_CUT]}…"
+    return shown(os.fspath(path), _SHOWN)
 
 
 def opened(

@@ -14,7 +14,15 @@ from typing import Any
 from cot_engine import parts, yielded
 from cot_engine.arena import Arena
 from cot_engine.backends import Backend
-from cot_engine.errors import CotEngineError, InputError, ModelError, StrategyError, shown
+from cot_engine.errors import (
+    CotEngineError,
+    InputError,
+    ModelError,
+    StrategyError,
+    message,
+    said,
+    shown,
+)
 from cot_engine.events import (
     Event,
     Failed,
@@ -103,7 +111,7 @@ async def search(
         with contextlib.suppress(ModelError):
             session.release()
         with contextlib.suppress(StrategyError):
-            emit(Failed(type(error).__name__, parts.message(error)))
+            emit(Failed(type(error).__name__, message(error)))
         raise
     return Answer(
         text,
@@ -188,7 +196,7 @@ class _Asking:
             return scorers(request.scorer)
         except CotEngineError as error:
             what = f"yielded Score(scorer={shown(request.scorer)})"
-            raise self.part.error(f"{what}: {parts.said(error)}", error.hint) from error
+            raise self.part.error(f"{what}: {said(error)}", error.hint) from error
 
     def close(self) -> None:
         with guard(self.part):

@@ -10,7 +10,7 @@ from test_cli import cli, picture, two_lines  # noqa: F401  (fixtures)
 from cot_engine.ablation.grid import parse_ablation
 from cot_engine.budget import parse_budget, parse_unit
 from cot_engine.config import RunConfig, load_config, typed
-from cot_engine.errors import ConfigError, shown
+from cot_engine.errors import ConfigError, said, shown
 from cot_engine.stages import Stage
 from cot_engine.training.journal import Journal
 from cot_engine.training.sft_config import parse_config
@@ -184,3 +184,21 @@ def test_values_are_shown_short_whatever_they_are():
         assert 0 < len(shown(value)) <= 80
     assert shown(3) == "3" and shown("a'b") == repr("a'b") and shown([1, "x"]) == "[1, 'x']"
     assert "5,000 digits" in shown(ENDLESS) or "5,001 digits" in shown(ENDLESS)
+    assert shown("two  spaces at 0x12") == "'two  spaces at 0x12'"  # a text is what it is
+    assert shown(object()) == "<object object>"
+
+
+@pytest.mark.parametrize("text", ["x" * 10**6, "a\nb  c " * 10**5, ""])
+def test_what_an_exception_says_is_one_short_line(text):
+    for error in (ValueError(text), ConfigError(text, "Hint."), ExceptionGroup(text, [OSError()])):
+        line = said(error)
+        assert line.startswith(type(error).__name__) and len(line) < 350
+        assert "\n" not in line and "Hint." not in line
+
+
+def test_an_error_of_ours_that_was_never_made_is_shown_too():
+    class Unmade(ConfigError):
+        def __init__(self):
+            pass
+
+    assert said(Unmade()) == "Unmade: <its text raises AttributeError>"

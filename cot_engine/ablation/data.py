@@ -27,13 +27,13 @@ from typing import Protocol
 
 from cot_engine import scenes
 from cot_engine.ablation.cells import is_bracketed
-from cot_engine.ablation.files import Row, cut, read_file, wrong
+from cot_engine.ablation.files import Row, read_file, wrong
 from cot_engine.ablation.grading import RULES, SAID, Grader, Grading, is_marked, kind_of
 from cot_engine.ablation.pictures import pictures_of
 from cot_engine.answers import normalise_answer
 from cot_engine.config import check_question
 from cot_engine.download import AllowUrl
-from cot_engine.errors import ConfigError, ImageError, InputError, UnknownNameError
+from cot_engine.errors import ConfigError, ImageError, InputError, UnknownNameError, shown
 from cot_engine.images import Image, load_image
 from cot_engine.types import Problem
 
@@ -135,7 +135,7 @@ def load_data(
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     if not isinstance(source, str) or not source.strip():
-        raise ConfigError(f"The data source is {cut(repr(source))}.", "Give a file, or scenes.")
+        raise ConfigError(f"The data source is {shown(source)}.", "Give a file, or scenes.")
     check_n(n)
     if split is not None and (not isinstance(split, str) or not split):
         raise ConfigError(f"split is {split!r}.", "Give its name, or leave it out.")
@@ -321,7 +321,7 @@ def _letter(path: Path, row: Row, answer: str) -> str:
     raise wrong(
         path,
         row.place,
-        f"the answer {answer[:80]!r} is neither the letter of an option "
+        f"the answer {shown(answer)} is neither the letter of an option "
         f"({', '.join(row.choices)}) nor the text of just one.",
         "Correct it there.",
     )

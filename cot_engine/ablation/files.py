@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cot_engine.ablation.cells import entries
-from cot_engine.errors import InputError
-from cot_engine.reading import cut, parse_json, read_bytes
+from cot_engine.errors import InputError, cut, shown
+from cot_engine.reading import parse_json, read_bytes
 
 LETTERS = string.ascii_uppercase
 _JSON_KEYS = "id image images question answer choices hint type category split".split()
@@ -178,7 +178,7 @@ def _choices(path: Path, place: str, value: Any) -> dict[str, str]:
         raise wrong(
             path,
             place,
-            f"choices is {cut(repr(value))}.",
+            f"choices is {shown(value)}.",
             'Give 2 to 26 texts, as a list or as {"A": "one", "B": "two"}.',
         )
     texts = {key: _text(path, place, f"choice {key}", text) for key, text in value.items()}
@@ -290,7 +290,7 @@ def _meant(header: list[str], missing: list[str]) -> str:
         near = difflib.get_close_matches(key, [name.lower() for name in header], n=1)
         if near:
             meant = next(name for name in header if name.lower() == near[0])
-            return f"Is {cut(repr(meant))} the column {key}? {needed}."
+            return f"Is {shown(meant)} the column {key}? {needed}."
     return f"{needed}."
 
 

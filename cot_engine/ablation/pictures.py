@@ -10,9 +10,8 @@ from pathlib import Path
 
 from cot_engine.ablation.files import Row, wrong
 from cot_engine.download import AllowUrl, download
-from cot_engine.errors import ImageError
+from cot_engine.errors import ImageError, shown
 from cot_engine.images import Image, load_image
-from cot_engine.reading import cut
 
 _SHOWN = 3  # of what is missing, before "and 14 more"
 
@@ -67,7 +66,7 @@ def pictures_of(
                 missing.setdefault(source[1], row.place)
         found.append(tuple(made[source] for source in sources))
     if missing:
-        named = [f"{cut(name)!r} ({place})" for name, place in list(missing.items())[:_SHOWN]]
+        named = [f"{shown(name)} ({place})" for name, place in list(missing.items())[:_SHOWN]]
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         count = "1 image" if len(missing) == 1 else f"{len(missing)} images"
         raise ImageError(
@@ -121,7 +120,7 @@ def _picture(
             raise ValueError("it is empty")
     except (ValueError, binascii.Error) as error:
         raise ImageError(
-            f"{str(path)!r}, {place}: the image {cut(text)!r} ({len(text):,} characters) is no "
+            f"{str(path)!r}, {place}: the image {shown(text)} ({len(text):,} characters) is no "
             f"readable base64: {error}.",
             "Write the picture's file in base64, whole.",
         ) from None
@@ -141,7 +140,7 @@ def _file(path: Path, place: str, name: str) -> FilePicture | None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageError(
-            f"{str(path)!r}, {place}: the image {cut(name)!r} cannot be read: {reason}.",
+            f"{str(path)!r}, {place}: the image {shown(name)} cannot be read: {reason}.",
             "Name an image file.",
         ) from None
     return FilePicture(image, _sha(data))

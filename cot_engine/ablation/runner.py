@@ -25,7 +25,7 @@ from cot_engine.ablation.store import Store
 from cot_engine.ablation.worth import selections
 from cot_engine.budget import Budget, Unit
 from cot_engine.concurrency import bounded
-from cot_engine.errors import BudgetError, InputError, StrategyError
+from cot_engine.errors import BudgetError, InputError, StrategyError, cut
 from cot_engine.events import Grown, Trace
 from cot_engine.stages import conclusion, tier
 from cot_engine.types import Answer, Problem
@@ -261,7 +261,7 @@ def told(run: Run, rows: Iterable[Row]) -> str:
         first = failed[0]
         where = f"problem {problems[first.key.item]}, {run.cells[first.key.cell][0]}"
         times = "once" if len(failed) == 1 else f"{len(failed):,} times, first"
-        sentences.append(f"{first.error[:300]} ({times}: {where}, seed {first.key.seed}.)")
+        sentences.append(f"{cut(first.error, 300)} ({times}: {where}, seed {first.key.seed}.)")
     if len(ordered) > _CAUSES:
         sentences.append(f"There are {len(ordered) - _CAUSES:,} more causes.")
     return " ".join(sentences)

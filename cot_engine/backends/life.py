@@ -17,7 +17,7 @@ import torch
 
 from cot_engine.backends.jobs import Job
 from cot_engine.backends.trouble import attempt, emptied
-from cot_engine.errors import ModelError
+from cot_engine.errors import ModelError, said
 
 PATIENCE = 1.0  # seconds that closing waits for a forward pass; the thread then ends by itself
 
@@ -124,7 +124,7 @@ def _live(life: Life, owner: weakref.ref[Owner]) -> None:
                 del found  # while there is nothing to do the thread holds nothing of its owner
     except BaseException as error:
         emptied(error)
-        life.end(f"The model's thread has ended: {type(error).__name__}: {str(error)[:300]}")
+        life.end(f"The model's thread has ended: {said(error)}")
     finally:
         life.end("The backend is closed.")
         if (found := owner()) is not None:

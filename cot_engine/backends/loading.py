@@ -17,7 +17,7 @@ import torch
 from cot_engine.backends.adapters import Adapter, adapter_for
 from cot_engine.backends.digest import digest_of
 from cot_engine.backends.text import ChatText
-from cot_engine.errors import InputError, ModelError, install
+from cot_engine.errors import InputError, ModelError, cut, install
 
 Quantize = Literal["8bit", "4bit"]
 _NO_VIDEO = ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "SmolVLM")
@@ -174,7 +174,7 @@ def _explained(folder: Path, what: str) -> Any:
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
         raise ModelError(
-            f"{folder}: {what}: {lines[0][:300]}",
+            f"{folder}: {what}: {cut(lines[0], 300)}",
             "The checkpoint may be damaged or incomplete; download it again.",
         ) from error
 
@@ -230,7 +230,7 @@ def _check(folder: Path, report: dict[str, Any]) -> None:
                 "The checkpoint is incomplete or belongs to another config.json.",
             )
     if report.get("error_msgs"):
-        raise ModelError(f"{folder}: {report['error_msgs'][0][:300]}", "Download it again.")
+        raise ModelError(f"{folder}: {cut(report['error_msgs'][0], 300)}", "Download it again.")
 
 
 def _quantization(quantize: str, dtype: torch.dtype, spared: tuple[str, ...]) -> Any:

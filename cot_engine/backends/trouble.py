@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from cot_engine.errors import CotEngineError, ModelError
+from cot_engine.errors import CotEngineError, ModelError, said
 from cot_engine.types import Choose, Generate
 
 _TAG = re.compile(r"<(/?)([A-Z][A-Z0-9_]{0,31})>")
@@ -57,7 +57,7 @@ def failure(error: BaseException) -> ModelError:
         told = ModelError("There was not enough memory.", "Use --quantize, or a smaller model.")
     else:
         told = ModelError(
-            f"The model failed: {type(error).__name__}: {str(error)[:300]}",
+            f"The model failed: {said(error)}",
             "Other requests go on; if this one fails again it is a defect of model or engine.",
         )
     told.__cause__ = error

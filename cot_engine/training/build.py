@@ -19,7 +19,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cot_engine.errors import ConfigError, CotEngineError, ImageError, InputError, StoreError
+from cot_engine.errors import (
+    ConfigError,
+    CotEngineError,
+    ImageError,
+    InputError,
+    StoreError,
+    cut,
+    shown,
+)
 from cot_engine.training.journal import Journal, Spent
 from cot_engine.training.questions import Entry
 from cot_engine.training.rows import row_json, writing
@@ -347,14 +355,14 @@ def unusable(reply: Reply) -> Fault | None:
     if reply.garbage:
         return Fault("garbage", reply.garbage)
     if reply.refusal or reply.finish == "content_filter":
-        return Fault("refused", reply.refusal[:300] or "stopped by the server's content filter")
+        return Fault("refused", cut(reply.refusal, 300) or "stopped by the server's content filter")
     if not reply.text:
         said = f" (finish_reason {reply.finish!r})" if reply.finish else ""
         return Fault("length" if reply.finish == "length" else "empty", f"no text{said}")
     if reply.finish == "length":
         return Fault("length", f"cut off after {reply.completion or 'too many'} tokens")
     if len(reply.text) < 600 and "<" not in reply.text and _REFUSES.match(reply.text):
-        return Fault("refused", reply.text[:300])
+        return Fault("refused", cut(reply.text, 300))
     return None
 
 
@@ -362,7 +370,7 @@ def _verdict(reply: Reply) -> Fault | None:
     """None for a yes. A checker that refuses or is cut off has not said anything."""
     said = {found.lower() for found in _VERDICT.findall(reply.text)}
     if reply.garbage or len(said) != 1:
-        return Fault("unclear", f"the check said {(reply.garbage or reply.text)[:200]!r}")
+        return Fault("unclear", f"the check said {shown(reply.garbage or reply.text, 200)}")
     return None if said == {"yes"} else Fault("wrong", "the check said no")
 
 

@@ -22,9 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
-from cot_engine.errors import ImageError, InputError, UnknownNameError
+from cot_engine.errors import ImageError, InputError, UnknownNameError, shown
 from cot_engine.images import load_image
-from cot_engine.reading import cut
 from cot_engine.stages import DEFAULT_PLAN, FAULTS, Plan, read
 from cot_engine.training.leaks import leaks, pasted, words
 from cot_engine.training.row import MARKER, standard_answer, unlearnable
@@ -300,7 +299,7 @@ class _Checker:
 
     def _again(self, line: int, row: Row, digest: str) -> Iterator[tuple[str, str]]:
         if first := _seen(self.ids, line, row.id):
-            yield "same-id", f"Line {first} has the id {cut(repr(row.id))} too."
+            yield "same-id", f"Line {first} has the id {shown(row.id)} too."
         asked = "\n".join(" ".join(q.casefold().split()).rstrip("?.! ") for q, _ in row.turns)
         again = _seen(self.questions, line, f"{digest}\n\n{asked}")
         same = _seen(self.responses, line, "\n".join(words(r) for _, r in row.turns))
@@ -384,17 +383,17 @@ class _Looker:
     def __call__(self, name: str) -> _Pictured:
         found: list[tuple[str, str]] = []
         if "://" in name:
-            said = f"{cut(name)!r} is an address: download it, and give a path."
+            said = f"{shown(name)} is an address: download it, and give a path."
             return _Pictured((("image-missing", said),), name)
         if os.path.isabs(name) or ".." in Path(name).parts:
-            found.append(("image-outside", f"{cut(name)!r}: write it relative to the folder."))
+            found.append(("image-outside", f"{shown(name)}: write it relative to the folder."))
         path = self.folder / name
         there = os.path.exists(path)
         if not there:
             self.missing += 1
             # Only so often: a similar name is looked for among all names of a folder.
             if self.missing > _HINTED:
-                said = f"The image {cut(str(path))!r} does not exist."
+                said = f"The image {shown(str(path))} does not exist."
                 return _Pictured((*found, ("image-missing", said)), name)
         try:
             return _Pictured(tuple(found), load_image(path).digest)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cot_engine.errors import ImageError, InputError, UnknownNameError
+from cot_engine.errors import ImageError, InputError, UnknownNameError, cut
 from cot_engine.reading import parse_json, read_bytes
 from cot_engine.training.questions import Entry, failing, faulty
 from cot_engine.training.rows import Row
@@ -127,7 +127,7 @@ def _turns(text: str) -> list[str] | Fault:
     if not turns:
         return Fault("stages", 'no line begins with "Q:"')
     if who != ["Q", "A"] * (len(who) // 2):
-        return Fault("stages", f"the turns are {' '.join(who)[:60]}")
+        return Fault("stages", f"the turns are {cut(' '.join(who))}")
     if not all(turns):
         return Fault("stages", f"turn {turns.index('') + 1} is empty")
     return turns
@@ -187,17 +187,17 @@ def _told(line: bytes, number: int) -> tuple[str, str, tuple, tuple]:
         raise InputError(f"this is a {type(found).__name__}.", "Each line must be an object.")
     id, image = found.get("id", number), found.get("image")
     if isinstance(id, bool) or not (isinstance(id, int) or _is_text(id)):
-        raise InputError(f"id is {json.dumps(id)[:60]}.", "Give a text or a whole number.")
+        raise InputError(f"id is {cut(json.dumps(id))}.", "Give a text or a whole number.")
     if not _is_text(image) or "\0" in image:
-        raise InputError(f"image is {json.dumps(image)[:60]}.", "Give the picture's path.")
+        raise InputError(f"image is {cut(json.dumps(image))}.", "Give the picture's path.")
     captions = found.get("captions")
     captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not captions or not all(map(_is_text, captions)):
-        said = f"captions is {json.dumps(captions)[:60]}."
+        said = f"captions is {cut(json.dumps(captions))}."
         raise InputError(said, "Give a list of one text or more.")
     boxes = found.get("boxes", [])
     if not isinstance(boxes, list):
-        raise InputError(f"boxes is {json.dumps(boxes)[:60]}.", "Give a list, or leave it out.")
+        raise InputError(f"boxes is {cut(json.dumps(boxes))}.", "Give a list, or leave it out.")
     one_line = tuple(" ".join(caption.split()) for caption in captions)
     return str(id), image, one_line, tuple(map(_box, boxes))
 
@@ -205,7 +205,7 @@ def _told(line: bytes, number: int) -> tuple[str, str, tuple, tuple]:
 def _box(found: Any) -> tuple[str, tuple[float, ...]]:
     form = 'Write {"label": "dog", "box": [left, top, right, bottom]}, in fractions, 0 to 1.'
     label, box = (found.get("label"), found.get("box")) if isinstance(found, dict) else (None, None)
-    said = f"a box is {json.dumps(found)[:80]}."
+    said = f"a box is {cut(json.dumps(found))}."
     if not _is_text(label) or not isinstance(box, list) or len(box) != 4:
         raise InputError(said, form)
     if not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in box):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cot_engine import profile
-from cot_engine.errors import InputError, StoreError
+from cot_engine.errors import InputError, StoreError, said
 from cot_engine.profile import Profile
 from cot_engine.training.sft_config import SFTConfig
 
@@ -76,7 +76,7 @@ def save_model(
             if not is_full(error):
                 raise
             raise StoreError(
-                f"The {name} cannot be written: {str(error).splitlines()[0][:200]}.",
+                f"The {name} cannot be written: {said(error)}.",
                 "Free some space and give the same command again: all steps are done and kept.",
             ) from error
         target = output / name

@@ -19,6 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from cot_engine.errors import shown
+
 MARKER = "<image>"
 """Where the picture stands in a human turn."""
 SHOWN = 200
@@ -85,7 +87,7 @@ def row_json(row: Row) -> str:
     return text
 
 
-def shown(text: str) -> str:
+def beginning(text: str) -> str:
     """The beginning of a bad line."""
     return text.strip()[:SHOWN].encode("utf-8", "replace").decode()
 
@@ -101,13 +103,13 @@ def row_of(number: int, found: Any, text: str) -> Row | BadRow:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return BadRow(number, "it is not UTF-8.", "Save the file as UTF-8.", shown(text))
+        return BadRow(number, "it is not UTF-8.", "Save the file as UTF-8.", beginning(text))
     try:
         if not isinstance(found, dict):
             raise _Wrong(f"this is {_kind(found)}.", "Each line must be one JSON object.")
         return _made(found)
     except _Wrong as wrong:
-        return BadRow(number, *wrong.args, shown(text))
+        return BadRow(number, *wrong.args, beginning(text))
 
 
 def _made(found: dict[str, Any]) -> Row:
@@ -259,7 +261,10 @@ def unlearnable(row: Row) -> Iterator[tuple[str, str]]:
     if strange := [(at, name) for at, name in enumerate(who, 1) if name not in ("human", "gpt")]:
         at, name = strange[0]
         hint = "Write what it says into the question, or leave it out."
-        yield "turns", f"Turn {at} is from {name[:40]!r}, and a model is asked without such. {hint}"
+        yield (
+            "turns",
+            f"Turn {at} is from {shown(name, 40)}, and a model is asked without such. {hint}",
+        )
     elif who != ["human", "gpt"] * (len(who) // 2):
         said = ", ".join(who[:6]) + (", ..." if len(who) > 6 else "")
         yield "turns", f"The turns are from {said}: each question needs one reply, in turn."

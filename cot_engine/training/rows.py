@@ -17,7 +17,7 @@ from typing import IO
 
 from cot_engine.errors import InputError
 from cot_engine.reading import DECODER, check_depth, opened, parse_json
-from cot_engine.training.row import SHOWN, BadRow, Row, row_json, row_of, shown
+from cot_engine.training.row import SHOWN, BadRow, Row, beginning, row_json, row_of
 
 MAX_LINE = 8 * 2**20
 """Bytes that a row may have; LLaVA-CoT-100k's longest have some 20,000. More is no row."""
@@ -125,18 +125,18 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, Row | BadRow]]:
     while line := file.readline(MAX_LINE + 1):
         number += 1
         if len(line) > MAX_LINE:
-            begin = line[: 4 * SHOWN].decode("utf-8", "replace")
+            begin = beginning(line[: 4 * SHOWN].decode("utf-8", "replace"))
             while line and not line.endswith(b"\n"):  # the rest of it
                 line = file.readline(_CHUNK)
             said = f"the line has more than {MAX_LINE:,} bytes."
-            yield number, BadRow(number, said, "Write one row a line.", begin[:SHOWN])
+            yield number, BadRow(number, said, "Write one row a line.", begin)
             continue
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
             said = f"the byte 0x{line[error.start]:02x} is not UTF-8."
-            shown = line.decode("utf-8", "replace").strip()[:SHOWN]
-            yield number, BadRow(number, said, "Save the file as UTF-8.", shown)
+            begin = beginning(line.decode("utf-8", "replace"))
+            yield number, BadRow(number, said, "Save the file as UTF-8.", begin)
             continue
         if text.strip():
             yield number, _parsed(number, text)
@@ -168,7 +168,7 @@ def _array(file: IO[bytes]) -> Iterator[tuple[int, Row | BadRow]]:
 
     def stop(said: str) -> tuple[int, BadRow]:
         hint = "Mend it there: nothing after it can be read. Or write one object a line."
-        return line, BadRow(line, said, hint, shown(buffer[at : at + SHOWN]))
+        return line, BadRow(line, said, hint, beginning(buffer[at : at + SHOWN]))
 
     blank()
     at += 1  # the bracket that opens it
@@ -217,7 +217,7 @@ def _parsed(number: int, text: str) -> Row | BadRow:
         found = parse_json(text.rstrip())  # else a line cut off is wrong in the next one
     except json.JSONDecodeError as error:
         said = f"this is not JSON: {error.msg}, at character {error.colno}."
-        return BadRow(number, said, hint, shown(text))
+        return BadRow(number, said, hint, beginning(text))
     except ValueError as error:  # a number too long, too deep a nesting
-        return BadRow(number, f"this is not JSON: {error}.", hint, shown(text))
+        return BadRow(number, f"this is not JSON: {error}.", hint, beginning(text))
     return row_of(number, found, text)

@@ -15,7 +15,7 @@ from typing import Literal
 from cot_engine.ablation.data import Item, Picture
 from cot_engine.ablation.grading import verdict
 from cot_engine.ablation.pictures import BytesPicture, FilePicture
-from cot_engine.errors import InputError, StoreError
+from cot_engine.errors import InputError, StoreError, shown
 from cot_engine.images import load_image
 from cot_engine.stages import DEFAULT_PLAN, Plan, read, tier
 from cot_engine.training.questions import Entry
@@ -114,7 +114,7 @@ class StagedTask:
         given = reading.contents[self.plan.last.tag]
         ruled = verdict(self.item.grader, given)
         if ruled is False or (self.check == "rules" and not ruled):
-            said = f"it concludes {given[:200]!r}; the answer is {self.answer[:200]!r}"
+            said = f"it concludes {shown(given, 200)}; the answer is {shown(self.answer, 200)}"
             return Fault("wrong", f"by rule: {said}")
         right = ruled is True and self.check != "teacher"
         # Written anew: what was repaired (a preface, a missing last tag) must not be learnt.

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from cot_engine.errors import ConfigError, CotEngineError, install
+from cot_engine.errors import ConfigError, CotEngineError, cut, install
 
 Message = dict[str, Any]
 
@@ -298,7 +298,7 @@ class Teacher:
         if 300 <= status < 400:
             return TeacherError(
                 f"The teacher at {self.base_url} redirects (HTTP {status}).",
-                f"Give its own address: {headers.get('location', 'unknown')[:200]}",
+                f"Give its own address: {cut(headers.get('location', 'unknown'), 200)}",
             )
         if status == 405:
             return TeacherError(
@@ -356,7 +356,7 @@ def _said(body: str) -> str:
     except (ValueError, AttributeError, RecursionError):
         text = body
     text = text if isinstance(text, str) else json.dumps(text)
-    return " ".join(text.split())[:300] or "no explanation"
+    return cut(" ".join(text.split()), 300) or "no explanation"
 
 
 def _quota(body: str) -> bool:

@@ -24,7 +24,7 @@ from transformers import (
     get_scheduler,
 )
 
-from cot_engine.errors import ModelError, StoreError
+from cot_engine.errors import ModelError, StoreError, said
 from cot_engine.training.clock import Clock
 from cot_engine.training.examples import IGNORE
 from cot_engine.training.muon import Muon
@@ -246,7 +246,7 @@ class AnswerTrainer(Trainer):
         except Exception as error:
             if not is_full(error):
                 raise
-            failure = str(error).splitlines()[0][:200]
+            failure = said(error)
         self.accelerator.wait_for_everyone()
         if failure:
             if self.args.should_save:
