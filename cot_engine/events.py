@@ -54,8 +54,8 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The beginning. `parameters` are kept as JSON has them: a tuple is a list, and what JSON
-    has no word for (infinity, an object that a stranger's strategy takes) is a text."""
+    """The beginning. `parameters` holds what JSON has words for: where a search begins,
+    `parts.parameters` makes it so, of whatever a stranger's strategy takes."""
 
     problem: str
     question: str
@@ -75,10 +75,6 @@ class Started:
     backend: BackendInfo
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
-
-    def __post_init__(self) -> None:
-        plain = json.loads(json.dumps(self.parameters, default=repr), parse_constant=str)
-        object.__setattr__(self, "parameters", plain)
 
 
 @dataclass(frozen=True, slots=True)

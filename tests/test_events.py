@@ -148,12 +148,6 @@ def test_what_is_no_event_is_refused(line):
         from_json(line)
 
 
-def test_parameters_are_kept_as_json_has_them():
-    started = replace(STARTED, parameters={"a": (1, 2), "b": {"c": Path("x")}})
-    assert started.parameters == {"a": [1, 2], "b": {"c": repr(Path("x"))}}
-    assert from_json(to_json(started)) == started
-
-
 def test_another_schema_is_refused_with_the_next_step(tmp_path):
     line = to_json(replace(STARTED, schema=99))
     with pytest.raises(TraceError, match=r"schema 99.*Use the cot-engine version that wrote it"):

@@ -12,6 +12,7 @@ import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,17 @@ from cot_engine import Engine, plugins
 from cot_engine.boundaries import Until
 from cot_engine.budget import Budget
 from cot_engine.errors import ConfigError, InputError, ModelError, StrategyError, shown
-from cot_engine.events import Event, Failed, Finished, Notice, Progress, Scored, Selected, to_json
+from cot_engine.events import (
+    Event,
+    Failed,
+    Finished,
+    Notice,
+    Progress,
+    Scored,
+    Selected,
+    from_json,
+    to_json,
+)
 from cot_engine.judges import OutOfBudget, RandomJudge, ScorerJudge, SelfJudge
 from cot_engine.rejudge import rejudge
 from cot_engine.search import Named, search
@@ -867,11 +878,13 @@ def test_parameters_that_cannot_be_copied_or_have_no_end():
     assert kept[4] == {"outcome": "tie", "margin": 0.0, "readable": True, "text": ""}
 
 
-def test_usual_parameters_are_kept_as_they_are():
-    what = {"a": (1, 2.5, None, True), "b": "text", "c": [np.int64(3), np.float64(0.5)]}
-    kept = solve_scripted(Holding(what)).trace.started.parameters["what"]
-    assert kept == {"a": [1, 2.5, None, True], "b": "text", "c": [3, 0.5]}
+def test_usual_parameters_are_kept_as_json_has_them():
+    what = {"a": (1, 2.5, None, True), "b": Path("x"), "c": [np.int64(3), np.float64(0.5)]}
+    started = solve_scripted(Holding(what)).trace.started
+    kept = started.parameters["what"]
+    assert kept == {"a": [1, 2.5, None, True], "b": repr(Path("x")), "c": [3, 0.5]}
     assert [type(value) for value in kept["c"]] == [int, float]
+    assert from_json(to_json(started)) == started
 
 
 # --- elsewhere -----------------------------------------------------------------------------------
