@@ -169,10 +169,15 @@ def test_only_a_stage_and_only_where_tags_are_not_forced_anyway_is_sampled_again
     assert [e.forced for e in events if isinstance(e, Grown)] == [False] + [True] * again
 
 
-def test_no_forced_tag_is_paid_for_where_none_is_forced():
-    made, backend, _ = session(budget=Budget(200, "tokens"))
+def test_a_forced_tag_is_paid_for_where_one_is_forced_and_nowhere_else():
+    def script(request, seed):
+        return "r</REASONING>" if request.prefix[-1].text == "<REASONING>" else ""
+
+    made, backend, _ = session(backend=Attentive(script), budget=Budget(200, "tokens"))
     expand(Growth(made), (chain(S),), REASONING, 1)
-    assert backend.requests[0].max_new_tokens == 200 - 56 - (3 + 1)  # the question, the summary
+    free, forced = (request.max_new_tokens for request in backend.requests)
+    assert free == 200 - 56 - (3 + 1)  # the question, the summary
+    assert forced == free - 1
 
 
 @pytest.mark.parametrize(("mode", "whole"), [("trained", True), ("prompted", False)])
