@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cot_engine.tournament import TOURNAMENTS, Result, matches_of, play
+from cot_engine.tournament import (
+    TOURNAMENTS,
+    Result,
+    _pair_by_score,
+    _pair_off,
+    matches_of,
+    play,
+)
 
 SEEDS = st.integers(0, 2**32)
 
@@ -140,6 +147,71 @@ def test_swiss_ranks_by_wins_then_by_those_of_whom_one_met(n, keep, seed):
     assert ranking == sorted(
         range(n), key=lambda who: (-wins[who], -buchholz[who], drawn.index(who))
     )
+
+
+def pairings(left, met):
+    """All ways to pair these without a rematch."""
+    if not left:
+        yield []
+    for other in left[1:]:
+        if other not in met[left[0]]:
+            rest = [who for who in left[1:] if who != other]
+            yield from ([(left[0], other), *more] for more in pairings(rest, met))
+
+
+def some_met(n, seed, share):
+    rng, met = random.Random(seed), [set() for _ in range(n)]
+    for a, b in itertools.combinations(range(n), 2):
+        if rng.random() < share:
+            met[a].add(b)
+            met[b].add(a)
+    return rng, met
+
+
+@given(st.sampled_from([2, 4, 6, 8]), SEEDS, st.sampled_from([0.1, 0.3, 0.5, 0.7]))
+def test_as_few_of_the_last_pairs_as_possible_are_made_anew(n, seed, share):
+    rng, met = some_met(n, seed, share)
+    order, greedy = rng.sample(range(n), n), []
+    left = list(order)
+    while left:
+        first = left.pop(0)
+        second = next((other for other in left if other not in met[first]), None)
+        if second is None:
+            break
+        left.remove(second)
+        greedy.append((first, second))
+    got, ways = _pair_off(order, met), list(pairings(order, met))
+    assert (got is None) == (not ways)
+    if ways:
+
+        def kept(way):  # of what pairing each with the next gave: as much of its beginning
+            return next((k for k, p in enumerate(greedy) if p not in way), len(greedy))
+
+        assert sorted(map(sorted, got)) in [sorted(map(sorted, way)) for way in ways]
+        assert kept(got) == max(map(kept, ways)) and got[: kept(got)] == greedy[: kept(got)]
+
+
+@given(st.sampled_from([4, 6, 8]), SEEDS, st.sampled_from([0.0, 0.2, 0.4]))
+def test_of_an_odd_group_the_last_who_can_goes_down(n, seed, share):
+    rng, met = some_met(n, seed, share)
+    wins = [rng.choice((0, 0, 1, 2)) for _ in range(n)]
+    order = sorted(rng.sample(range(n), n), key=lambda who: -wins[who])
+    expected, down = [], []
+    for score in (2, 1, 0):
+        pool = down + [who for who in order if wins[who] == score]
+        down, way = [], next(pairings(pool, met), None)
+        if len(pool) % 2:
+            rests = ([w for w in pool if w != who] for who in reversed(pool))
+            rest = next((r for r in rests if next(pairings(r, met), None) is not None), None)
+            way = None if rest is None else _pair_off(rest, met)
+            down = [] if rest is None else [who for who in pool if who not in rest]
+        elif way is not None:
+            way = _pair_off(pool, met)
+        if way is None:  # somewhere impossible: without regard to groups
+            expected = _pair_off(order, met)
+            break
+        expected += way
+    assert _pair_by_score(order, wins, met) == expected
 
 
 @pytest.mark.parametrize("n", [4, 8, 16])
