@@ -1,6 +1,6 @@
 """The suites that every part must pass: ours do, and one that is broken is found out, by the rule.
 
-What `test_parts` shows of the core is shown of the suites, on the same broken parts.
+What `test_parts_*` show of the core is shown of the suites, on the same broken parts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from test_parts import (
+from broken_parts import (
     NUMBERS,
     RAISED,
     REPLIES,
