@@ -430,6 +430,33 @@ def test_a_judge_that_asks_for_no_length_is_told_before_anything_is_sent(length)
     assert backend.requests[-1].max_new_tokens == 1
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"prompt": "q"}, {"prompt": Prompt(5)}, {"tails": "ab"}, {"tails": ()}, {"tails": [1]}),
+        *({"until": None}, {"sampling": None}),
+    ],
+    ids=str,
+)
+def test_a_judge_that_asks_wrongly_is_told_before_anything_is_sent(wrong):
+    made, backend, _ = session()
+    right = {"prompt": Prompt("q"), "tails": ["a"], "until": Until(), "sampling": GREEDY}
+    with pytest.raises(TypeError):
+        asyncio.run(MeteredAsk(made, "judge", ()).write(**right | wrong, length=9))
+    if "prompt" in wrong or "tails" in wrong:
+        asked = {name: (right | wrong)[name] for name in ("prompt", "tails")}
+        with pytest.raises(TypeError):
+            asyncio.run(MeteredAsk(made, "judge", ()).choose(**asked, choices=("1", "2")))
+    assert not backend.requests
+
+
+def test_a_scope_is_let_go_of_once():
+    made, backend, _ = session()
+    made.release()
+    made.release()
+    assert backend.released == ["scope"]
+
+
 def test_what_a_session_begins_with():
     made, *_ = session(sampling=Sampling(0.5))
     assert (made.match, made.safe, made.settings.seed) == (0.0, None, 0)

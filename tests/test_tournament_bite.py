@@ -246,6 +246,32 @@ def test_where_nobody_can_meet_no_round_is_held(name):
         assert held(name, n, keep, 5) == (list(range(n)), [])
 
 
+def test_the_same_seed_draws_the_same_first_round_for_ever():
+    """The first four matches of five, of eight and of sixteen."""
+    first = {
+        name: [next(TOURNAMENTS[name](n, 1, random.Random(n)))[:4] for n in (5, 8, 16)]
+        for name in TOURNAMENTS
+    }
+    assert first == {
+        "random-pairs": [[(2, 4)], [(3, 2), (4, 1), (6, 5)], [(7, 11), (4, 8), (0, 10), (12, 9)]],
+        "knockout": [
+            [(3, 1)],
+            [(5, 0), (4, 6), (7, 1), (2, 3)],
+            [(10, 8), (1, 12), (5, 2), (15, 9)],
+        ],
+        "round-robin": [
+            [(4, 2), (3, 4), (2, 3), (4, 1)],
+            [(3, 2), (7, 3), (2, 7), (3, 1)],
+            [(11, 7), (14, 11), (7, 14), (11, 4)],
+        ],
+        "swiss": [
+            [(2, 4), (1, 3)],
+            [(3, 2), (1, 7), (6, 4), (0, 5)],
+            [(11, 7), (4, 14), (3, 6), (0, 13)],
+        ],
+    }
+
+
 def test_of_a_tournament_of_somebody_elses_nothing_is_known():
     assert matches_of("mine", 9, 1) == (0, False)
 

@@ -13,6 +13,7 @@ from cot_engine import (
     growth,
     judges,
     rejudge,
+    search,
     session,
     stages,
     statistics,
@@ -23,7 +24,7 @@ from cot_engine import (
 STATEFUL = {"Arena", "Growth", "MeteredAsk", "Meter", "Session", "_AsSearched"}
 OTHER = {"Continuation", "_NoBackend"}
 MODULES = (arena, budget, filling, growth, judges, rejudge)
-MODULES += (session, stages, statistics, strategy, types)
+MODULES += (search, session, stages, statistics, strategy, types)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
