@@ -22,7 +22,7 @@ from cot_engine import (
 )
 
 STATEFUL = {"Arena", "Growth", "MeteredAsk", "Meter", "Session", "_AsSearched"}
-OTHER = {"Continuation", "_NoBackend"}
+OTHER = {"Continuation", "_Asking", "_NoBackend"}
 MODULES = (arena, budget, filling, growth, judges, rejudge)
 MODULES += (search, session, stages, statistics, strategy, types)
 
