@@ -12,7 +12,7 @@ from attentive import Attentive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cot_engine.arena import Arena, merge
+from cot_engine.arena import Arena, combine, merge
 from cot_engine.budget import Budget
 from cot_engine.errors import InputError, StrategyError
 from cot_engine.events import Cut, Judged, Judging, Notice, Selected
@@ -224,6 +224,38 @@ def test_a_selection_is_what_the_rules_make_of_it(beams, tournament, orders, sym
             (about, tuple(c.id for c in merge(beam)[0] if c.id not in told.unjudged))
         ] * held
     assert judge.asked == account.asked, "each pair once, in its orders, and none a second time"
+
+
+@pytest.mark.parametrize("orders", ["both", "one"])
+def test_a_match_held_before_is_seen_from_whichever_stands_first_now(orders):
+    made, events = session(orders=orders)
+    for seed in range(8):
+        judge, beam = Table(seed=seed), ending("a", "b")
+        arena, seen = Arena(made, judge), set()
+        for _ in range(12):
+            (kept,) = asyncio.run(arena.select(Select(beam, 1)))
+            (match,) = events[-1].matches
+            assert match.winner == kept.id
+            first, second = "ab" if match.first == "r.0" else "ba"
+            seen.add((first, kept.id))
+            assert match.outcome == combine(match.verdicts)
+            if match.outcome != "tie":
+                assert match.winner == (match.first if match.outcome == "first" else match.second)
+            if orders == "both":
+                assert [v.text for v in match.verdicts] == [
+                    f"{first}>{second}",
+                    f"{second}>{first}",
+                ]
+            elif match.verdicts[0].text != f"{first}>{second}":  # asked as the other order
+                there = judge.verdict(*[beam[0], beam[1]] if first == "b" else [beam[1], beam[0]])
+                (v,) = match.verdicts
+                assert (v.margin, v.readable) == (-there.margin, there.readable)
+                assert v.outcome == TURNED[there.outcome]
+        assert len(seen) == 2, "seen from both, with one winner"
+        asked = 2 if orders == "both" else 1
+        assert len(judge.asked) == asked
+        asyncio.run(arena.select(Select(beam, 1, "whole")))
+        assert len(judge.asked) == 2 * asked, "as a whole they were not compared yet"
 
 
 def test_the_worst_fault_is_what_a_candidate_is_set_aside_for():
