@@ -168,28 +168,14 @@ async def verdicts(
     cannot be judged, and whatever the engine raised when the judge asked it.
     """
     part = Part("judge", judge, name)
-    given = await _given(part, "compare", pairs, case, ask)
-    if not isinstance(given, (list, tuple)):
-        part.broke(f"gave {shown(given)}", "compare() must give a list of a Verdict for each pair.")
-    if len(given) != len(pairs):
-        part.broke(
-            f"gave {len(given)} verdicts on {len(pairs)} pairs",
-            "It must give one for each, in order.",
-        )
+    given = await _given(part, "compare", pairs, case, ask, ("verdicts on", "Verdict", "pair"))
     return [_verdict(part, verdict) for verdict in given]
 
 
 async def scores(scorer: Any, chains: Sequence, case: Any, ask: Any, name: str = "") -> list[float]:
     """What a scorer gives chains: a finite number for each. Raises as `verdicts` does."""
     part = Part("scorer", scorer, name)
-    given = await _given(part, "score", chains, case, ask)
-    if not isinstance(given, (list, tuple)):
-        part.broke(f"gave {shown(given)}", "score() must give a list of a number for each chain.")
-    if len(given) != len(chains):
-        part.broke(
-            f"gave {len(given)} numbers for {len(chains)} chains",
-            "It must give one for each, in order.",
-        )
+    given = await _given(part, "score", chains, case, ask, ("numbers for", "number", "chain"))
     numbers = []
     for value in given:
         if (number := finite(value)) is None:
@@ -198,7 +184,25 @@ async def scores(scorer: Any, chains: Sequence, case: Any, ask: Any, name: str =
     return numbers
 
 
-async def _given(part: Part, method: str, items: Sequence, case: Any, ask: Any) -> Any:
+async def _given(
+    part: Part, method: str, items: Sequence, case: Any, ask: Any, words: tuple[str, str, str]
+) -> Sequence:
+    """What the part's method gives, if that is one thing for each item. `words` for errors: what it
+    gives to how many, what that is, and what an item is."""
+    given = await _answer(part, method, items, case, ask)
+    some, one, item = words
+    if not isinstance(given, (list, tuple)):
+        part.broke(
+            f"gave {shown(given)}", f"{method}() must give a list of a {one} for each {item}."
+        )
+    if len(given) != len(items):
+        part.broke(
+            f"gave {len(given)} {some} {len(items)} {item}s", "It must give one for each, in order."
+        )
+    return given
+
+
+async def _answer(part: Part, method: str, items: Sequence, case: Any, ask: Any) -> Any:
     through = _Through(ask)
     try:
         with guard(part, through._errors):

@@ -34,3 +34,29 @@ def install(tmp_path, monkeypatch):
     yield put
     for module in made:
         sys.modules.pop(module, None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model, as it is on the disk."""
+    from tiny_models import build
+
+    return build("llava", tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    """The tiny model, which never ends a reply by itself."""
+    from cot_engine.backends.loading import load
+
+    made = load(folder, device="cpu")
+    made.text.eos = frozenset()
+    return made
+
+
+@pytest.fixture
+def backend(loaded):
+    from cot_engine.backends.local import LocalBackend
+
+    with LocalBackend(loaded) as made:
+        yield made

@@ -11,34 +11,15 @@ import time
 import weakref
 
 import pytest
-from tiny_models import build, picture
+from tiny_models import picture
 
 from cot_engine.backends.jobs import Job
-from cot_engine.backends.loading import load
 from cot_engine.backends.local import LocalBackend
 from cot_engine.boundaries import Until
 from cot_engine.errors import ModelError
 from cot_engine.types import Choose, Generate, Prompt
 
 PROMPT = Prompt("how many circle are there?", (picture(0),))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return build("llava", tmp_path_factory.mktemp("llava"))
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    made = load(folder, device="cpu")
-    made.text.eos = frozenset()
-    return made
-
-
-@pytest.fixture
-def backend(loaded):
-    with LocalBackend(loaded) as made:
-        yield made
 
 
 def ask(tokens=3, scope="s"):

@@ -7,11 +7,9 @@ import copy
 
 import pytest
 import torch
-from tiny_models import build, picture
+from tiny_models import picture
 from torch.utils.flop_counter import FlopCounterMode
 
-from cot_engine.backends.loading import load
-from cot_engine.backends.local import LocalBackend
 from cot_engine.backends.sampling import Settings, draw, keys
 from cot_engine.boundaries import Until
 from cot_engine.errors import ModelError
@@ -19,19 +17,6 @@ from cot_engine.types import GREEDY, Choose, Generate, Prompt, Sampling, Segment
 
 PROMPT = Prompt("how many circle are there?", (picture(0),))
 NAN, INF = float("nan"), float("inf")
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    made = load(build("llava", tmp_path_factory.mktemp("llava")), device="cpu")
-    made.text.eos = frozenset()
-    return made
-
-
-@pytest.fixture
-def backend(loaded):
-    with LocalBackend(loaded) as made:
-        yield made
 
 
 def ask(scope="s", prompt=PROMPT, prefix=(), seeds=(1, 2, 3), tokens=5, **more):

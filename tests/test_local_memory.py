@@ -11,29 +11,14 @@ import weakref
 
 import pytest
 import torch
-from tiny_models import build, picture
+from tiny_models import picture
 
-from cot_engine.backends.loading import load
-from cot_engine.backends.local import LocalBackend
 from cot_engine.backends.prefix import Node, evict, insert, recompute_end, walk
 from cot_engine.boundaries import Until
 from cot_engine.errors import ModelError
 from cot_engine.types import Choose, Generate, Prompt, Sampling, Segment
 
 PROMPT = Prompt("how many circle are there?", (picture(0),))
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    made = load(build("llava", tmp_path_factory.mktemp("llava")), device="cpu")
-    made.text.eos = frozenset()
-    return made
-
-
-@pytest.fixture
-def backend(loaded):
-    with LocalBackend(loaded) as made:
-        yield made
 
 
 @pytest.fixture

@@ -22,11 +22,6 @@ SAMPLING = Sampling(temperature=1.0, top_p=0.95, top_k=50)
 PROMPT = Prompt("how many circle are there?", (picture(0),))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return build("llava", tmp_path_factory.mktemp("llava"))
-
-
 @pytest.fixture
 def backend(folder):
     with LocalBackend.load(folder, device="cpu") as loaded:

@@ -317,12 +317,18 @@ def test_a_store_can_be_read_where_nothing_can_be_written(made):
             folder.chmod(0o755)
 
 
-def test_another_schema_is_refused(tmp_path):
-    path = tmp_path / "s.sqlite"
+def changed(folder, statement):
+    """A small store to which somebody has done something."""
+    path = folder / "s.sqlite"
     make_store(path, problems=1, seeds=(0,))[0].close()
     with sqlite3.connect(path) as db:
-        db.execute("update meta set value = '99' where key = 'schema'")
+        db.execute(statement)
     db.close()
+    return path
+
+
+def test_another_schema_is_refused(tmp_path):
+    path = changed(tmp_path, "update meta set value = '99' where key = 'schema'")
     for create in (False, True):
         with pytest.raises(StoreError, match=r"has schema 99; .* reads and writes 1\."):
             Store(path, create=create)
@@ -375,11 +381,7 @@ def test_a_run_leaves_its_store_alone_and_so_does_who_reads_it(tmp_path, error):
 
 def test_who_reads_a_store_of_before_leaves_nothing(tmp_path):
     """Its header says that there is a log."""
-    path = tmp_path / "s.sqlite"
-    make_store(path, problems=1, seeds=(0,))[0].close()
-    with sqlite3.connect(path) as db:
-        db.execute("pragma journal_mode = wal")
-    db.close()
+    path = changed(tmp_path, "pragma journal_mode = wal")
     with Store(path) as store, pytest.raises(sqlite3.OperationalError, match="readonly"):
         store._db.execute("delete from searches")
     assert _names(tmp_path) == ["s.sqlite"]

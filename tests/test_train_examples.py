@@ -159,6 +159,14 @@ def with_template(loaded, template):
 
 CONTENT = "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
 CONTENT += "{{ '<image>' if c.type == 'image' else c.text }}{% endfor %}{% endif %}"
+SPACED = (
+    "{% for m in messages %}{{ m.role }}: " + CONTENT + " {% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+TURNS = (
+    "{% for m in messages %}<s>{{ m.role }}\n" + CONTENT + "</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
 
 
 @pytest.mark.parametrize(
@@ -166,14 +174,12 @@ CONTENT += "{{ '<image>' if c.type == 'image' else c.text }}{% endfor %}{% endif
     [
         # LLaVA 1.5: a space before and after the answer, and no end of turn.
         (
-            "{% for m in messages %}{{ m.role }}: " + CONTENT + " {% endfor %}"
-            "{% if add_generation_prompt %}assistant:{% endif %}",
+            SPACED,
             " a red</s>",
         ),
         # The end of the turn is written, and something after it.
         (
-            "{% for m in messages %}<s>{{ m.role }}\n" + CONTENT + "</s>\n{% endfor %}"
-            "{% if add_generation_prompt %}<s>assistant\n{% endif %}",
+            TURNS,
             "a red</s>",
         ),
         # No template.
@@ -191,14 +197,12 @@ def test_where_the_answer_begins_and_ends_is_the_templates_business(models, temp
     [
         # LLaVA 1.5: nothing ends the answer but the token that is learnt.
         (
-            "{% for m in messages %}{{ m.role }}: " + CONTENT + " {% endfor %}"
-            "{% if add_generation_prompt %}assistant:{% endif %}",
+            SPACED,
             "user: how? assistant: a red</s> user: what? assistant: two</s>",
         ),
         # The end of the turn is written, and something after it.
         (
-            "{% for m in messages %}<s>{{ m.role }}\n" + CONTENT + "</s>\n{% endfor %}"
-            "{% if add_generation_prompt %}<s>assistant\n{% endif %}",
+            TURNS,
             "<s>user\nhow?</s>\n<s>assistant\na red</s>\n<s>user\nwhat?</s>\n<s>assistant\ntwo</s>",
         ),
         (None, "USER: how? ASSISTANT: a red</s> USER: what? ASSISTANT: two</s>"),

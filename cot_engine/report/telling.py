@@ -212,26 +212,32 @@ def _blocked(run: Run, missing: Collection[Key], failed: Collection[Key]) -> int
 
 def _failures(run: Run, rows: Sequence[Row]) -> list[str]:
     failed = _by_cell(run, rows, lambda row: row.error if row.status == "failed" else None)
-    told = [
-        f"{len(lost):,} of {_searches(made)} of {label} failed and"
-        f" count{'s' if len(lost) == 1 else ''} nowhere; the first: {lost[0]}"
-        for label, lost, made in failed[:_MOST]
-    ]
-    if len(failed) > _MOST:
-        told.append(f"Searches of {len(failed) - _MOST} more cells failed.")
-    return told
+    return _first(
+        [
+            f"{len(lost):,} of {_searches(made)} of {label} failed and"
+            f" count{'s' if len(lost) == 1 else ''} nowhere; the first: {lost[0]}"
+            for label, lost, made in failed
+        ],
+        "Searches of {} more cells failed.",
+    )
 
 
 def _cut_answers(run: Run, rows: Sequence[Row]) -> list[str]:
     cut = _by_cell(run, rows, lambda row: row.incomplete or None)
-    told = [
-        f"{len(why):,} of {_searches(made)} of {label} gave an answer that is not whole and is"
-        f" graded as it stands; the first: {why[0]}"
-        for label, why, made in cut[:_MOST]
-    ]
-    if len(cut) > _MOST:
-        told.append(f"The same holds for {len(cut) - _MOST} more cells.")
-    return told
+    return _first(
+        [
+            f"{len(why):,} of {_searches(made)} of {label} gave an answer that is not whole and is"
+            f" graded as it stands; the first: {why[0]}"
+            for label, why, made in cut
+        ],
+        "The same holds for {} more cells.",
+    )
+
+
+def _first(told: list[str], more: str) -> list[str]:
+    """As many as are read, and `more` on the number of the others."""
+    left = len(told) - _MOST
+    return [*told[:_MOST], more.format(left)] if left > 0 else told
 
 
 def _by_cell(
@@ -259,9 +265,7 @@ def _spendings(standings: Sequence[Standing]) -> list[str]:
                 f"{s.label} is not at equal compute: it spent {_percent(s.spent / s.allotted)} of"
                 " what it was allotted."
             )
-    if len(told) > _MOST:
-        told[_MOST:] = [f"The same holds for {len(told) - _MOST} more cells."]
-    return told
+    return _first(told, "The same holds for {} more cells.")
 
 
 def _broken(run: Run, rows: Sequence[Row]) -> list[str]:

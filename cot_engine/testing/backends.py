@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from cot_engine import replies
 from cot_engine.backends import Backend, BackendInfo
@@ -39,28 +41,27 @@ class _Checked:
         self.backend, self.part = backend, Part("backend", backend)
 
     async def generate(self, request: Generate) -> Generated:
-        with guard(self.part):
-            estimate = self.estimate(request)
-            given = await self.backend.generate(request)
-            used = replies.usage(self.part, getattr(given, "usage", None))
-            replies.generated(self.part, request, given)
-        _within(used, estimate)
+        given = await self._answer(request, self.backend.generate, replies.generated)
         for each in given.generations:
             assert bool(each.text) <= bool(each.ids), "text comes from tokens"
             assert each.logprob <= 1e-3, "a log-probability is not above 0"
         return given
 
     async def choose(self, request: Choose) -> Chosen:
-        with guard(self.part):
-            estimate = self.estimate(request)
-            given = await self.backend.choose(request)
-            used = replies.usage(self.part, getattr(given, "usage", None))
-            replies.chosen(self.part, request, given)
-        _within(used, estimate)
+        given = await self._answer(request, self.backend.choose, replies.chosen)
         rows = given.logprobs
         assert all(value <= 1e-3 for row in rows for value in row), (
             "a log-probability is not above 0"
         )
+        return given
+
+    async def _answer(self, request: Any, ask: Callable, check: Callable) -> Any:
+        with guard(self.part):
+            estimate = self.estimate(request)
+            given = await ask(request)
+            used = replies.usage(self.part, getattr(given, "usage", None))
+            check(self.part, request, given)
+        _within(used, estimate)
         return given
 
     def estimate(self, request: Generate | Choose) -> Usage:
