@@ -201,6 +201,18 @@ def test_a_last_one_of_eight_tokens_is_worth_it_and_a_short_one_is_said_to_be_cu
     assert told == [(20, granted, left)] * cut
 
 
+def test_where_siblings_wrote_nothing_one_token_is_enough_to_the_end_and_none_before():
+    made, events = session(10, "new tokens")
+    made.meter.charge("generate", Usage(decoded=9))
+    growth, made.safe, made.match = Growth(made), Chain(), 5.0
+    growth.longest = {"r.0": 0}
+    assert filled(growth, (parent(0, 3),), "end", 1, 0.9) == ()
+    assert filled(growth, (parent(0, 3),), "end", 1, 0.999) == ()
+    assert len(filled(growth, (parent(0, 3),), "end", 1, 1.0)) == 1
+    assert made.backend.requests[-1].max_new_tokens == 1
+    assert not [e for e in events if isinstance(e, Cut)]
+
+
 def test_no_tag_is_forced_nor_paid_for_that_the_model_opens_itself():
     made, events = session(7 + 20, "tokens")  # the question, what is written, and twenty more
     growth, made.safe = Growth(made), Chain()

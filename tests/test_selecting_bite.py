@@ -18,7 +18,7 @@ from cot_engine.errors import InputError, StrategyError
 from cot_engine.events import Cut, Judged, Judging, Notice, Selected
 from cot_engine.judges import OutOfBudget, ScorerJudge, SelfJudge
 from cot_engine.session import Session, Settings
-from cot_engine.stages import DEFAULT_PLAN, FAULTS
+from cot_engine.stages import DEFAULT_PLAN, FAULTS, Plan, Stage
 from cot_engine.strategy import Select
 from cot_engine.testing import ScriptedBackend
 from cot_engine.tournament import TOURNAMENTS, Result, play
@@ -334,6 +334,13 @@ def test_a_stage_is_named_where_all_have_just_closed_it(beam, about, tag):
         *(made.problem, PLAN),
     )
     assert {e.stage for e in events if isinstance(e, (Judging, Selected))} == {tag}
+
+
+def test_the_only_stage_of_a_plan_is_named_too():
+    made, events = session()
+    made.plan = Plan((Stage("SUMMARY", "", "Which?"),))
+    asyncio.run(Arena(made, Table()).select(Select(ending(*WHOLE), 1)))
+    assert events[-1].stage == "SUMMARY"
 
 
 def test_the_root_is_a_candidate_too():
