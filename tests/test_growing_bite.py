@@ -413,6 +413,8 @@ def test_concluding_opens_the_last_stage_and_closes_what_is_open(before, mode, f
     assert (growing.parents, growing.unit, growing.n) == ((parent.id,), "CONCLUSION", 1)
     assert grown.forced and grown.usage == usage == made.meter.total
     assert told == [("growing", "CONCLUSION", 1)]
+    (told_of,) = grown.chains
+    assert (told_of.id, told_of.steps) == (child.id, child.steps[-1:]), "the new step alone"
     told.clear()
     asyncio.run(growth.sample([parent, chain(S, at=3)], "sentence", 4, 9, False, False))
     assert told == [("growing", "sentence", 8)]
