@@ -2,8 +2,8 @@
 
 SCRIPT chooses what the model does: "" answers at once, "slow" takes a second for each request,
 counting, "long" writes conclusions of 60 words, "hostile" writes escape sequences and markup,
-"crash" raises what nobody expected, "load" fails while loading. SEEN names a file that is written
-when the model loads.
+"crash" raises what nobody expected. "defect" and "load" fail while loading, the first as a fault of
+ours. SEEN names a file that is written when the model loads.
 """
 
 import asyncio
@@ -50,6 +50,8 @@ def load(model="bundled", *, on_notice=None, in_flight=32, **_options):
     script = os.environ.get("SCRIPT")
     if "SEEN" in os.environ:
         Path(os.environ["SEEN"]).write_text(model)
+    if script == "defect":
+        raise ZeroDivisionError("a [defect]\x1b[31m")
     if script == "load":
         raise ValueError("no such layer")
     if on_notice:

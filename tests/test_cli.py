@@ -286,12 +286,14 @@ def test_json_keeps_what_the_model_wrote(cli, picture):
 
 
 def test_an_unexpected_error_is_one_of_two_lines(cli):
-    said = two_lines(cli("solve", QUESTION, script="crash"), code=1)
+    said = two_lines(cli("solve", QUESTION, script="defect"), code=1)
     assert "ZeroDivisionError: a [defect]" in said and "--verbose" in said and "\x1b" not in said
+    said = cli("solve", QUESTION, script="crash").stderr
+    assert "The backend Model raised ZeroDivisionError: a [defect]" in said and "\x1b" not in said
 
 
 def test_verbose_shows_the_traceback(cli):
-    done = cli("solve", QUESTION, "--verbose", script="crash")
+    done = cli("solve", QUESTION, "--verbose", script="defect")
     assert done.returncode == 1 and "Traceback" in done.stderr
     done = cli("solve", "", "--verbose")
     assert done.returncode == 2 and "Traceback" in done.stderr

@@ -209,7 +209,7 @@ def test_a_brief_judge_reads_nothing_again_that_was_read_for_the_answer(
 
         first, turned = asyncio.run(search())
         read = len(backend._reply(writing).ids)
-        whole = len(backend._turn(Prompt(head.text + tail, images)).ids)
+        whole = len(backend._sequence(Prompt(head.text + tail, images), []).ids)
     assert first.encodes == 0 and first.cached == read
     assert first.prefilled == whole - read
     assert turned.cached > read  # "Compare:" too

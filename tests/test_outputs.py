@@ -40,7 +40,10 @@ CASES = [  # the command, with OUT where the output goes; what OUT must not be
     (["solve", ASK, "-m", "model", "--trace", "OUT"], "model/cot_engine.json"),
     (["solve", ASK, "-m", "model", "--trace", "OUT"], "model/model.safetensors"),
     (["trace", "t.jsonl", "--html", "OUT"], "t.jsonl"),
-    (["trace", "t.jsonl", "--html", "OUT", "-m", "model"], "model/config.json"),
+    (
+        ["trace", "t.jsonl", "--html", "OUT", "--judge", "self", "-m", "model"],
+        "model/config.json",
+    ),
     (["report", "s.sqlite", "--out", "OUT"], "s.sqlite"),
     (["report", "s.sqlite", "--format", "csv", "--out", "OUT"], "s.sqlite-wal"),
     (["report", "s.sqlite", "--trace", "x/y/0", "--out", "OUT"], "s.sqlite"),

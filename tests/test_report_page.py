@@ -272,7 +272,7 @@ def test_hostile_text_stays_text(tmp_path):
 
 def test_without_matplotlib(found, store, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(CotEngineError, match=r"pip install 'cot-engine\[report\]'"):
+    with pytest.raises(CotEngineError, match=r"pip install 'matplotlib.*'\.\[report\]'"):
         page(found, store)
 
 
