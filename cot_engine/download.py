@@ -125,7 +125,7 @@ def _connected(url: str, inner: bool, deadline: float) -> tuple[http.client.HTTP
 
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
-        said = f"cannot be read: it leads to {url[:80]!r}"
+        said = f"cannot be read: it leads to {shown(url)}"
         raise _Refused(said, "Only http and https are read.")
     if parts.username is not None or parts.password is not None:
         said = "cannot be read: the address holds a user name, and those are not sent"
