@@ -1,63 +1,34 @@
 """Growing against a second account, written out here: what is asked of the model, with which
-seeds, what is forced, how what came back becomes steps, and what is held back meanwhile."""
+seeds, what is forced, and how what came back becomes steps."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 
 import pytest
 from attentive import Attentive
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from sessions import (
+    CONCLUSION,
+    PLAN,
+    REASONING,
+    SUMMARY,
+    C,
+    R,
+    S,
+    chain,
+    expand,
+    session,
+    step,
+    words,
+)
 
-from cot_engine.boundaries import Until
-from cot_engine.budget import Budget, Meter
-from cot_engine.events import Cut, Growing, Grown
-from cot_engine.growth import Exhausted, Growth, largest
-from cot_engine.judges import OutOfBudget
-from cot_engine.session import FLOOR_TOKENS, MeteredAsk, Session, Settings
-from cot_engine.stages import DEFAULT_PLAN, Plan, Stage
-from cot_engine.testing import ScriptedBackend, staged_reply
-from cot_engine.testing.scripted import _number
-from cot_engine.types import GREEDY, Chain, Problem, Prompt, Sampling, Segment, Step, Usage
-
-PLAN = DEFAULT_PLAN.fit(0)
-SUMMARY, REASONING, CONCLUSION = PLAN
-S, R, C = "<SUMMARY>s</SUMMARY>", "<REASONING>r</REASONING>", "<CONCLUSION>c</CONCLUSION>"
-UNITS = ("flops", "new tokens", "tokens", "calls")
-
-
-def session(script=staged_reply, *, problem="p", backend=None, plan=PLAN, **more):
-    events = []
-    backend = backend or ScriptedBackend(script)
-    made = Session(
-        Problem(problem, "Which is it?"),
-        *(plan, backend, Settings(plan=plan, **more), events.append, "scope"),
-    )
-    return made, backend, events
-
-
-def step(text, tokens=1, stage="SUMMARY", finish="stop", faults=(), logprob=-1.0):
-    segments = (Segment(text, tuple(range(tokens))),)
-    return Step(text, segments, stage, logprob, tokens, finish, faults)
-
-
-def chain(*texts, at=0, **more):
-    """A chain of one step for each text, the last step's fields given by `more`."""
-    grown = Chain()
-    for k, text in enumerate(texts):
-        last = k == len(texts) - 1
-        grown = grown.grow(at if last else 0, step(text, **(more if last else {})), False)
-    return grown
-
-
-def expand(growth, *args, **more):
-    return asyncio.run(growth.expand(*args, **more))
-
-
-# --- seeds ---------------------------------------------------------------------------------------
+from cot_engine.budget import Budget
+from cot_engine.events import Grown
+from cot_engine.growth import Growth
+from cot_engine.stages import Plan, Stage
+from cot_engine.testing import staged_reply
+from cot_engine.types import GREEDY, Chain, Sampling, Usage
 
 
 def test_a_seed_is_a_digest_of_run_problem_and_path():
@@ -98,9 +69,6 @@ def test_greedy_is_greedy_whatever_is_grown(mode, until):
     backend.requests.clear()
     expand(Growth(made), (Chain(),), until, 1)
     assert {r.sampling for r in backend.requests} == {sampling}
-
-
-# --- which children, in which order --------------------------------------------------------------
 
 
 def test_children_stand_where_their_parents_stood():
@@ -214,8 +182,6 @@ def test_a_tag_is_forced_where_the_model_would_go_astray_again(last, forced):
     assert asked == last.text + "<REASONING>" * forced
 
 
-# --- how what was written becomes steps ----------------------------------------------------------
-
 AS = [  # before, until, what the model writes -> text of the step, stage, finish, faults, done
     ("", SUMMARY, S, S, "SUMMARY", "stop", (), False),
     ("", SUMMARY, S[:-10], S, "SUMMARY", "eos", ("ended:SUMMARY",), False),
@@ -263,10 +229,6 @@ def test_an_optional_stage_may_be_left_out(missing):
         Growth(made).sample([chain("<A>a</A>", stage="A")], plan.stages[1], 1, 99, False, False)
     )
     assert children[0].last.faults == (("missing:B",) if missing else ())
-
-
-def words(n, tag="REASONING"):
-    return f"<{tag}>" + " ".join(["w"] * n)
 
 
 @pytest.mark.parametrize(
@@ -381,401 +343,3 @@ def test_the_length_of_a_unit_is_that_of_the_stages_still_to_come():
     assert growth.length(opened, CONCLUSION) == 256
     short = Growth(session(plan=Plan((Stage("A", "", "", length=9), CONCLUSION)))[0])
     assert (growth.length(opened, "sentence"), short.length(Chain(), "sentence")) == (256, 9)
-
-
-# --- concluding ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("before", "mode", "forced"),
-    [
-        ((), "trained", "<CONCLUSION>"),
-        ((S,), "trained", "<CONCLUSION>"),
-        ((S,), "prompted", "\n\n<CONCLUSION>"),
-        ((S, "<REASONING>r"), "trained", "</REASONING><CONCLUSION>"),
-        ((S, "\n\n<REASONING>r"), "prompted", "</REASONING>\n\n<CONCLUSION>"),
-        ((S, R, "<CONCLUSION>c"), "trained", ""),
-    ],
-)
-def test_concluding_opens_the_last_stage_and_closes_what_is_open(before, mode, forced):
-    made, backend, events = session(lambda request, seed: "4</CONCLUSION>", mode=mode, seed=3)
-    growth, parent = Growth(made), chain(*before) if before else Chain()
-    growth.children[parent.id] = 2
-    told, doing = [], made.reporter.doing
-    made.reporter.doing = lambda *what: told.append(what) or doing(*what)
-    child, usage = asyncio.run(growth.conclude(parent))
-    (request,) = backend.requests
-    assert "".join(s.text for s in request.prefix) == parent.text + forced
-    assert (request.seeds, request.sampling, request.max_new_tokens) == ((0,), GREEDY, 256)
-    assert child.id == f"{parent.id}.2" and growth.children[parent.id] == 3 and child.done
-    assert child.text == parent.text + forced + "4</CONCLUSION>"
-    growing, grown = events
-    assert (growing.parents, growing.unit, growing.n) == ((parent.id,), "CONCLUSION", 1)
-    assert grown.forced and grown.usage == usage == made.meter.total
-    assert told == [("growing", "CONCLUSION", 1)]
-    (told_of,) = grown.chains
-    assert (told_of.id, told_of.steps) == (child.id, child.steps[-1:]), "the new step alone"
-    told.clear()
-    asyncio.run(growth.sample([parent, chain(S, at=3)], "sentence", 4, 9, False, False))
-    assert told == [("growing", "sentence", 8)]
-
-
-@pytest.mark.parametrize("length", [0, -1, 1.0, True, "9", None])
-def test_a_judge_that_asks_for_no_length_is_told_before_anything_is_sent(length):
-    made, backend, _ = session()
-    with pytest.raises(TypeError, match="length is"):
-        asyncio.run(
-            MeteredAsk(made, "judge", ()).write(Prompt("q"), ["a"], Until(), length, GREEDY)
-        )
-    assert not backend.requests
-    asyncio.run(MeteredAsk(made, "judge", ()).write(Prompt("q"), ["a"], Until(), 1, GREEDY))
-    assert backend.requests[-1].max_new_tokens == 1
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        *({"prompt": "q"}, {"prompt": Prompt(5)}, {"tails": "ab"}, {"tails": ()}, {"tails": [1]}),
-        *({"until": None}, {"sampling": None}),
-    ],
-    ids=str,
-)
-def test_a_judge_that_asks_wrongly_is_told_before_anything_is_sent(wrong):
-    made, backend, _ = session()
-    right = {"prompt": Prompt("q"), "tails": ["a"], "until": Until(), "sampling": GREEDY}
-    with pytest.raises(TypeError):
-        asyncio.run(MeteredAsk(made, "judge", ()).write(**right | wrong, length=9))
-    if "prompt" in wrong or "tails" in wrong:
-        asked = {name: (right | wrong)[name] for name in ("prompt", "tails")}
-        with pytest.raises(TypeError):
-            asyncio.run(MeteredAsk(made, "judge", ()).choose(**asked, choices=("1", "2")))
-    assert not backend.requests
-
-
-def test_a_scope_is_let_go_of_once():
-    made, backend, _ = session()
-    made.release()
-    made.release()
-    assert backend.released == ["scope"]
-
-
-def test_what_a_session_begins_with():
-    made, *_ = session(sampling=Sampling(0.5))
-    assert (made.match, made.safe, made.settings.seed) == (0.0, None, 0)
-    request = made.growing((), Until(), (1, 2), 7)
-    assert (request.sampling, request.seeds, request.max_new_tokens) == (Sampling(0.5), (1, 2), 7)
-    assert request.role == "generate" and request.prompt == made.prompt
-
-
-def test_a_question_writes_no_tokens_and_a_continuation_those_it_has():
-    made, *_ = session()
-    told = []
-    made.reporter.answered = lambda headway, tokens, rows: told.append((tokens, rows))
-    asyncio.run(MeteredAsk(made, "judge", ()).choose(Prompt("q"), ["a", "b"], ["1", "2"]))
-    expand(Growth(made), (Chain(),), SUMMARY, 3)
-    assert told == [(0, 2), (made.meter.usage["generate"].decoded, 3)]
-
-
-@pytest.mark.parametrize(
-    ("budget", "fault", "finish"),
-    [(None, "unclosed-last:CONCLUSION", "length"), (40, "unclosed:CONCLUSION", "budget")],
-)
-def test_a_conclusion_that_ends_in_the_air_says_whether_the_budget_cut_it(budget, fault, finish):
-    made, *_ = session(
-        lambda request, seed: "w " * 999, budget=budget and Budget(budget, "new tokens")
-    )
-    child, _ = asyncio.run(Growth(made).conclude(chain(S)))
-    assert (child.last.faults[-1], child.last.finish, child.done) == (fault, finish, True)
-
-
-# --- what is held back ---------------------------------------------------------------------------
-
-
-def test_the_floor_is_what_a_conclusion_costs_there_with_its_tags():
-    made, *_ = session(backend=Attentive(), budget=Budget(1e9, "flops"))
-    for length, grown in itertools.product((1, 5, 40), (0, 1, 30)):
-        prefix = chain(words(length)).segments
-        context = len("Which is it?".split()) + length
-        floor = made.floor(prefix, grown)
-        places = range(context + max(1, grown), context + max(1, grown) + floor.decoded)
-        assert floor.flops == sum(1000 + 100 * place for place in places)
-        assert (floor.calls, floor.prefilled, floor.decoded) == (1, 0, 32 + 24)
-        # A token for each letter of the longest tags is more than any tokenizer takes.
-        assert floor.decoded - FLOOR_TOKENS >= len("</REASONING><CONCLUSION>")
-    made.safe = Chain()
-    assert made.floor(prefix, 9) == Usage()
-    assert session()[0].floor(prefix, 9) == Usage()
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_the_floor_is_that_of_the_longest_parent_grown_by_what_is_asked(turned):
-    made, *_ = session(backend=Attentive(), budget=Budget(1e9, "flops"))
-    growth, parents = Growth(made), [chain(words(3), tokens=3), chain(words(30), tokens=30, at=1)]
-    floor = growth.floor(parents[::-1] if turned else parents, 17)
-    assert floor == made.ending(parents[1].segments, 17)
-    assert floor.flops > made.ending(parents[0].segments, 17).flops
-    assert floor.flops > made.ending(parents[1].segments, 0).flops
-
-
-def test_opening_later_stages_by_force_is_reserved_for_each_candidate():
-    made, *_ = session(backend=Attentive(), mode="prompted", budget=Budget(1e9, "flops"))
-    growth, parents = Growth(made), [chain(words(3), tokens=3), chain(words(9), tokens=9, at=1)]
-    one = made.ending(parents[1].segments, 1)
-    later = growth.later_tags(parents, 5)
-    assert later.calls == 2 * 2 * 5  # two stages behind the first, two parents
-    assert (later.prefilled, later.flops) == (one.decoded * 20, one.flops * 20)
-
-
-@given(
-    st.sampled_from(UNITS),
-    st.integers(1, 4),
-    st.sampled_from([SUMMARY, "sentence", "end"]),
-    st.sampled_from(["trained", "prompted"]),
-    st.floats(0.01, 1.3),
-    st.integers(1, 2),
-)
-@settings(max_examples=50)
-def test_a_tight_budget_shortens_to_64_then_thins_then_shortens(unit, n, until, mode, share, many):
-    """The number and the length are the largest that fit, by trying them all."""
-    plan = Plan(tuple(Stage(s.tag, "", "", n) for s, n in zip(PLAN, (90, 130, 40), strict=True)))
-    budget = Budget(1, unit)
-    made, _, events = session(backend=Attentive(), mode=mode, budget=budget, plan=plan)
-    growth = Growth(made)
-    parents = [
-        chain(words(5 + 20 * k, "SUMMARY") + ".</SUMMARY>", tokens=5 + 20 * k, at=k)
-        for k in range(many)
-    ]
-    until = plan["REASONING"] if until is SUMMARY else until
-    asked = max(growth.length(parent, until) for parent in parents)
-
-    def cost(count, length):
-        total = growth.cost(parents, until, count, length, False)
-        if until == "end" and mode == "prompted":
-            total += growth.later_tags(parents, count)
-        return made.meter.budget.of(total)
-
-    def floor(length):
-        return made.meter.budget.of(growth.floor(parents, length))
-
-    amount = max(1, int(share * (cost(n, asked) + floor(asked))))
-    made.meter.budget = Budget(amount, unit)
-
-    def fits(count, length):
-        return cost(count, length) + floor(length) <= amount
-
-    count = next((c for c in range(n, 1, -1) if fits(c, min(64, asked))), 1)
-    length = max((k for k in range(1, asked + 1) if fits(count, k)), default=0)
-    if length < 8:
-        with pytest.raises(Exhausted):
-            growth._within_budget(parents, until, n, False)
-        assert [(e.what, e.asked, e.granted, e.left) for e in events] == [
-            ("search", n * many, 0, amount)
-        ]
-        return
-    assert growth._within_budget(parents, until, n, False) == (count, length)
-    assert [(e.what, e.asked, e.granted, e.left) for e in events] == [
-        *[("candidates", n, count, amount)] * (count < n),
-        *[("tokens", asked, length, amount)] * (length < asked),
-    ]
-
-
-@pytest.mark.parametrize("left", [0, 56 + 7, 56 + 8, 56 + 63, 56 + 127, 56 + 128])
-def test_eight_tokens_are_worth_growing_and_sixty_four_are_worth_a_candidate(left):
-    made, _, events = session(budget=Budget(1000, "new tokens"))
-    made.meter.charge("generate", Usage(decoded=1000 - left))
-    growth = Growth(made)
-    if left < 56 + 8:
-        with pytest.raises(Exhausted):
-            growth._within_budget([Chain()], SUMMARY, 2, False)
-        assert [(e.what, e.asked, e.granted, e.left) for e in events] == [("search", 2, 0, left)]
-    else:
-        count = 2 if left == 56 + 128 else 1
-        assert growth._within_budget([Chain()], SUMMARY, 2, False) == (count, (left - 56) // count)
-
-
-def test_where_the_money_ends_what_is_finished_counts_and_else_the_likeliest():
-    made, *_ = session(budget=Budget(1, "tokens"))
-    parents = tuple(
-        chain("<SUMMARY>a</SUMMARY>", at=k, logprob=lp) for k, lp in enumerate((-3.0, -1.0, -2.0))
-    )
-    with pytest.raises(Exhausted) as ended:
-        expand(Growth(made), parents, REASONING, 1)
-    assert ended.value.chain == parents[1]
-    made.safe = Chain("r.9", (step("x", logprob=-9.0),), True)
-    with pytest.raises(Exhausted) as ended:
-        expand(Growth(made), parents, REASONING, 1)
-    assert ended.value.chain == made.safe
-
-
-def test_of_whole_responses_the_soundest_then_likeliest_makes_the_answer_safe():
-    easy = next(f"<CONCLUSION>{k}</CONCLUSION>" for k in range(999) if _likely(k))
-    hard = next(f"<CONCLUSION>{k}</CONCLUSION>" for k in range(999) if not _likely(k))
-    left = [easy, S + R + hard, S + R + easy, S + R, S + R + hard]  # in this order, from the root
-    made, *_ = session(lambda request, seed: left.pop(0))
-    growth = Growth(made)
-    grown = expand(growth, (Chain(),), "end", 5)
-    assert made.safe == grown[2] and grown[0].done, "the likeliest of all skipped two stages"
-    assert grown[0].likelihood() > grown[2].likelihood() > grown[1].likelihood()
-    left.append(S + R + easy)
-    expand(growth, (Chain(),), "end", 1)
-    assert made.safe == grown[2], "once there is one it is the selection's to change"
-    made, *_ = session()
-    expand(Growth(made), (Chain(),), SUMMARY, 2)
-    assert made.safe is None
-
-
-def _likely(k):
-    """Whether the scripted model finds this conclusion as likely as anything."""
-    return _number(f"<CONCLUSION>{k}</CONCLUSION>") % 7 == 0
-
-
-def test_the_longest_child_so_far_is_kept_in_mind_whichever_came_last():
-    replies = ["<SUMMARY>" + " w" * n + "</SUMMARY>" for n in (3, 9, 5)]
-    left = list(replies)
-    made, *_ = session(lambda request, seed: left.pop(0))
-    growth = Growth(made)
-    for count, longest in ((2, 10), (1, 10)):
-        expand(growth, (Chain(),), SUMMARY, count)
-        assert growth.longest == {"r": longest}
-
-
-@pytest.mark.parametrize(("left", "granted"), [(56, 56), (40, 40), (300, 256), (32, 32), (1, 1)])
-def test_a_conclusion_gets_what_is_left_and_the_floor_at_least(left, granted):
-    made, backend, _ = session(budget=Budget(1000, "new tokens"))
-    made.meter.charge("generate", Usage(decoded=1000 - left))
-    asyncio.run(Growth(made).conclude(chain(S)))
-    assert backend.requests[-1].max_new_tokens == granted
-    if left >= 32:  # so much is worth more than a finished chain that there is
-        backend.requests.clear()
-        made.meter.usage.clear()
-        made.meter.charge("generate", Usage(decoded=1000 - left))
-        made.safe = Chain("r.7", (step(S),), True)
-        asyncio.run(Growth(made).conclude(chain(S)))
-        assert backend.requests[-1].max_new_tokens == granted
-
-
-@pytest.mark.parametrize(("left", "safe"), [(0, None), (31, Chain("r.7", (step(S),), True))])
-def test_where_not_even_the_floor_is_left_what_there_is_is_the_answer(left, safe):
-    made, backend, events = session(budget=Budget(1000, "new tokens"))
-    made.meter.charge("generate", Usage(decoded=1000 - left))
-    made.safe, begun = safe, chain(S)
-    assert asyncio.run(Growth(made).conclude(begun)) == (safe or begun, Usage())
-    assert not backend.requests and not events
-
-
-def test_a_conclusion_is_shortened_to_what_is_left_rather_than_left_out():
-    """Reading the chain again may cost more than the floor held back."""
-    made, backend, _ = session(budget=Budget(1000, "new tokens"))
-    made.meter.charge("generate", Usage(decoded=1000 - 7))
-    concluded, _ = asyncio.run(Growth(made).conclude(chain(S)))
-    assert concluded.done and backend.requests[-1].max_new_tokens == 7
-
-
-@given(st.integers(0, 40), st.integers(0, 45))
-def test_largest_is_the_largest(most, limit):
-    asked = []
-
-    def fits(k):
-        asked.append(k)
-        return k <= limit
-
-    assert largest(most, fits) == min(most, limit)
-    assert all(1 <= k <= most for k in asked) and len(asked) <= 6
-
-
-# --- seconds -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", ["trained", "prompted"])
-@pytest.mark.parametrize("budget", [None, Budget(8, "seconds"), Budget(10**6, "tokens")], ids=str)
-def test_every_request_has_its_deadline(budget, mode):
-    made, backend, _ = session(budget=budget, mode=mode)
-    now = [100.0]
-    made.meter = Meter(budget, clock=lambda: now[0])
-    growth = Growth(made)
-
-    def deadlines():
-        found = {
-            r.deadline if r.deadline is None else round(r.deadline + Meter.HANDOVER, 9)
-            for r in backend.requests
-        }
-        backend.requests.clear()
-        return found
-
-    clocked = budget is not None and budget.unit == "seconds"
-    now[0] = 101.0
-    asyncio.run(growth.conclude(Chain()))
-    assert deadlines() == {108.0 if clocked else None}, "a conclusion may use what is kept for it"
-    (grown,) = expand(growth, (Chain(),), SUMMARY, 1)
-    assert deadlines() == {106.0 if clocked else None}, "a quarter is held back"
-    asyncio.run(growth.sample([grown], REASONING, 1, 99, False, False, upto=0.5))
-    assert deadlines() == {104.0 if clocked else None}
-    made.safe = grown
-    expand(growth, (grown,), "end", 2)
-    assert deadlines() == {108.0 if clocked else None}, "nothing, once an answer is safe"
-    ask = MeteredAsk(made, "judge", ())
-    asyncio.run(ask.write(Prompt("q"), ["a", "b"], Until(), 9, GREEDY))
-    assert deadlines() == {108.0 if clocked else None}
-
-
-# --- judges' requests ----------------------------------------------------------------------------
-
-
-def test_what_a_judge_writes_is_seeded_by_its_words_and_charged_to_it():
-    made, backend, _ = session(
-        lambda request, seed: "yes " * (1 + seed % 5), budget=Budget(9e9, "flops")
-    )
-    ask, prompt = MeteredAsk(made, "score", ()), Prompt("Which?")
-    asyncio.run(ask.write(prompt, ["a", "bb", "a"], Until(), 9, Sampling()))
-    seeds = [request.seeds for request in backend.requests]
-    assert seeds == [(made.seed("judge", "Which?", tail),) for tail in ("a", "bb", "a")]
-    assert [r.prompt.text for r in backend.requests] == ["Which?a", "Which?bb", "Which?a"]
-    assert {(r.scope, r.role, r.max_new_tokens, r.sampling) for r in backend.requests} == {
-        ("scope", "score", 9, Sampling())
-    }
-    assert made.meter.usage == {"score": ask.usage} and ask.usage.calls == 3
-    asyncio.run(ask.choose(prompt, ["a", "b"], ["1", "2"], "So: "))
-    assert made.meter.usage == {"score": ask.usage} and ask.usage.calls == 5
-    last = backend.requests[-1]
-    assert (last.tails, last.choices, last.prefix, last.role) == (
-        ("a", "b"),
-        ("1", "2"),
-        "So: ",
-        "score",
-    )
-
-
-def test_what_a_judge_asks_is_reserved_as_a_whole_above_the_floor():
-    made, backend, _ = session(budget=Budget(9e9, "tokens"))
-    prefix = chain(words(9)).segments
-    ask, tails = MeteredAsk(made, "judge", prefix), ["a", "b", "c"]
-    asyncio.run(ask.write(Prompt("Which?"), tails, Until(), 9, GREEDY))
-    full = ask.asked
-    assert full == 3 * (9 + 1)
-    made, backend, _ = session(budget=Budget(full + 56, "tokens"))
-    made.meter.charge("generate", Usage(decoded=1))  # one short: the floor is 56
-    ask = MeteredAsk(made, "judge", prefix)
-    with pytest.raises(OutOfBudget):
-        asyncio.run(ask.write(Prompt("Which?"), tails, Until(), 9, GREEDY))
-    assert ask.asked == full and not backend.requests and ask.usage == Usage()
-    made.safe = Chain()
-    asyncio.run(ask.write(Prompt("Which?"), tails, Until(), 9, GREEDY))
-
-
-def test_without_a_budget_nothing_is_estimated():
-    class Never(ScriptedBackend):
-        def estimate(self, request):
-            raise AssertionError("estimating is not free")
-
-    made, *_ = session(backend=Never())
-    asyncio.run(MeteredAsk(made, "judge", ()).choose(Prompt("q"), ["a"], ["1", "2"]))
-    expand(Growth(made), (Chain(),), SUMMARY, 1)
-
-
-def test_what_cutting_says_is_left_is_what_is_left():
-    made, _, events = session(budget=Budget(90, "new tokens"))
-    made.meter.charge("generate", Usage(decoded=7))
-    expand(Growth(made), (Chain(),), SUMMARY, 3)
-    cuts = [e for e in events if isinstance(e, Cut)]
-    assert cuts and {cut.left for cut in cuts} == {83}
-    assert [type(e) for e in events][-2:] == [Growing, Grown]

@@ -1,0 +1,47 @@
+"""Sessions on a scripted backend, and chains made by hand, to grow from."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cot_engine.session import Session, Settings
+from cot_engine.stages import DEFAULT_PLAN
+from cot_engine.testing import ScriptedBackend, staged_reply
+from cot_engine.types import Chain, Problem, Segment, Step
+
+PLAN = DEFAULT_PLAN.fit(0)
+SUMMARY, REASONING, CONCLUSION = PLAN
+S, R, C = "<SUMMARY>s</SUMMARY>", "<REASONING>r</REASONING>", "<CONCLUSION>c</CONCLUSION>"
+UNITS = ("flops", "new tokens", "tokens", "calls")
+
+
+def session(script=staged_reply, *, problem="p", backend=None, plan=PLAN, **more):
+    events = []
+    backend = backend or ScriptedBackend(script)
+    made = Session(
+        Problem(problem, "Which is it?"),
+        *(plan, backend, Settings(plan=plan, **more), events.append, "scope"),
+    )
+    return made, backend, events
+
+
+def step(text, tokens=1, stage="SUMMARY", finish="stop", faults=(), logprob=-1.0):
+    segments = (Segment(text, tuple(range(tokens))),)
+    return Step(text, segments, stage, logprob, tokens, finish, faults)
+
+
+def chain(*texts, at=0, **more):
+    """A chain of one step for each text, the last step's fields given by `more`."""
+    grown = Chain()
+    for k, text in enumerate(texts):
+        last = k == len(texts) - 1
+        grown = grown.grow(at if last else 0, step(text, **(more if last else {})), False)
+    return grown
+
+
+def expand(growth, *args, **more):
+    return asyncio.run(growth.expand(*args, **more))
+
+
+def words(n, tag="REASONING"):
+    return f"<{tag}>" + " ".join(["w"] * n)
