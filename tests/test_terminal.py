@@ -312,10 +312,14 @@ atexit.register(lambda: print(gc.get_freeze_count() > 0))
 from cot_engine.cli import main
 sys.argv = ["cot-engine", "--version"]
 main({})
-print(os.environ.get("OMP_WAIT_POLICY"), gc.get_threshold()[0] > 10_000)
+from cot_engine.cli import process
+process.small_model()
+threads = os.environ.get("OMP_NUM_THREADS")
+print(os.environ.get("OMP_WAIT_POLICY"), threads, gc.get_threshold()[0] > 10_000)
 """
-    unset = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    for arguments, said in (("", "passive True\nTrue"), ('["--version"]', "None False\nFalse")):
+    unset = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
+    ours, others = "passive 1 True\nTrue", "None None False\nFalse"
+    for arguments, said in (("", ours), ('["--version"]', others)):
         command = [sys.executable, "-c", code.format(arguments)]
         done = subprocess.run(command, env=unset, capture_output=True, text=True, check=True)
         assert done.stdout.partition("\n")[2].strip() == said

@@ -19,6 +19,9 @@ _YOUNG = 50_000
 while they are imported, none of it garbage: a look every 700 takes a sixth of the time."""
 
 
+_ours = False
+
+
 def settle() -> None:
     """Settings of the whole process, made before torch is imported.
 
@@ -27,9 +30,18 @@ def settle() -> None:
     end is given back by the system at once; the collector took a fifth of the time of a short
     command to look at all of it first.
     """
+    global _ours
+    _ours = True
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     gc.set_threshold(_YOUNG, 10, 10)
     atexit.register(gc.freeze)
+
+
+def small_model() -> None:
+    """Before torch is imported, for one question to the bundled model: it is so small that two
+    threads take longer than one, and more of the processor."""
+    if _ours:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def silence_libraries() -> None:

@@ -44,6 +44,7 @@ def run(
     json: bool,
     quiet: bool,
 ) -> None:
+    from cot_engine.cli import process
     from cot_engine.cli.display import make_display
     from cot_engine.engine import BUNDLED, model_path
 
@@ -58,6 +59,8 @@ def run(
     if trace is not None:
         _check_writable(Path(trace))
 
+    if config.model == BUNDLED:
+        process.small_model()
     with make_display(quiet) as display:
         if config.model == BUNDLED and not _chosen(flags):
             display.notice(_KNOWS)
