@@ -514,7 +514,7 @@ def test_live_on_a_terminal():
     text, out, code = on_terminal("solve", "How many?", "--n", "3", SCRIPT="slow")
     assert code == 0 and re.fullmatch(r"[0-4]\n", out)
     assert text.index("Loading bundled") < text.index("SUMMARY")
-    for word in ("Writing SUMMARY: 3 candidates", "▸", "beat", "\x1b[1;32m", "generate"):
+    for word in ("Writing SUMMARY: ", "▸", "beat", "\x1b[1;32m", "generate"):
         assert word in text
     for stage in ("SUMMARY", "REASONING", "CONCLUSION"):
         moves = re.findall(rf"Writing {stage}: 0 of 3 candidates, (\d+) tokens?", text)
