@@ -21,15 +21,19 @@ _UNITS: dict[str, Unit] = {
     "flops": "flops",
     "flop": "flops",
     "new tokens": "new tokens",
+    "new token": "new tokens",
     "new": "new tokens",
     "tokens": "tokens",
+    "token": "tokens",
     "all tokens": "tokens",
     "seconds": "seconds",
+    "second": "seconds",
     "s": "seconds",
     "calls": "calls",
+    "call": "calls",
 }
 _SCALE = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+]?\d+)?)\s*([kMGTP]?)\s*([a-z ]+?)\s*")
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*([kMGTP]?)\s*([a-z ]+?)\s*")
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,6 +151,7 @@ class Engine:
         try:
             while (event := events.get()) is not None:
                 yield event
+                self._loop.check_process()  # nothing comes any more where the loop is not
             sent.result.result()
         finally:
             sent.result.cancel()
@@ -203,6 +204,7 @@ class Engine:
                 if feed.ready:
                     yield feed.take()
                 else:
+                    self._loop.check_process()
                     finished.wait()
                     finished.clear()
         finally:
@@ -306,6 +308,8 @@ class Engine:
         self, run: Run, image: Any, question: str | None, listen: Listener | None
     ) -> Answer:
         """One search, from what the user gave. Runs in the engine's thread."""
+        if listen is not None and not callable(listen):
+            raise ConfigError(f"on_event is {shown(listen)}.", "It must be a function.")
         problem = await self._load(lambda: run.problem(image, question))
         if len(problem.images) > self.backend.info.max_images:
             raise InputError(

@@ -7,14 +7,20 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
+from cot_engine.errors import InputError
+
 
 class Feed:
     """Takes from `problems` and sends, with its position, what there is room for: at most
-    `in_flight` that are not answered yet."""
+    `in_flight` that are not answered yet. Raises InputError where nothing can be taken from it."""
 
     def __init__(
         self, problems: Iterable[Any], send: Callable[[int, Any], Future], in_flight: int
     ) -> None:
+        if not isinstance(problems, Iterable):
+            raise InputError(
+                f"The problems are a {type(problems).__name__}.", "Give a list or an iterator."
+            )
         self.problems = iter(problems)
         self.send = send
         self.in_flight = in_flight

@@ -161,13 +161,17 @@ class LoopThread:
                 with suppress(InvalidStateError):
                     future.set_exception(self._was_closed())
 
-    def _check(self) -> None:
+    def check_process(self) -> None:
+        """Raises ModelError in a process that was forked from the one it runs in."""
         if os.getpid() != self._process:
             raise ModelError(
                 f"This engine was made in process {self._process}; this is process {os.getpid()},"
                 " forked from it, which has none of its threads.",
                 "Make an engine in each process, after the fork.",
             )
+
+    def _check(self) -> None:
+        self.check_process()
         if self.closed:
             raise ModelError("The engine is closed.", "Make another one; a closed one cannot run.")
 

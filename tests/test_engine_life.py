@@ -350,17 +350,21 @@ def test_a_forked_child_is_told():
         from cot_engine.testing import ScriptedBackend
         engine = Engine(ScriptedBackend(), profile=Profile("likelihood"))
         print(engine.solve(None, "How many?").text, flush=True)
+        stream, many = engine.stream(None, "How many?"), engine.solve_many([(None, "How many?")])
+        next(stream)
         if child := os.fork():
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             print(status, engine.solve(None, "Two?").text)
         else:
-            try:
-                engine.solve(None, "How many?")
-            except ModelError as error:
-                print(error, flush=True)
-                engine.close()
-                os._exit(7)
-            os._exit(8)
+            told = []
+            for act in (lambda: list(stream), lambda: next(many), lambda: engine.solve(None, "?")):
+                try:
+                    act()
+                except ModelError as error:
+                    told.append(error)
+            print(told[-1], flush=True)
+            engine.close()
+            os._exit(7 if len(told) == 3 else 8)
     """)
     assert ended.returncode == 0, ended.stderr
     first, told, last = ended.stdout.splitlines()
@@ -534,6 +538,10 @@ def test_garbage_among_many_yields_an_error_in_its_place():
     for bad in items[1:-1]:
         with pytest.raises(InputError):
             next(engine_of().solve_many([bad]))
+    with pytest.raises(InputError, match="problems are a NoneType"):
+        next(engine_of().solve_many(None))
+    with pytest.raises(ConfigError, match="on_event is 5"):
+        engine_of().solve(None, "How many?", on_event=5)
     with pytest.raises(ConfigError, match="on_error is 'skip'"):
         next(engine_of().solve_many(items, on_error="skip"))
     with pytest.raises(ConfigError, match="config is a dict"):

@@ -128,7 +128,7 @@ def test_a_backend_that_never_counts_works_too(mode):
     assert {event.of for event in grown} == {5}
     if mode == "prompted":  # trained: one request for all
         done = [event.done for event in grown]
-        assert done == sorted(done) and len(set(done)) > 2
+        assert done == sorted(done) and len(set(done)) > 1
         assert max(event.tokens for event in grown) > 0
     assert judged[0].doing == "judging" and judged[0].unit == ""
     assert max(event.tokens for event in judged) > 0, "this judge writes"

@@ -7,6 +7,7 @@ for, which may be in the middle of a long forward pass.
 
 from __future__ import annotations
 
+import atexit
 import os
 import queue
 import threading
@@ -19,6 +20,7 @@ from cot_engine.backends.jobs import Job
 from cot_engine.backends.trouble import attempt, emptied
 from cot_engine.errors import ModelError, said
 
+AT_EXIT = 10.0  # seconds that the end of the interpreter waits for it
 PATIENCE = 1.0  # seconds that closing waits for a forward pass; the thread then ends by itself
 
 
@@ -52,6 +54,7 @@ class Life:
             target=_live, args=(self, weakref.ref(owner)), name="cot-engine-model", daemon=True
         )
         weakref.finalize(owner, self.inbox.put, None).atexit = False
+        _living.add(self)
         self.thread.start()
 
     def check(self) -> None:
@@ -112,6 +115,19 @@ class Life:
         self.inbox.put(None)
         if threading.current_thread() is not self.thread:
             self.thread.join(PATIENCE)
+
+
+_living: weakref.WeakSet[Life] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """A thread that the interpreter ends in the middle of a forward pass takes the process with
+    it: torch's frames do not let an exception through. So each gets time to come out of one."""
+    for life in list(_living):
+        life.close()
+        if os.getpid() == life.process:
+            life.thread.join(AT_EXIT)
 
 
 def _live(life: Life, owner: weakref.ref[Owner]) -> None:
