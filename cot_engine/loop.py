@@ -157,9 +157,10 @@ class LoopThread:
         with self._lock:
             left, self._open = list(self._open), {}
         for sent in left:
-            for future in (sent.result, sent.over):
-                with suppress(InvalidStateError):
-                    future.set_exception(self._was_closed())
+            with suppress(InvalidStateError):
+                sent.result.set_exception(self._was_closed())
+            with suppress(InvalidStateError):
+                sent.over.set_result(None)  # an error here nobody would fetch, and asyncio tell of
 
     def check_process(self) -> None:
         """Raises ModelError in a process that was forked from the one it runs in."""
