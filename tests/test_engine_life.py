@@ -122,11 +122,18 @@ def test_no_iterator_holds_up_the_end_of_the_interpreter():
 
 def test_what_was_answered_before_the_engine_closed_is_not_thrown_away():
     backend = Gated()
-    engine = engine_of(backend, in_flight=4)
+    engine = engine_of(backend, in_flight=3)
     asked = [(None, "One?"), (None, "Two?"), (None, "wait?"), (None, "Four?"), (None, "Five?")]
-    answers = engine.solve_many(iter(asked))
+    over = threading.Event()  # "Two?" was answered, and not only begun before "wait?"
+
+    def heard(index, event):
+        if index == 1 and isinstance(event, Finished):
+            over.set()
+
+    answers = engine.solve_many(iter(asked), on_event=heard)
     first = next(answers)
-    assert backend.waiting.acquire(timeout=LONG)
+    assert over.wait(LONG)
+    engine.solve(None, "Behind it?")  # the loop does what was begun before this
     engine.close()
     assert first.problem.question == "One?"
     assert next(answers).problem.question == "Two?"
