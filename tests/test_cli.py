@@ -391,6 +391,13 @@ def test_trace_writes_a_page(cli, recorded, tmp_path):
     two_lines(cli("trace", recorded, "--html", "-", "--json"))
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_costs_the_page_and_not_what_the_judge_said(cli, recorded):
+    done = cli("trace", recorded, "--judge", "random", "--html", "/dev/full")
+    assert done.returncode == 2 and "No space left" in done.stderr
+    assert "selections kept" in done.stderr and "The answer is" in done.stderr
+
+
 def test_trace_summary(cli, recorded):
     result = json.loads(cli("trace", recorded, "--json").stdout)
     assert result["question"] == QUESTION and result["answer"] == result["stages"][-1]["text"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import re
 from dataclasses import dataclass
@@ -228,6 +229,13 @@ def test_json_and_out_are_the_same(cli, tmp_path):  # noqa: F811
     assert (got["asked"], got["done"], got["failed"]) == (6, 6, 0)
     assert got["about"]["strategies"] == ["best-of-n"] and got["about"]["seed"] == 3
     assert {card["stage"] for card in got["cards"]} == {"whole"}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_costs_the_file_and_not_the_report(cli):  # noqa: F811
+    done = cli("judge-report", "--problems", "2", "--judge", "likelihood", "--out", "/dev/full")
+    assert done.returncode == 2 and "Judges on 2 problems" in done.stdout
+    assert "'/dev/full' cannot be written: No space left" in done.stderr and "--out" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,8 @@ def run(
         _check_writable(Path(out))
     found, stopped = _examine(data, todo, config, quiet)
     text = _json.dumps(plain(found), indent=2)
-    if out is not None:
-        Path(out).write_text(text + "\n", "utf-8")
+    # A disk that filled up meanwhile costs the file, not what the judges were asked for.
+    failed = None if out is None else _write(Path(out), text + "\n")
     if json:
         print(text)
     else:
@@ -79,6 +79,8 @@ def run(
 
         show(found)
     sys.stdout.flush()
+    if failed is not None:
+        raise failed
     if stopped:
         done = f"{found.done:,} of {found.asked:,}"
         raise KeyboardInterrupt("Interrupted.", f"The report is on {done} problems.")
@@ -170,9 +172,22 @@ def _check_writable(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
     except OSError as error:
-        raise InputError(
-            f"The report {str(path)!r} cannot be written: {error.strerror}.",
-            "Choose another place with --out.",
-        ) from None
+        raise _unwritable(path, error) from None
     if not existed:
         path.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> InputError | None:
+    """What went wrong, if something did."""
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        return _unwritable(path, error)
+    return None
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"The report {str(path)!r} cannot be written: {error.strerror}.",
+        "Choose another place with --out.",
+    )

@@ -46,6 +46,14 @@ def run(
 
         again = _rejudge(recorded, judge, tournament, model, device, quiet)
         drawn = replayed(recorded, again)
+    try:
+        _put(drawn, again, html, json=json)
+    finally:  # a full disk costs the drawing, not what the judge said
+        if again is not None and not json and not quiet:
+            _report(recorded, again)
+
+
+def _put(drawn: Trace, again: Rejudged | None, html: str | None, *, json: bool) -> None:
     if html is not None:
         _write_html(drawn, html)
     elif json:
@@ -57,8 +65,6 @@ def run(
         print(_json.dumps(result, indent=2))
     else:
         _print_tree(drawn)
-    if again is not None and not json and not quiet:
-        _report(recorded, again)
 
 
 def _write_html(trace: Trace, path: str) -> None:
