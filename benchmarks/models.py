@@ -22,16 +22,17 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
-from cot_engine import prompts, scenes
-from cot_engine.backends import loading
-from cot_engine.backends.adapters import adapter_for
-from cot_engine.backends.loading import Loaded
-from cot_engine.backends.local import LocalBackend
-from cot_engine.backends.text import ChatText
-from cot_engine.engine import Engine, model_path
-from cot_engine.images import load_image
-from cot_engine.stages import DEFAULT_PLAN, Plan
-from cot_engine.types import Problem
+from cot_engine import scenes
+from cot_engine.backends.local import loading
+from cot_engine.backends.local.backend import LocalBackend
+from cot_engine.backends.local.loading import Loaded
+from cot_engine.backends.local.text import ChatText
+from cot_engine.backends.models.registry import adapter_for
+from cot_engine.core.problem import Problem
+from cot_engine.core.stages import DEFAULT_PLAN, Plan
+from cot_engine.engine.facade import Engine, model_path
+from cot_engine.images.load import load_image
+from cot_engine.judging import prompts
 
 RANDOM = ("large", "tiny", "mllama-11b", "mllama-tiny")
 TEMPLATE = (

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from cot_engine import prompts
-from cot_engine.judges import RationaleJudge
-from cot_engine.stages import Plan, Stage
-from cot_engine.types import Chain, Problem, Sampling, Step
+from cot_engine.core.chain import Chain, Step
+from cot_engine.core.problem import Problem
+from cot_engine.core.requests import Sampling
+from cot_engine.core.stages import Plan, Stage
+from cot_engine.judging import prompts
+from cot_engine.judging.judges import RationaleJudge
 
 VERDICT_TOKENS = 30
 

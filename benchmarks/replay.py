@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from cot_engine.backends.local import LocalBackend
+from cot_engine.backends.local.backend import LocalBackend
 
 
 class Recording:

@@ -17,10 +17,11 @@ from types import SimpleNamespace
 
 import torch
 
-from cot_engine import Engine, session
+from cot_engine import Engine
 from cot_engine.ablation.data import load_data
-from cot_engine.backends import worker
-from cot_engine.budget import Meter
+from cot_engine.backends.local import worker
+from cot_engine.search import session
+from cot_engine.search.budget import Meter
 
 AMOUNTS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
 

@@ -29,7 +29,7 @@ from reference_loop import ReferenceLoop, Work
 from replay import Recording
 
 from cot_engine import Answer, Sampling, Usage
-from cot_engine.events import Selected
+from cot_engine.core.events import Selected
 
 COSTS = (1, 2, 4, 8, 16)
 JUDGES = ("self", "rationale", "likelihood")

@@ -17,9 +17,10 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import Any, Literal
 
+from cot_engine.core.parts import from_outside
 from cot_engine.errors import (
     ConfigError,
     CotEngineError,
@@ -28,13 +29,16 @@ from cot_engine.errors import (
     said,
     shown,
 )
-from cot_engine.parts import from_outside
 
 Kind = Literal["strategy", "judge", "scorer"]
 GROUPS: dict[str, str] = {
     "strategy": "cot_engine.strategies",
     "judge": "cot_engine.judges",
     "scorer": "cot_engine.scorers",
+}
+_BUILT_IN: dict[str, tuple[str, str]] = {
+    "judge": ("cot_engine.judging.judges", "JUDGES"),
+    "scorer": ("cot_engine.judging.judges", "SCORERS"),
 }
 _METHOD = {"strategy": "search", "judge": "compare", "scorer": "score"}
 _OURS = "cot-engine"
@@ -129,11 +133,8 @@ def _parameters(kind: Kind, part: Any) -> list:
 
 def _built_in(kind: Kind) -> Mapping[str, Any]:
     """Those that need no entry point. (Our strategies have entry points, like a stranger's.)"""
-    if kind == "strategy":
-        return {}
-    from cot_engine.judges import JUDGES, LikelihoodScorer
-
-    return JUDGES if kind == "judge" else {"likelihood": LikelihoodScorer}
+    where = _BUILT_IN.get(kind)  # by its name, as an entry point has it: it may import this module
+    return getattr(import_module(where[0]), where[1]) if where else {}
 
 
 def _found(kind: Kind) -> dict[str, list[metadata.EntryPoint]]:

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cot_engine import (
-    ConfigError,
-    Expand,
-    Search,
-    Select,
-    Task,
-    check_extra,
-    check_range,
-    spread,
-)
+from cot_engine import ConfigError, Expand, Search, Select, Task, check_extra, check_range, spread
 
 
 @dataclass(frozen=True)

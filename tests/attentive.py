@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from cot_engine.backends.scripted import _PIECE
+from cot_engine.core.requests import Choose, Chosen, Generate, Generated
+from cot_engine.core.usage import Usage
 from cot_engine.testing import ScriptedBackend
-from cot_engine.testing.scripted import _PIECE
-from cot_engine.types import Choose, Chosen, Generate, Generated, Usage
 
 
 def _flops(first: int, count: int) -> int:

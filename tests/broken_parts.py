@@ -14,16 +14,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_search import Beam
+from beams import Beam
 
+from cot_engine.core.chain import Chain
+from cot_engine.core.events import Event, Failed, to_json
+from cot_engine.core.match import Verdict
+from cot_engine.core.problem import Problem
+from cot_engine.core.stages import Stage
+from cot_engine.core.usage import Usage
 from cot_engine.errors import ConfigError, ModelError, StrategyError, shown
-from cot_engine.events import Event, Failed, to_json
-from cot_engine.judges import SelfJudge
-from cot_engine.session import Settings
-from cot_engine.stages import Stage
-from cot_engine.strategy import Expand, Score, Select
+from cot_engine.judging.judges import SelfJudge
+from cot_engine.search.session import Settings
+from cot_engine.search.strategy import Expand, Score, Select
 from cot_engine.testing import ScriptedBackend, solve_scripted
-from cot_engine.types import Chain, Problem, Usage, Verdict
 
 
 class Nameless:

@@ -10,10 +10,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import pytest
+
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
     None,
 )
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars"
     " --disable-background-networking --disable-component-update --disable-sync"

@@ -11,6 +11,9 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from command_line import cli, picture  # noqa: F401  (fixtures; after what torch reads)
+from real_engine import engine, problems  # noqa: F401
+
 settings.register_profile("shared", deadline=None)  # a core that is shared makes any time long
 settings.load_profile("shared")
 
@@ -58,7 +61,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(folder):
     """The tiny model, which never ends a reply by itself."""
-    from cot_engine.backends.loading import load
+    from cot_engine.backends.local.loading import load
 
     made = load(folder, device="cpu")
     made.text.eos = frozenset()
@@ -67,7 +70,7 @@ def loaded(folder):
 
 @pytest.fixture
 def backend(loaded):
-    from cot_engine.backends.local import LocalBackend
+    from cot_engine.backends.local.backend import LocalBackend
 
     with LocalBackend(loaded) as made:
         yield made

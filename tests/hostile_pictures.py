@@ -169,7 +169,7 @@ ORIENTED = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
 def cost(path: Path) -> tuple[float, float, str]:
     """Seconds of processor time, MB beyond what the process had, and what came of it."""
     from cot_engine.errors import ImageError
-    from cot_engine.images import load_image
+    from cot_engine.images.load import load_image
 
     read, write = os.pipe()
     if (child := os.fork()) == 0:

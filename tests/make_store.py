@@ -19,8 +19,8 @@ from make_traces import Recorder, match
 
 from cot_engine.ablation.records import Candidate, ItemRecord, Key, Row, Run, Selection
 from cot_engine.ablation.store import Store
-from cot_engine.stages import DEFAULT_PLAN
-from cot_engine.types import Usage
+from cot_engine.core.stages import DEFAULT_PLAN
+from cot_engine.core.usage import Usage
 
 TYPES = ("count", "colour", "yes/no")
 RIGHT = {"count": "3", "colour": "red", "yes/no": "yes"}

@@ -6,8 +6,8 @@ import base64
 import io
 import random
 
-from cot_engine.backends import BackendInfo
-from cot_engine.events import (
+from cot_engine.core.chain import Chain, Step
+from cot_engine.core.events import (
     Cut,
     Failed,
     Finished,
@@ -19,11 +19,13 @@ from cot_engine.events import (
     Notice,
     Selected,
     Started,
-    Trace,
-    usage_by_role,
 )
-from cot_engine.stages import DEFAULT_PLAN, Plan, conclusion
-from cot_engine.types import Chain, Match, Sampling, Segment, Step, Usage, Verdict
+from cot_engine.core.grammar import conclusion
+from cot_engine.core.match import Match, Verdict
+from cot_engine.core.requests import BackendInfo, Sampling, Segment
+from cot_engine.core.stages import DEFAULT_PLAN, Plan
+from cot_engine.core.trace import Trace, usage_by_role
+from cot_engine.core.usage import Usage
 
 INFO = BackendInfo(
     "transformers", "bundled", "sha256:0123456789ab", "LlavaForConditionalGeneration", "cpu",

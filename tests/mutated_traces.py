@@ -15,13 +15,14 @@ import make_traces
 from rich.console import Console
 
 from cot_engine.cli.summary import summary
+from cot_engine.core.events import to_json
+from cot_engine.core.trace import Trace, usage_by_role
 from cot_engine.errors import CotEngineError
-from cot_engine.events import Trace, to_json, usage_by_role
-from cot_engine.judges import LikelihoodScorer, ScorerJudge
-from cot_engine.rejudge import recorded_problem, rejudge, replayed
-from cot_engine.search import Named
-from cot_engine.views.html import render_html
-from cot_engine.views.tree import render_tree
+from cot_engine.judging.judges import LikelihoodScorer, ScorerJudge
+from cot_engine.search.loop import Named
+from cot_engine.search.rejudge import recorded_problem, rejudge, replayed
+from cot_engine.show.html import render_html
+from cot_engine.show.tree import render_tree
 
 DEEP: list = []
 for _ in range(60):

@@ -14,8 +14,8 @@ import warnings
 from pathlib import Path
 
 from cot_engine.cli import main
-from cot_engine.engine import Engine
-from cot_engine.profile import Profile
+from cot_engine.engine.facade import Engine
+from cot_engine.judging.profile import Profile
 from cot_engine.testing import ScriptedBackend, staged_reply
 
 HOSTILE = "\x1b[31m\x1b]0;owned\x07\r\u202e[bold]x[/bold]\x9b2J"

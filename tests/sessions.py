@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from cot_engine.session import Session, Settings
-from cot_engine.stages import DEFAULT_PLAN
+from cot_engine.core.chain import Chain, Step
+from cot_engine.core.problem import Problem
+from cot_engine.core.requests import Segment
+from cot_engine.core.stages import DEFAULT_PLAN
+from cot_engine.search.session import Session, Settings
 from cot_engine.testing import ScriptedBackend, staged_reply
-from cot_engine.types import Chain, Problem, Segment, Step
 
 PLAN = DEFAULT_PLAN.fit(0)
 SUMMARY, REASONING, CONCLUSION = PLAN

@@ -1,7 +1,6 @@
-"""Imports point one way, and the package is quick to import.
+"""Imports point one way between the rooms, none in a circle, and the package is quick to import.
 
-Each module of the package stands on a layer; it may import from lower layers, and from its own,
-but never from a higher one. Read from the source, so imports inside functions count too.
+Read from the source, so imports inside functions count too, and those for type checkers alone.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import ast
 import importlib.util
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,87 +17,99 @@ import pytest
 ROOT = Path(importlib.util.find_spec("cot_engine").submodule_search_locations[0])
 STRATEGIES = Path(importlib.util.find_spec("cot_engine_strategies").submodule_search_locations[0])
 
-LAYERS = [
-    {"__version__"},
-    {  # values
-        *("errors", "checks", "escape", "concurrency", "reading", "plain", "parts", "replies"),
-        "outputs",
-        *("types", "boundaries", "images", "decoding", "download", "flops"),
-        "statistics",
-    },
-    {"backends"},  # the Backend protocol and those that answer it
-    {"stages", "answers", "prompts", "budget", "events"},
-    {"strategy", "tournament", "judges"},
-    {"progress", "session", "growth", "filling", "yielded", "arena", "search", "rejudge"},
-    {"plugins", "config", "profile", "testing", "scenes"},
-    {"run"},
-    {"loop", "feed", "modes"},
-    {"engine"},
-    {"ablation", "views"},
-    {"report"},
-    {"training"},
-    {"cli", "__main__", "bundled"},  # what users touch
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+LEAVES = {"errors", "escape", "files", "images", "statistics"}
+CORE = LEAVES | {"core"}
+SEARCH = CORE | {"plugins", "judging", "backends", "search"}
+ENGINE = SEARCH | {"scenes", "options", "engine"}
+ROOMS = {
+    "escape": set(),
+    "errors": {"escape"},
+    "statistics": {"errors"},
+    "files": {"errors"},
+    "images": {"errors", "files"},
+    "core": LEAVES - {"statistics"},
+    "plugins": {"errors", "core"},
+    "backends": CORE - {"statistics"},
+    "judging": CORE | {"plugins"},
+    "search": SEARCH,
+    "scenes": LEAVES,
+    "options": SEARCH | {"scenes"},
+    "engine": ENGINE,
+    "show": CORE,
+    "testing": SEARCH,
+    "ablation": ENGINE,
+    "report": ENGINE | {"ablation", "show"},
+    "training": ENGINE | {"ablation", "report", "show"},
+    "bundled": set(),
+    "cli": ENGINE | {"ablation", "report", "show", "training"},
+    "__main__": {"cli"},
+}
+"""What each room may import, beside itself."""
 
 
-def modules() -> list[tuple[str, Path]]:
-    """(dotted name below cot_engine, file) of every module; the package itself is ""."""
-    found = []
+def modules() -> dict[str, Path]:
+    """The file of every module, by its dotted name below cot_engine; the package itself is ""."""
+    found = {}
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        found.append((".".join(p for p in parts if p != "__init__"), path))
+        found[".".join(p for p in parts if p != "__init__")] = path
     return found
 
 
 def imported(path: Path) -> set[str]:
-    """The modules that a file imports, but for those that only a type checker reads."""
-    tree = ast.parse(path.read_text("utf-8"))
-    skipped = {
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for statement in node.body
-        for inner in ast.walk(statement)
-    }
+    """The names that a file imports, dotted."""
     names = set()
-    for node in ast.walk(tree):
-        if node in skipped:
-            continue
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            above = (
-                ["cot_engine", *path.relative_to(ROOT).parts][: -node.level] if node.level else []
-            )
-            start = ".".join([*above, *filter(None, [node.module])])
-            names |= {f"{start}.{alias.name}" for alias in node.names}
+            assert not node.level, f"{path}: write imports from the package's name on"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-def part(name: str) -> str | None:
-    """The top-level part of cot_engine that a dotted name belongs to, if it is one."""
-    pieces = name.split(".")
-    return pieces[1] if pieces[0] == "cot_engine" and len(pieces) > 1 else None
+def ours(path: Path) -> set[str]:
+    """The modules of cot_engine that a file imports, "" for a public name."""
+    found = set()
+    for name in imported(path):
+        if name == "cot_engine" or name.startswith("cot_engine."):
+            name = name.removeprefix("cot_engine").removeprefix(".")
+            while name and name not in MODULES:
+                name = name.rpartition(".")[0]
+            found.add(name)
+    return found
 
 
-@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda value: str(value or "__init__"))
-def test_imports_point_one_way(name, path):
-    if not name:  # the package's __init__ names everything, by text, and imports nothing
-        assert not {p for p in map(part, imported(path)) if p}
-        return
-    here = name.split(".")[0]
-    assert here in LEVEL, f"{here} stands on no layer: give it one"
-    for target in filter(None, map(part, imported(path))):
-        assert target in LEVEL, f"{name} imports {target}, which stands on no layer"
-        assert LEVEL[target] <= LEVEL[here], f"{name} imports {target}, which stands above it"
+MODULES = modules()
+EDGES = {name: ours(path) - {name} for name, path in MODULES.items()}
 
 
-def test_backends_know_values_and_errors_only():
-    allowed = LAYERS[0] | LAYERS[1] | LAYERS[2]
-    for name, path in modules():
-        if name.startswith("backends"):
-            assert {p for p in map(part, imported(path)) if p} <= allowed, name
+def room(name: str) -> str:
+    return name.partition(".")[0]
+
+
+@pytest.mark.parametrize("here", sorted({room(name) for name in MODULES if name}))
+def test_a_room_imports_what_it_may(here):
+    assert here in ROOMS, f"{here} is no room: say what it may import"
+    for name, targets in EDGES.items():
+        if room(name) == here:
+            for target in filter(None, targets):
+                assert room(target) in ROOMS[here] | {here}, f"{name} imports {target}"
+
+
+def test_rooms_and_modules_import_in_no_circle():
+    for graph in (ROOMS, EDGES):
+        try:
+            TopologicalSorter({k: v - {k, ""} for k, v in graph.items()}).prepare()
+        except CycleError as error:
+            pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
+
+
+def test_every_room_says_what_lives_there():
+    for name, path in MODULES.items():
+        if path.name == "__init__.py":
+            assert len(ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "") > 40, name
+    assert imported(MODULES[""]) <= {"importlib.import_module", "pathlib.Path", "typing.Any"}
 
 
 def test_strategies_use_public_names_and_are_imported_by_nothing():
@@ -108,7 +120,7 @@ def test_strategies_use_public_names_and_are_imported_by_nothing():
             if target.startswith("cot_engine"):
                 public = target.removeprefix("cot_engine.")
                 assert public in cot_engine.__all__, f"{path.name}: {target}"
-    for _, path in modules():
+    for path in MODULES.values():
         names = imported(path)
         assert not any(n.startswith("cot_engine_strategies") for n in names), path
 

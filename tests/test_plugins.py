@@ -10,8 +10,8 @@ import pytest
 
 from cot_engine import plugins
 from cot_engine.errors import ConfigError, StrategyError, UnknownNameError
+from cot_engine.judging.profile import Profile
 from cot_engine.plugins import convert
-from cot_engine.profile import Profile
 
 OURS = ["best-of-n", "greedy", "majority", "sentence-beam", "stage-beam"]
 GOOD = """
@@ -118,7 +118,7 @@ def test_a_built_in_goes_before_a_stranger_and_that_is_said(install, caplog):
     assert type(made).__module__ == "cot_engine_strategies.greedy"
     assert "nice-pack" in caplog.text and "greedy" in caplog.text
     install("judge-pack", "class Mine: pass", "judges", self="judge_pack:Mine")
-    assert type(plugins.make("judge", "self", {})).__module__ == "cot_engine.judges"
+    assert type(plugins.make("judge", "self", {})).__module__ == "cot_engine.judging.judges"
     assert "judge-pack" in caplog.text
 
 

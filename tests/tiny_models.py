@@ -26,7 +26,7 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from cot_engine.images import Image
+from cot_engine.images.load import Image
 
 WORDS = (
     " the a red blue circle square is are there how many one two three so because answer first "

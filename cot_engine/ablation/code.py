@@ -15,10 +15,10 @@ from cot_engine.errors import CotEngineError
 
 if TYPE_CHECKING:
     from cot_engine.ablation.grid import Ablation
-    from cot_engine.profile import Profile
+    from cot_engine.judging.profile import Profile
 
 # What only shows results, or makes models, cannot change what a search with a given model does.
-_ASIDE = ("cli", "views", "report", "training", "__main__.py", "testing", "statistics.py")
+_ASIDE = ("cli", "show", "report", "training", "__main__.py", "testing", "statistics.py")
 _OF_ABLATION = (
     "data.py",
     "matching.py",

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from cot_engine.ablation.cells import entries
 from cot_engine.errors import InputError, cut, shown
-from cot_engine.reading import parse_json, read_bytes
+from cot_engine.files.reading import parse_json, read_bytes
 
 LETTERS = string.ascii_uppercase
 _JSON_KEYS = "id image images question answer choices hint type category split".split()

@@ -18,7 +18,7 @@ from decimal import Decimal
 from string import ascii_uppercase as LETTERS
 from typing import Literal, Protocol
 
-from cot_engine.answers import normalise_answer
+from cot_engine.core.answers import normalise_answer
 
 Kind = Literal["choice", "yes/no", "exact", "relaxed", "contains"]
 

@@ -40,12 +40,12 @@ from typing import Any
 from cot_engine import plugins
 from cot_engine.ablation.labels import Draft, labelled
 from cot_engine.ablation.matching import has, levelled
-from cot_engine.budget import Unit, parse_budget, parse_unit
-from cot_engine.config import KEYS, RunConfig
+from cot_engine.core.stages import Plan
 from cot_engine.errors import ConfigError, CotEngineError, UnknownNameError, shown
-from cot_engine.reading import read_toml
-from cot_engine.stages import Plan
-from cot_engine.tournament import TOURNAMENTS
+from cot_engine.files.reading import read_toml
+from cot_engine.options.config import KEYS, RunConfig
+from cot_engine.search.budget import Unit, parse_budget, parse_unit
+from cot_engine.search.tournament import TOURNAMENTS
 
 MAX_CELLS = 500
 _NAME = re.compile(r"[\w. -]{1,64}")  # it names a file

@@ -7,8 +7,8 @@ from typing import Any
 
 from cot_engine import plugins
 from cot_engine.ablation.matching import has
-from cot_engine.config import RunConfig
 from cot_engine.errors import ConfigError
+from cot_engine.options.config import RunConfig
 
 
 @dataclass(frozen=True, slots=True)

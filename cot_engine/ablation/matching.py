@@ -16,12 +16,13 @@ from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING
 
 from cot_engine import plugins
-from cot_engine.budget import Budget, Unit
-from cot_engine.config import MAX_N, RunConfig
-from cot_engine.types import Answer, Problem
+from cot_engine.core.answers import Answer
+from cot_engine.core.problem import Problem
+from cot_engine.options.config import MAX_N, RunConfig
+from cot_engine.search.budget import Budget, Unit
 
 if TYPE_CHECKING:
-    from cot_engine.engine import Engine
+    from cot_engine.engine.facade import Engine
 
 STEPS = 8  # to a whole n
 _TRIALS = 12

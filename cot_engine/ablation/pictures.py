@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cot_engine.ablation.files import Row, wrong
-from cot_engine.download import AllowUrl, download
 from cot_engine.errors import ImageError, shown
-from cot_engine.images import Image, load_image
+from cot_engine.images.download import AllowUrl, download
+from cot_engine.images.load import Image, load_image
 
 _SHOWN = 3  # of what is missing, before "and 14 more"
 

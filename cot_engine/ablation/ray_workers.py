@@ -25,11 +25,11 @@ from cot_engine.ablation.grid import Ablation, Cell
 from cot_engine.ablation.records import Row, without_pixels
 from cot_engine.ablation.runner import Task, Work, run_local
 from cot_engine.errors import CotEngineError, install
-from cot_engine.profile import FILE as PROFILE
-from cot_engine.profile import Profile
+from cot_engine.judging.profile import FILE as PROFILE
+from cot_engine.judging.profile import Profile
 
 if TYPE_CHECKING:
-    from cot_engine.engine import Engine
+    from cot_engine.engine.facade import Engine
 
 RETRIES = 5
 """How often a chunk is done again because its worker or node died. One that kills its worker
@@ -214,7 +214,7 @@ def search_chunk(needs: _Needs, tasks: list[Task]) -> list[Row] | Refusal:
 
 
 def _check(needs: _Needs, tasks: list[Task]) -> None:
-    from cot_engine.engine import model_path
+    from cot_engine.engine.facade import model_path
 
     model = needs.cells[0].config.model
     code = code_version(Ablation("", needs.cells), Profile.of(model_path(model)))
@@ -246,7 +246,7 @@ def _engine(needs: _Needs) -> Engine:
         return _loaded[1]
     import torch
 
-    from cot_engine.engine import Engine
+    from cot_engine.engine.facade import Engine
 
     if _loaded is not None:
         _loaded[1].close()

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from cot_engine.events import Event, Started, Trace, from_json, to_json
-from cot_engine.types import Usage
+from cot_engine.core.events import Event, Started, from_json, to_json
+from cot_engine.core.trace import Trace
+from cot_engine.core.usage import Usage
 
 
 class Key(NamedTuple):

@@ -23,15 +23,17 @@ from cot_engine.ablation.matching import matched, spent
 from cot_engine.ablation.records import Candidate, ItemRecord, Key, Row, Run
 from cot_engine.ablation.store import Store
 from cot_engine.ablation.worth import selections
-from cot_engine.budget import Budget, Unit
-from cot_engine.concurrency import bounded
+from cot_engine.core.answers import Answer
+from cot_engine.core.events import Grown
+from cot_engine.core.grammar import conclusion, tier
+from cot_engine.core.problem import Problem
+from cot_engine.core.trace import Trace
 from cot_engine.errors import BudgetError, InputError, StrategyError, cut
-from cot_engine.events import Grown, Trace
-from cot_engine.stages import conclusion, tier
-from cot_engine.types import Answer, Problem
+from cot_engine.search.budget import Budget, Unit
+from cot_engine.search.concurrency import bounded
 
 if TYPE_CHECKING:
-    from cot_engine.engine import Engine
+    from cot_engine.engine.facade import Engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,9 @@ from cot_engine.ablation.records import (
     unpack,
 )
 from cot_engine.ablation.store_file import StoreFile
+from cot_engine.core.trace import Trace
+from cot_engine.core.usage import Usage
 from cot_engine.errors import StoreError
-from cot_engine.events import Trace
-from cot_engine.types import Usage
 
 
 class Store(StoreFile):

@@ -14,16 +14,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cot_engine.ablation.records import Selection
+from cot_engine.core.chain import Beam, Chain
+from cot_engine.core.events import Growing, Selected
+from cot_engine.core.grammar import conclusion, read
+from cot_engine.core.problem import Problem
+from cot_engine.core.stages import Plan
+from cot_engine.core.trace import Trace
+from cot_engine.core.usage import Usage
 from cot_engine.errors import ConfigError
-from cot_engine.events import Growing, Selected, Trace
-from cot_engine.stages import Plan, conclusion, read
-from cot_engine.strategy import Continuation, Expand, Search, Task
-from cot_engine.types import Beam, Chain, Problem, Usage
+from cot_engine.search.strategy import Continuation, Expand, Search, Task
 
 if TYPE_CHECKING:
     from cot_engine.ablation.data import Item
-    from cot_engine.config import RunConfig
-    from cot_engine.engine import Engine
+    from cot_engine.engine.facade import Engine
+    from cot_engine.options.config import RunConfig
 
 WHOLE, SENTENCE = "whole", "sentence"
 """The stages of selections that are not about one stage's text: whole responses, and candidates

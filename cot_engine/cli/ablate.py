@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cot_engine.errors import AblationFailed, ConfigError
-from cot_engine.outputs import check_outputs, side_files
+from cot_engine.files.outputs import check_outputs, side_files
 
 if TYPE_CHECKING:
     from cot_engine.ablation.grid import Ablation
@@ -38,7 +38,7 @@ def run(
     from cot_engine.ablation.data import load_data
     from cot_engine.ablation.lock import writing
     from cot_engine.ablation.store import Store
-    from cot_engine.engine import model_path
+    from cot_engine.engine.facade import model_path
 
     if workers not in ("local", "ray"):
         raise ConfigError(f"workers is {workers!r}.", "It must be local or ray.")
@@ -103,7 +103,7 @@ def _run(
 ) -> Work:
     from cot_engine.ablation.runner import ablate, plan_run, run_local
     from cot_engine.cli.progress import Progress
-    from cot_engine.engine import Engine
+    from cot_engine.engine.facade import Engine
 
     shared = ablation.run
     with Engine.from_pretrained(

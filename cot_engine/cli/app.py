@@ -13,7 +13,7 @@ from cot_engine.cli.options import Action, Json, Quiet, Verbose
 from cot_engine.cli.options import option as _option
 from cot_engine.cli.options import usage as _usage
 from cot_engine.cli.training import train, train_judge
-from cot_engine.config import KEYS, RunConfig, parse_parameters, scalar, typed
+from cot_engine.options.config import KEYS, RunConfig, parse_parameters, scalar, typed
 
 _D = RunConfig()
 

@@ -16,7 +16,7 @@ import typer
 
 from cot_engine.cli.options import Action, Json, Quiet, Verbose, option
 from cot_engine.errors import CotEngineError, InputError
-from cot_engine.outputs import check_outputs
+from cot_engine.files.outputs import check_outputs
 
 if TYPE_CHECKING:
     from cot_engine.training.check import Finding, OnRow, Report
@@ -103,7 +103,7 @@ def run(
     quiet: bool,
 ) -> None:
     """Raises FaultyData, after all is told and written, if a row has an error."""
-    from cot_engine.stages import DEFAULT_PLAN, Plan
+    from cot_engine.core.stages import DEFAULT_PLAN, Plan
     from cot_engine.training.check import check as check_data
     from cot_engine.training.check import load_tokenizer
     from cot_engine.training.rows import writing

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
+from cot_engine.core.events import Finished, Heard, Notice, Progress
 from cot_engine.escape import terminal
-from cot_engine.events import Finished, Heard, Notice, Progress
 
 if TYPE_CHECKING:
-    from cot_engine.cli.board import Block
+    from cot_engine.show.board import Block
 
 _FRAMES_PER_SECOND = 8
 _EVERY = 10.0  # seconds without a line, after which the log says how far a round is
@@ -74,7 +74,7 @@ class Live(Silent):
     def __init__(self, console) -> None:
         from rich.live import Live as RichLive
 
-        from cot_engine.cli.board import Board
+        from cot_engine.show.board import Board
 
         self.console = console
         self.board = Board()
@@ -166,7 +166,7 @@ class Log(Silent):
     """One line per round, for files and pipes, and one now and then inside a long one."""
 
     def __init__(self, stream: TextIO) -> None:
-        from cot_engine.cli.board import Board
+        from cot_engine.show.board import Board
 
         self.stream = stream
         self.board = Board()

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cot_engine.config import MAX_N, RunConfig, files_of, load_config
 from cot_engine.errors import ConfigError, InputError
-from cot_engine.outputs import check_outputs
+from cot_engine.files.outputs import check_outputs
+from cot_engine.options.config import MAX_N, RunConfig, files_of, load_config
 
 if TYPE_CHECKING:
     from cot_engine.ablation.data import DataSet
@@ -39,8 +39,8 @@ def run(
     quiet: bool,
 ) -> None:
     from cot_engine.ablation.data import load_data
-    from cot_engine.engine import model_path
-    from cot_engine.profile import Profile
+    from cot_engine.engine.facade import model_path
+    from cot_engine.judging.profile import Profile
     from cot_engine.report.judge_report import STRATEGIES, Examination, judges_of
 
     for name, value, least, most in (("n", n, 1, MAX_N), ("rollouts", rollouts, 0, MAX_ROLLOUTS)):
@@ -104,7 +104,7 @@ def _examine(
     """The report on what was done, and whether it was interrupted. Raises KeyboardInterrupt if
     nothing was done by then."""
     from cot_engine.cli.progress import Progress
-    from cot_engine.engine import Engine
+    from cot_engine.engine.facade import Engine
     from cot_engine.report.judge_report import Examined, examine, report
 
     done: list[Examined] = []

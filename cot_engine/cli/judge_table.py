@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from cot_engine.escape import terminal
 
 if TYPE_CHECKING:
-    from cot_engine.report.judge_report import Control, JudgeReport, OverLikelihood
+    from cot_engine.report.controls import Control, OverLikelihood
+    from cot_engine.report.judge_report import JudgeReport
     from cot_engine.report.judging import Card
     from cot_engine.statistics import Interval
 

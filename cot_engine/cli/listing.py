@@ -104,7 +104,7 @@ def _parameters(part: Any) -> dict[str, Any]:
 
 
 def tournaments() -> list[Row]:
-    from cot_engine.tournament import TOURNAMENTS
+    from cot_engine.search.tournament import TOURNAMENTS
 
     return [{"name": name, "about": _first_line(each)} for name, each in TOURNAMENTS.items()]
 
@@ -119,7 +119,7 @@ def models() -> list[Row]:
 
 
 def stages(path: str | None = None) -> list[Row]:
-    from cot_engine.stages import DEFAULT_PLAN, Plan
+    from cot_engine.core.stages import DEFAULT_PLAN, Plan
 
     plan = DEFAULT_PLAN if path is None else Plan.from_toml(path)
     return [

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from cot_engine.cli.process import put_document
 from cot_engine.errors import InputError, UnknownNameError
 from cot_engine.escape import terminal
-from cot_engine.outputs import check_outputs, side_files
+from cot_engine.files.outputs import check_outputs, side_files
 
 if TYPE_CHECKING:
     from cot_engine.ablation.records import Key, Run
     from cot_engine.ablation.store import Store
-    from cot_engine.events import Trace
+    from cot_engine.core.trace import Trace
 
 FORMATS = ("md", "json", "html", "csv", "inspect")
 _COLUMNS = "Look at the values that --format csv writes."
@@ -171,6 +171,6 @@ def _unwritable(out: str, error: OSError) -> InputError:
 
 
 def _put_trace(trace: Trace, out: str | None) -> None:
-    from cot_engine.events import to_json
+    from cot_engine.core.events import to_json
 
     _put("".join(to_json(event) + "\n" for event in trace), out, document=True)

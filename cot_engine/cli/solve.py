@@ -10,20 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cot_engine.config import RunConfig, check_question, files_of, load_config
-from cot_engine.errors import (
-    ImageError,
-    IncompleteAnswer,
-    InputError,
-    TraceError,
-    UnknownNameError,
-)
-from cot_engine.outputs import check_outputs
+from cot_engine.errors import ImageError, IncompleteAnswer, InputError, TraceError, UnknownNameError
+from cot_engine.files.outputs import check_outputs
+from cot_engine.options.config import RunConfig, check_question, files_of, load_config
 
 if TYPE_CHECKING:
-    from cot_engine.events import Event, TraceFile
-    from cot_engine.images import Image
-    from cot_engine.types import Answer
+    from cot_engine.core.answers import Answer
+    from cot_engine.core.events import Event
+    from cot_engine.core.trace import TraceFile
+    from cot_engine.images.load import Image
 
 _INCOMPLETE = "The answer is not complete. {}"
 _PICTURES = frozenset(".png .jpg .jpeg .gif .webp .bmp .tif .tiff .avif .heic".split())
@@ -46,7 +41,7 @@ def run(
 ) -> None:
     from cot_engine.cli import process
     from cot_engine.cli.display import make_display
-    from cot_engine.engine import BUNDLED, model_path
+    from cot_engine.engine.facade import BUNDLED, model_path
 
     sources, question = split(words, more_images)
     check_question(question)
@@ -130,10 +125,10 @@ def _looks_like_picture(word: str) -> bool:
 def check_names(config: RunConfig) -> None:
     """Raises for a strategy, judge, tournament or budget that will not do, before a model loads."""
     from cot_engine import plugins
-    from cot_engine.budget import parse_budget
-    from cot_engine.engine import model_path
-    from cot_engine.profile import Profile
-    from cot_engine.tournament import TOURNAMENTS
+    from cot_engine.engine.facade import model_path
+    from cot_engine.judging.profile import Profile
+    from cot_engine.search.budget import parse_budget
+    from cot_engine.search.tournament import TOURNAMENTS
 
     plugins.make("strategy", config.strategy, config.parameters)
     Profile.of(model_path(config.model)).make_judge(config.judge)
@@ -146,7 +141,7 @@ def check_names(config: RunConfig) -> None:
 def _load(sources: list[str], config: RunConfig) -> list[Image]:
     if not sources:
         return []
-    from cot_engine.images import load_image
+    from cot_engine.images.load import load_image
 
     if sources.count(STDIN) > 1:
         raise InputError("Two pictures are -, which is stdin.", "It holds one; name a file.")
@@ -158,7 +153,7 @@ def _load(sources: list[str], config: RunConfig) -> list[Image]:
 
 def _from_stdin() -> Image:
     """The picture whose file is on stdin. Raises ImageError."""
-    from cot_engine.images import load_image
+    from cot_engine.images.load import load_image
 
     how = 'Write: cot-engine solve - "What do you want to know?" < photo.jpg'
     if sys.stdin is None or sys.stdin.isatty():
@@ -183,7 +178,7 @@ def _from_stdin() -> Image:
 
 def _check_writable(path: Path) -> None:
     """Raises TraceError if the trace could not be written; leaves what is there as it is."""
-    from cot_engine.events import TraceFile
+    from cot_engine.core.trace import TraceFile
 
     existed = path.exists()
     try:
@@ -204,8 +199,8 @@ def _search(
     display: Any,
 ) -> tuple[Answer, TraceError | None]:
     """The answer, and what went wrong with the trace if something did."""
-    from cot_engine.engine import Engine
-    from cot_engine.events import TraceFile
+    from cot_engine.core.trace import TraceFile
+    from cot_engine.engine.facade import Engine
 
     file: TraceFile | None = None
     with ExitStack() as stack:
@@ -245,7 +240,7 @@ def _listener(file: TraceFile | None, display: Any, last: list[Event]) -> Callab
 
 def _interrupted(file: TraceFile | None, last: list[Event]) -> KeyboardInterrupt:
     """The interrupt, with what to tell the user of the trace."""
-    from cot_engine.events import Failed
+    from cot_engine.core.events import Failed
 
     if file is None or not last:
         return KeyboardInterrupt("Interrupted.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from cot_engine.events import Grown, Judged, Trace, usage_by_role
-from cot_engine.stages import read
-from cot_engine.types import Usage
+from cot_engine.core.events import Grown, Judged
+from cot_engine.core.grammar import read
+from cot_engine.core.trace import Trace, usage_by_role
+from cot_engine.core.usage import Usage
 
 
 def summary(trace: Trace) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cot_engine.cli.process import put_document
+from cot_engine.core.trace import Trace
 from cot_engine.errors import ConfigError, InputError, TraceError, shown
-from cot_engine.events import Trace
-from cot_engine.outputs import check_outputs
+from cot_engine.files.outputs import check_outputs
 
 if TYPE_CHECKING:
-    from cot_engine.rejudge import Rejudged
+    from cot_engine.search.rejudge import Rejudged
 
 
 def run(
@@ -42,7 +42,7 @@ def run(
     recorded = Trace.parse(sys.stdin.buffer.read(), file) if file == "-" else Trace.read(file)
     drawn, again = recorded, None
     if judge is not None or tournament is not None:
-        from cot_engine.rejudge import replayed
+        from cot_engine.search.rejudge import replayed
 
         again = _rejudge(recorded, judge, tournament, model, device, quiet)
         drawn = replayed(recorded, again)
@@ -68,7 +68,7 @@ def _put(drawn: Trace, again: Rejudged | None, html: str | None, *, json: bool) 
 
 
 def _write_html(trace: Trace, path: str) -> None:
-    from cot_engine.views.html import render_html
+    from cot_engine.show.html import render_html
 
     page = render_html(trace)
     if path == "-":
@@ -86,7 +86,7 @@ def _write_html(trace: Trace, path: str) -> None:
 def _print_tree(trace: Trace) -> None:
     from rich.console import Console
 
-    from cot_engine.views.tree import render_tree
+    from cot_engine.show.tree import render_tree
 
     # A pipe has no width; the tree is drawn for 80 columns then, or as COLUMNS says.
     Console(file=sys.stdout, highlight=False).print(render_tree(trace))
@@ -104,13 +104,13 @@ def _rejudge(
     quiet: bool,
 ) -> Rejudged:
     from cot_engine.cli.display import make_display
-    from cot_engine.config import load_config
-    from cot_engine.engine import BUNDLED, Engine, model_path
+    from cot_engine.engine.facade import BUNDLED, Engine, model_path
     from cot_engine.errors import UnknownNameError
-    from cot_engine.profile import Profile
-    from cot_engine.rejudge import rejudge
-    from cot_engine.search import Named
-    from cot_engine.tournament import TOURNAMENTS
+    from cot_engine.judging.profile import Profile
+    from cot_engine.options.config import load_config
+    from cot_engine.search.loop import Named
+    from cot_engine.search.rejudge import rejudge
+    from cot_engine.search.tournament import TOURNAMENTS
 
     started = trace.started
     judge, tournament = judge or started.judge, tournament or started.tournament

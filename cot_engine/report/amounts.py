@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from cot_engine.show import words
 from cot_engine.statistics import Interval
-from cot_engine.views import words
 
 
 def amount(value: float | None, unit: str) -> str:

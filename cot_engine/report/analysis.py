@@ -26,9 +26,10 @@ import numpy as np
 
 from cot_engine.ablation.records import Key, Row, Run, Selection
 from cot_engine.ablation.store import Store
-from cot_engine.answers import majority
+from cot_engine.core.answers import majority
+from cot_engine.core.trace import Trace
+from cot_engine.core.usage import Role, Usage
 from cot_engine.errors import StoreError
-from cot_engine.events import Trace
 from cot_engine.report import judging
 from cot_engine.report.findings import (
     Comparison,
@@ -54,7 +55,6 @@ from cot_engine.report.scores import (
 )
 from cot_engine.report.telling import headline, notes
 from cot_engine.statistics import accuracy, holm, paired, sentence
-from cot_engine.types import Role, Usage
 
 _DERIVED: dict[Kind, str] = {"vote": "majority", "random": "random", "oracle": "oracle"}
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cot_engine.ablation.records import Key, Run
+from cot_engine.core.usage import Role, Usage
 from cot_engine.report.judging import Card
 from cot_engine.statistics import Interval, Paired
-from cot_engine.types import Role, Usage
 
 Kind = Literal["search", "vote", "random", "oracle"]
 Matching = Literal["", "reference", "matched", "unmatched"]

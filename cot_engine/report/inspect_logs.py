@@ -20,9 +20,9 @@ from typing import Any
 
 from cot_engine.ablation.records import ItemRecord, Key, Row, Run
 from cot_engine.ablation.store import Store
+from cot_engine.core.grammar import read
+from cot_engine.core.usage import Usage
 from cot_engine.errors import CotEngineError, StoreError, install
-from cot_engine.stages import read
-from cot_engine.types import Usage
 
 SCORER = "cot_engine"
 

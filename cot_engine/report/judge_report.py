@@ -19,12 +19,13 @@ import numpy as np
 from cot_engine import plugins
 from cot_engine.ablation.data import DataSet, Item
 from cot_engine.ablation.worth import selections
-from cot_engine.concurrency import bounded
-from cot_engine.config import RunConfig
+from cot_engine.core.events import Event
+from cot_engine.core.usage import Usage
 from cot_engine.errors import ConfigError, CotEngineError, InputError, ModelError
-from cot_engine.events import Event
-from cot_engine.judges import RandomJudge
-from cot_engine.profile import Profile
+from cot_engine.judging.judges import RandomJudge
+from cot_engine.judging.profile import Profile
+from cot_engine.options.config import RunConfig
+from cot_engine.report.controls import Control, OverLikelihood
 from cot_engine.report.judging import (
     MEASURES,
     Card,
@@ -38,11 +39,11 @@ from cot_engine.report.judging import (
 )
 from cot_engine.report.verdict import FEW, verdicts
 from cot_engine.report.weighing import Fit, Margins, fit_weight, margins
+from cot_engine.search.concurrency import bounded
 from cot_engine.statistics import Paired, paired
-from cot_engine.types import Usage
 
 if TYPE_CHECKING:
-    from cot_engine.engine import Engine
+    from cot_engine.engine.facade import Engine
 
 JUDGES = ("self", "likelihood", "random")
 """Those that any model can be, and the control: examined, beside the model's own default one, where
@@ -109,29 +110,6 @@ class Unheard:
     verdicts: int
     unreadable: int
     unasked: int
-
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """What the picture is worth to a judge: how much more often its margin leans to the better
-    candidate where it sees the picture than where it sees `image`, on the same pairs."""
-
-    judge: str
-    stage: str
-    measure: Measure
-    image: Shown
-    difference: Paired
-
-
-@dataclass(frozen=True, slots=True)
-class OverLikelihood:
-    """What asking the model is worth: how much more often this judge's margin leans to the better
-    candidate than likelihood does, which is free, on the same pairs."""
-
-    judge: str
-    stage: str
-    measure: Measure
-    difference: Paired
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,11 @@ from typing import Literal
 import numpy as np
 
 from cot_engine.ablation.records import Selection
-from cot_engine.events import Event, Grown, Judged, Selected, Trace
+from cot_engine.core.events import Event, Grown, Judged, Selected
+from cot_engine.core.match import Match
+from cot_engine.core.trace import Trace
+from cot_engine.core.usage import Usage
 from cot_engine.statistics import Interval, accuracy
-from cot_engine.types import Match, Usage
 
 Measure = Literal["worth", "facts"]
 MEASURES: tuple[Measure, ...] = ("worth", "facts")

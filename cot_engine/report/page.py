@@ -14,24 +14,16 @@ from typing import Any
 from cot_engine.ablation.store import Store
 from cot_engine.escape import html as esc
 from cot_engine.report import plots
-from cot_engine.report.amounts import (
-    amount,
-    axis,
-    bounds,
-    figures,
-    percent,
-    probability,
-    share,
-)
+from cot_engine.report.amounts import amount, axis, bounds, figures, percent, probability, share
 from cot_engine.report.findings import Findings, Standing
 from cot_engine.report.judging import Card
 from cot_engine.report.panels import Plot
 from cot_engine.report.problems import problems
 from cot_engine.report.rowplots import ROLES
 from cot_engine.report.tables import bar, fold, line, plot, section, table, text_cell
+from cot_engine.show import words
+from cot_engine.show.html import document
 from cot_engine.statistics import Interval
-from cot_engine.views import words
-from cot_engine.views.html import document
 
 
 def page(findings: Findings, store: Store, *, traces: int = 60) -> str:

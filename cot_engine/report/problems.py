@@ -11,15 +11,15 @@ from collections.abc import Iterator, Sequence
 
 from cot_engine.ablation.records import Key
 from cot_engine.ablation.store import Store
+from cot_engine.core.trace import Trace
+from cot_engine.core.usage import Usage
 from cot_engine.errors import CotEngineError
 from cot_engine.escape import html as esc
-from cot_engine.events import Trace
 from cot_engine.report.findings import Findings, Outcome
 from cot_engine.report.tables import box, fold
-from cot_engine.types import Usage
-from cot_engine.views import figure as fig
-from cot_engine.views import words
-from cot_engine.views.figure import Card, Column, Figure
+from cot_engine.show import captions, words
+from cot_engine.show import figure as fig
+from cot_engine.show.figure import Card, Column, Figure
 
 ROOM = 1_400_000  # bytes of searches in a page, so that it opens fast on a phone
 _QUESTION = 180  # characters of a question in the matrix
@@ -208,7 +208,7 @@ def _search(outcome: Outcome, label: str, trace: Trace, id: str) -> str:
 
 
 def _stage(figure: Figure, column: Column) -> Iterator[str]:
-    yield f"<h4>{esc(column.title)} <small>{esc(words.column_text(column))}</small></h4>"
+    yield f"<h4>{esc(column.title)} <small>{esc(captions.column_text(column))}</small></h4>"
     chosen = [card for card in column.cards if card.on_path]
     others = [card for card in column.cards if not card.on_path]
     cards = [*chosen, *others][:_CARDS]

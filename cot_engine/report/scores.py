@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cot_engine.ablation.records import Key, Row, Run
-from cot_engine.budget import Budget
-from cot_engine.types import Usage
+from cot_engine.core.usage import Usage
+from cot_engine.search.budget import Budget
 
 TOLERANCE = 0.05
 """The most that two spendings may differ by, of the larger one, to count as matched."""

@@ -12,11 +12,11 @@ from typing import Any, TextIO
 
 from cot_engine.ablation.records import Run
 from cot_engine.ablation.store import Store
+from cot_engine.core.usage import Usage
 from cot_engine.escape import html, terminal
 from cot_engine.report.amounts import axis, bounds, figures, interval, probability, share
 from cot_engine.report.findings import Findings, Standing
 from cot_engine.report.judging import Card
-from cot_engine.types import Usage
 
 PLAIN_SCHEMA = 1
 _MATCHING = {"": "", "reference": "reference", "matched": "yes", "unmatched": "no"}

@@ -14,7 +14,7 @@ from cot_engine.report.judging import Card, Measure
 from cot_engine.statistics import Interval
 
 if TYPE_CHECKING:
-    from cot_engine.report.judge_report import Control, OverLikelihood
+    from cot_engine.report.controls import Control, OverLikelihood
 
 FEW = 20
 """Problems with pairs below which a share says little."""

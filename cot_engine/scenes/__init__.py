@@ -20,11 +20,11 @@ from functools import cached_property
 
 from PIL import Image
 
-from . import chart_questions, questions
-from .charts import Bar, draw_bars
-from .drafts import Draft, Tell, ending, options_of
-from .grading import grade, grade_caption, parse
-from .world import OOD, SIDE, UNSEEN, USUAL, VERSION, Thing, draw_things, split_of
+from cot_engine.scenes import chart_questions, questions
+from cot_engine.scenes.charts import Bar, draw_bars
+from cot_engine.scenes.drafts import Draft, Tell, ending, options_of
+from cot_engine.scenes.grading import grade, grade_caption, parse
+from cot_engine.scenes.world import OOD, SIDE, UNSEEN, USUAL, VERSION, Thing, draw_things, split_of
 
 __all__ = [
     "HINTS",

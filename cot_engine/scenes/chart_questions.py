@@ -11,10 +11,10 @@ from collections.abc import Callable
 from functools import partial
 from itertools import combinations
 
-from . import reasonings
-from .charts import TALLEST, Bar, random_bars
-from .drafts import Draft, joined, near_numbers, say, some_others
-from .world import Setting
+from cot_engine.scenes import reasonings
+from cot_engine.scenes.charts import TALLEST, Bar, random_bars
+from cot_engine.scenes.drafts import Draft, joined, near_numbers, say, some_others
+from cot_engine.scenes.world import Setting
 
 
 def read(rng: random.Random, setting: Setting) -> Draft:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from .world import COLOURS, SIDE, Canvas, Setting
+from cot_engine.scenes.world import COLOURS, SIDE, Canvas, Setting
 
 TALLEST = 12  # units
 UNIT = 4.7  # pixels of height a unit

@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import SceneProblem
-from .charts import Bar
-from .drafts import options_of
-from .grading import facts, grade
-from .reasonings import STEPS
-from .world import COLOURS, FAMILIES, Thing
+from cot_engine.scenes import SceneProblem
+from cot_engine.scenes.charts import Bar
+from cot_engine.scenes.drafts import options_of
+from cot_engine.scenes.grading import facts, grade
+from cot_engine.scenes.reasonings import STEPS
+from cot_engine.scenes.world import COLOURS, FAMILIES, Thing
 
 FREE = ("twins", "shared", "pair-sum", "pair-gap", "triple-sum")
 """Types that are answered by naming some objects, in no order that follows from the question."""

@@ -12,12 +12,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from . import SceneProblem, caption
-from .charts import TALLEST, Bar
-from .drafts import concluded, ending, missed, options_of
-from .grading import grade, grade_caption
-from .guesses import wrong_guess
-from .world import COLOURS, FAMILIES, GRID, SHAPES, SIZES, USUAL, Thing, random_look
+from cot_engine.scenes import SceneProblem, caption
+from cot_engine.scenes.charts import TALLEST, Bar
+from cot_engine.scenes.drafts import concluded, ending, missed, options_of
+from cot_engine.scenes.grading import grade, grade_caption
+from cot_engine.scenes.guesses import wrong_guess
+from cot_engine.scenes.world import (
+    COLOURS,
+    FAMILIES,
+    GRID,
+    SHAPES,
+    SIZES,
+    USUAL,
+    Thing,
+    random_look,
+)
 
 Objects = tuple[Thing, ...] | tuple[Bar, ...]
 About = Literal["CAPTION", "REASONING", "whole"]

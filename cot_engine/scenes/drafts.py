@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .charts import Bar
-from .world import FAMILIES, Setting, Thing
+from cot_engine.scenes.charts import Bar
+from cot_engine.scenes.world import FAMILIES, Setting, Thing
 
 Told = tuple[str, str]
 """A reasoning up to and without its ending, and the answer: "D1 small star 1. ", "1"."""

@@ -21,11 +21,10 @@ import torch
 from PIL import Image
 
 from cot_engine.errors import InputError
-from cot_engine.outputs import check_outputs
+from cot_engine.files.outputs import check_outputs
+from cot_engine.scenes import TYPES, VERSION, SceneProblem, grade, grade_caption, parse, sample
+from cot_engine.scenes.world import SIDE
 from cot_engine.statistics import wilson
-
-from . import TYPES, VERSION, SceneProblem, grade, grade_caption, parse, sample
-from .world import SIDE
 
 
 @torch.inference_mode()

@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from .charts import Bar
-from .world import FAMILIES, Thing
+from cot_engine.scenes.charts import Bar
+from cot_engine.scenes.world import FAMILIES, Thing
 
 STAGES = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

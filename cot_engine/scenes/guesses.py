@@ -14,11 +14,11 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
-from . import SceneProblem, reasonings
-from .charts import TALLEST, Bar
-from .drafts import Told, concluded, options_of, seen
-from .grading import grade
-from .world import FAMILIES, Thing
+from cot_engine.scenes import SceneProblem, reasonings
+from cot_engine.scenes.charts import TALLEST, Bar
+from cot_engine.scenes.drafts import Told, concluded, options_of, seen
+from cot_engine.scenes.grading import grade
+from cot_engine.scenes.world import FAMILIES, Thing
 
 FORCED = 0.25
 """How many guesses say something false so as to fit the question."""

@@ -18,8 +18,8 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from . import sample
-from .world import SIDE
+from cot_engine.scenes import sample
+from cot_engine.scenes.world import SIDE
 
 PATCH = 16  # pixels a side: 16 image tokens, one to a cell
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")  # ids 0 to 3

@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from . import reasonings
-from .drafts import (
+from cot_engine.scenes import reasonings
+from cot_engine.scenes.drafts import (
     Description,
     Draft,
     a,
@@ -26,7 +26,7 @@ from .drafts import (
     some_others,
     words,
 )
-from .world import FAMILIES, Setting, Thing, place, random_look
+from cot_engine.scenes.world import FAMILIES, Setting, Thing, place, random_look
 
 
 def _description(rng: random.Random, singles: bool = False) -> Description:

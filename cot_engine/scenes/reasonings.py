@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
-from .charts import Bar
-from .drafts import Description, Told, joined, matches, seen
-from .world import Thing
+from cot_engine.scenes.charts import Bar
+from cot_engine.scenes.drafts import Description, Told, joined, matches, seen
+from cot_engine.scenes.world import Thing
 
 
 def order(p: int, q: int) -> str:

@@ -4,9 +4,10 @@ from cot_engine.testing import check_strategy
 check_strategy(MyStrategy(n=3))
 """
 
+from cot_engine.backends.scripted import ScriptedBackend, staged_reply
 from cot_engine.testing.backends import check_backend
 from cot_engine.testing.judges import check_judge, check_scorer
-from cot_engine.testing.scripted import ScriptedBackend, alike, solve_scripted, staged_reply
+from cot_engine.testing.searches import alike, solve_scripted
 from cot_engine.testing.strategies import check_strategy
 
 __all__ = [

@@ -7,23 +7,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from cot_engine import replies
-from cot_engine.backends import Backend, BackendInfo
-from cot_engine.boundaries import Until
-from cot_engine.parts import Part, guard
-from cot_engine.testing.apart import apart
-from cot_engine.types import (
+from cot_engine.backends.protocol import Backend
+from cot_engine.core.boundaries import Until
+from cot_engine.core.parts import Part, guard
+from cot_engine.core.problem import Problem
+from cot_engine.core.requests import (
     GREEDY,
+    BackendInfo,
     Choose,
     Chosen,
     Generate,
     Generated,
-    Problem,
     Prompt,
     Sampling,
     Segment,
-    Usage,
 )
+from cot_engine.core.usage import Usage
+from cot_engine.search import replies
+from cot_engine.testing.apart import apart
 
 
 def check_backend(backend: Backend, problem: Problem, tolerance: float = 1e-4) -> None:

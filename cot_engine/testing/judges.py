@@ -8,17 +8,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from cot_engine import parts
-from cot_engine.boundaries import Until
+from cot_engine.backends.scripted import ScriptedBackend
+from cot_engine.core import parts
+from cot_engine.core.boundaries import Until
+from cot_engine.core.chain import Chain, Step
+from cot_engine.core.match import Verdict
+from cot_engine.core.parts import OutOfBudget
+from cot_engine.core.problem import Problem
+from cot_engine.core.requests import Choose, Prompt, Sampling, Segment
+from cot_engine.core.stages import DEFAULT_PLAN
 from cot_engine.errors import InputError, ModelError
-from cot_engine.images import load_image
-from cot_engine.judges import Case, Judge, Scorer
-from cot_engine.parts import OutOfBudget
-from cot_engine.session import check_choose, check_write
-from cot_engine.stages import DEFAULT_PLAN
+from cot_engine.images.load import load_image
+from cot_engine.judging.protocol import Case, Judge, Scorer
+from cot_engine.search.session import check_choose, check_write
 from cot_engine.testing.apart import apart
-from cot_engine.testing.scripted import ScriptedBackend
-from cot_engine.types import Chain, Choose, Problem, Prompt, Sampling, Segment, Step, Verdict
 
 T = TypeVar("T")
 

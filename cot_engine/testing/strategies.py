@@ -8,18 +8,21 @@ from collections.abc import Sequence
 from dataclasses import is_dataclass
 from typing import Literal
 
-from cot_engine.budget import Budget, Unit
-from cot_engine.concurrency import gather
+from cot_engine.backends.scripted import ScriptedBackend
+from cot_engine.core.answers import Answer
+from cot_engine.core.events import Grown, Selected, from_json, to_json
+from cot_engine.core.problem import Problem
+from cot_engine.core.stages import DEFAULT_PLAN, Plan, Stage
+from cot_engine.core.trace import usage_by_role
 from cot_engine.errors import BudgetError
-from cot_engine.events import Grown, Selected, from_json, to_json, usage_by_role
-from cot_engine.judges import ScorerJudge
-from cot_engine.search import Named, search
-from cot_engine.session import Settings
-from cot_engine.stages import DEFAULT_PLAN, Plan, Stage
-from cot_engine.strategy import Strategy
+from cot_engine.judging.judges import ScorerJudge
+from cot_engine.search.budget import Budget, Unit
+from cot_engine.search.concurrency import gather
+from cot_engine.search.loop import Named, search
+from cot_engine.search.session import Settings
+from cot_engine.search.strategy import Strategy
 from cot_engine.testing.apart import apart
-from cot_engine.testing.scripted import ScriptedBackend, scorer_of, solve_scripted
-from cot_engine.types import Answer, Problem
+from cot_engine.testing.searches import scorer_of, solve_scripted
 
 UNITS: tuple[Unit, ...] = ("flops", "new tokens", "tokens", "calls")
 

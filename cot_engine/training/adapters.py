@@ -72,7 +72,7 @@ def merged(network: Any, loaded: Any, config: SFTConfig, source: Path) -> Any:
         return network.merge_and_unload()
     from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
-    from cot_engine.backends import loading
+    from cot_engine.backends.local import loading
 
     plain = loading.load(source, "cpu", str(loaded.adapter.dtype).removeprefix("torch."))
     plain.adapter.model.requires_grad_(False)

@@ -32,14 +32,7 @@ from cot_engine.training.journal import Journal, Spent
 from cot_engine.training.questions import Entry
 from cot_engine.training.rows import row_json, writing
 from cot_engine.training.tasks import Draft, Fault, Task
-from cot_engine.training.teacher import (
-    Rejected,
-    Reply,
-    Stopped,
-    Teacher,
-    TeacherError,
-    Unanswered,
-)
+from cot_engine.training.teacher import Rejected, Reply, Stopped, Teacher, TeacherError, Unanswered
 
 _REFUSES = re.compile(
     r"\W*(?:(?:I['’]?m|I am|we are) (?:very |so |truly )?(?:sorry|unable|not able)\b"

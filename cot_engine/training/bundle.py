@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cot_engine.errors import InputError
-from cot_engine.outputs import check_outputs
+from cot_engine.files.outputs import check_outputs
 from cot_engine.training.network import share
 
 BUNDLED = Path(__file__).parent.parent / "bundled"

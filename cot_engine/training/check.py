@@ -22,9 +22,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
+from cot_engine.core.grammar import FAULTS, read
+from cot_engine.core.stages import DEFAULT_PLAN, Plan
 from cot_engine.errors import ImageError, InputError, UnknownNameError, shown
-from cot_engine.images import load_image
-from cot_engine.stages import DEFAULT_PLAN, FAULTS, Plan, read
+from cot_engine.images.load import load_image
 from cot_engine.training.leaks import leaks, pasted, words
 from cot_engine.training.row import MARKER, standard_answer, unlearnable
 from cot_engine.training.rows import BadRow, Row, numbered_rows
@@ -197,8 +198,8 @@ def load_tokenizer(model: str) -> Tokenizer:
     """The tokenizer of a model's folder, hub name or "bundled". Raises ModelError, InputError."""
     from tokenizers import Tokenizer
 
-    from cot_engine.backends.loading import find_folder
-    from cot_engine.engine import model_path
+    from cot_engine.backends.local.loading import find_folder
+    from cot_engine.engine.facade import model_path
 
     file = find_folder(model_path(model)) / "tokenizer.json"
     try:

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from cot_engine.backends.adapters import Pixels
-from cot_engine.backends.loading import Loaded
-from cot_engine.backends.text import FALLBACK
+from cot_engine.backends.local.loading import Loaded
+from cot_engine.backends.local.text import FALLBACK
+from cot_engine.backends.models.family import Pixels
+from cot_engine.core.grammar import read
+from cot_engine.core.stages import Plan
 from cot_engine.errors import ModelError
-from cot_engine.stages import Plan, read
 
 IGNORE = -100
 """The label of a token that is not learnt."""

@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from cot_engine.ablation.worth import WHOLE
-from cot_engine.config import MAX_N
 from cot_engine.errors import ConfigError
+from cot_engine.options.config import MAX_N
 from cot_engine.training import sft_config
 from cot_engine.training.sft_config import SFTConfig
 

@@ -20,11 +20,12 @@ import torch
 from cot_engine import scenes
 from cot_engine.ablation.data import Item, load_data, scene_item
 from cot_engine.ablation.worth import WHOLE
+from cot_engine.core.problem import Problem
+from cot_engine.core.stages import DEFAULT_PLAN, Plan
 from cot_engine.errors import CotEngineError, InputError
-from cot_engine.prompts import VERDICTS
+from cot_engine.judging.prompts import VERDICTS
 from cot_engine.scenes import guesses
 from cot_engine.scenes.corruption import corrupt
-from cot_engine.stages import DEFAULT_PLAN, Plan
 from cot_engine.training.examples import Encoder, Example
 from cot_engine.training.judge_config import (
     SCENE_PROBLEMS,
@@ -36,7 +37,6 @@ from cot_engine.training.judge_config import (
 from cot_engine.training.pairs import Candidate, Done, Pair
 from cot_engine.training.sampling import scene_marks
 from cot_engine.training.stream import POOL, Steps, load_corpus
-from cot_engine.types import Problem
 
 # --- problems ------------------------------------------------------------------------------------
 

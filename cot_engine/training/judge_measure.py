@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cot_engine import parts
 from cot_engine.ablation.data import Item
-from cot_engine.arena import combine
-from cot_engine.concurrency import bounded
+from cot_engine.core import parts
+from cot_engine.core.match import Match, Verdict
+from cot_engine.core.requests import Choose, Prompt
+from cot_engine.core.stages import Plan
 from cot_engine.errors import CotEngineError, ModelError
-from cot_engine.judges import Judge, ScorerJudge
+from cot_engine.judging.judges import ScorerJudge
+from cot_engine.judging.protocol import Judge
 from cot_engine.report.judging import Card, Contest, cards_of, leanings
-from cot_engine.stages import Plan
+from cot_engine.search.concurrency import bounded
+from cot_engine.search.select import combine
 from cot_engine.statistics import Interval, Paired, accuracy, paired
 from cot_engine.training.pairs import Done, Pair
-from cot_engine.types import Choose, Match, Prompt, Verdict
 
 if TYPE_CHECKING:
-    from cot_engine.config import RunConfig
-    from cot_engine.engine import Engine
+    from cot_engine.engine.facade import Engine
+    from cot_engine.options.config import RunConfig
 
 MEASURED = "worth"
 

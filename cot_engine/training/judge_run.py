@@ -12,24 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from cot_engine.ablation.worth import WHOLE
-from cot_engine.config import RunConfig
 from cot_engine.errors import ConfigError, CotEngineError, InputError
-from cot_engine.outputs import check_outputs
+from cot_engine.files.outputs import check_outputs
+from cot_engine.options.config import RunConfig
 from cot_engine.training import sft
 from cot_engine.training.clock import Clock
 from cot_engine.training.judge_config import JudgeConfig
-from cot_engine.training.judge_data import (
-    Problems,
-    load_problems,
-    plan_of,
-)
-from cot_engine.training.judge_measure import (
-    LIKELIHOOD,
-    JudgeReport,
-    answers,
-    compare,
-    judge_pairs,
-)
+from cot_engine.training.judge_data import Problems, load_problems, plan_of
+from cot_engine.training.judge_measure import LIKELIHOOD, JudgeReport, answers, compare, judge_pairs
 from cot_engine.training.pairs import Done, PairsFile
 from cot_engine.training.sampling import Sampler, check_enough, sample_pairs
 
@@ -135,8 +125,8 @@ def _pairs(
     left: Callable[[], float | None],
 ) -> tuple[dict[int, Done], dict[int, Done]]:
     """What is sampled of the problems to train on and of those held out, by place."""
-    from cot_engine.backends import loading
-    from cot_engine.engine import Engine, model_path
+    from cot_engine.backends.local import loading
+    from cot_engine.engine.facade import Engine, model_path
 
     table = config.pairs
     sampled = table.model or config.sft.model.path
@@ -304,10 +294,10 @@ def _measured(
     tell: Callable[[str], None],
 ) -> JudgeReport:
     """Ask the model before and the one after about the same pairs, and both for answers."""
-    from cot_engine.backends import loading
-    from cot_engine.engine import Engine, model_path
-    from cot_engine.judges import SelfJudge
-    from cot_engine.profile import Profile
+    from cot_engine.backends.local import loading
+    from cot_engine.engine.facade import Engine, model_path
+    from cot_engine.judging.judges import SelfJudge
+    from cot_engine.judging.profile import Profile
     from cot_engine.report.weighing import fit_weight, margins
 
     plan, items = plan_of(config), problems.held_out

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from cot_engine.backends import loading
-from cot_engine.engine import model_path
+from cot_engine.backends.local import loading
+from cot_engine.engine.facade import model_path
 from cot_engine.errors import ConfigError
 from cot_engine.escape import visible
-from cot_engine.profile import Profile
+from cot_engine.judging.profile import Profile
 from cot_engine.training import record, sft
 from cot_engine.training.examples import IGNORE, Encoder
 from cot_engine.training.judge_config import JudgeConfig, JudgeTable

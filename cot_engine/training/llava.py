@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cot_engine.errors import ImageError, InputError, UnknownNameError, cut
-from cot_engine.reading import parse_json, read_bytes
+from cot_engine.files.reading import parse_json, read_bytes
 from cot_engine.training.questions import Entry, failing, faulty
 from cot_engine.training.rows import Row
 from cot_engine.training.staged import relative

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cot_engine import profile
 from cot_engine.errors import InputError, StoreError, said
-from cot_engine.profile import Profile
+from cot_engine.judging import profile
+from cot_engine.judging.profile import Profile
 from cot_engine.training.sft_config import SFTConfig
 
 _OWN = ("config.json", "generation_config.json", "adapter_config.json", profile.FILE)
@@ -59,7 +59,7 @@ def save_model(
 ) -> None:
     """output/model (and, of a LoRA, output/adapter), each there when it is whole. Raises
     StoreError if the disk is full."""
-    from cot_engine.training.trainer import is_full, sync
+    from cot_engine.training.disk import is_full, sync
 
     def placed(name: str, write: Callable[[Path], None]) -> None:
         beside = output / f".{name}"

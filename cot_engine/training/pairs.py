@@ -27,14 +27,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cot_engine.ablation.worth import WHOLE
+from cot_engine.core.chain import Chain, Step
+from cot_engine.core.problem import Problem
+from cot_engine.core.requests import Prompt
+from cot_engine.core.stages import Plan
 from cot_engine.errors import InputError, StoreError
-from cot_engine.judges import Case
-from cot_engine.prompts import judge_turn
-from cot_engine.stages import Plan
-from cot_engine.types import Chain, Problem, Prompt, Step
+from cot_engine.judging.prompts import judge_turn
+from cot_engine.judging.protocol import Case
 
 if TYPE_CHECKING:
-    from cot_engine.prompts import Form
+    from cot_engine.judging.prompts import Form
 
 SCHEMA = "pairs-1"
 Claim = tuple[int, int, bool]  # characters `start` to `end` of a text are one claim, true or not

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from cot_engine.errors import InputError
-from cot_engine.reading import DECODER, check_depth, opened, parse_json
+from cot_engine.files.reading import DECODER, check_depth, opened, parse_json
 from cot_engine.training.row import SHOWN, BadRow, Row, beginning, row_json, row_of
 
 MAX_LINE = 8 * 2**20

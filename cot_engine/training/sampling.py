@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING, Any
 from cot_engine import scenes
 from cot_engine.ablation.data import Item, SceneGrader
 from cot_engine.ablation.worth import SENTENCE, WHOLE, continued, stages_of
-from cot_engine.config import RunConfig
+from cot_engine.core.chain import Chain
+from cot_engine.core.events import Selected
+from cot_engine.core.grammar import conclusion, read
+from cot_engine.core.problem import Problem
+from cot_engine.core.stages import Plan
+from cot_engine.core.trace import Trace
 from cot_engine.errors import CotEngineError, InputError, ModelError
-from cot_engine.events import Selected, Trace
-from cot_engine.judges import RandomJudge
+from cot_engine.judging.judges import RandomJudge
+from cot_engine.options.config import RunConfig
 from cot_engine.scenes.checking import mark_caption, mark_reasoning
-from cot_engine.stages import Plan, conclusion, read
-from cot_engine.strategy import Expand, Search, Select, Task
+from cot_engine.search.strategy import Expand, Search, Select, Task
 from cot_engine.training.pairs import Candidate, Claim, Done, Pair, PairsFile
-from cot_engine.types import Chain, Problem
 
 if TYPE_CHECKING:
-    from cot_engine.engine import Engine
+    from cot_engine.engine.facade import Engine
 
 
 @dataclass(frozen=True, slots=True)

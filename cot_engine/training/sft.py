@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cot_engine.errors import ConfigError, InputError, ModelError, install
-from cot_engine.outputs import check_outputs
+from cot_engine.files.outputs import check_outputs
 from cot_engine.training.sft_config import SFTConfig, differences
 
 OURS = {"checkpoints", "log.jsonl", "model", "adapter", "README.md", "curves.svg", "runs"}
@@ -112,9 +112,9 @@ class _Run:
         self.watch.spent = next((r["seconds"] for r in self.rows[::-1] if "seconds" in r), 0.0)
 
     def run(self) -> Outcome:
-        from cot_engine.backends import loading
-        from cot_engine.engine import model_path
-        from cot_engine.profile import Profile
+        from cot_engine.backends.local import loading
+        from cot_engine.engine.facade import model_path
+        from cot_engine.judging.profile import Profile
         from cot_engine.training.examples import Encoder
         from cot_engine.training.network import prepare
         from cot_engine.training.stream import Steps, held_out_batches, load_corpus
@@ -176,7 +176,7 @@ class _Run:
     def _facts(self, loaded: Any, network: Any) -> dict[str, Any]:
         """What a checkpoint says of itself. Raises ModelError if the newest one grew from other
         weights than those at model.path now."""
-        from cot_engine.backends.loading import digest_of
+        from cot_engine.backends.local.loading import digest_of
 
         digest = digest_of(sorted(self.source.glob("*.safetensors")))
         if self.facts is not None and self.facts["digest"] != digest:

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cot_engine.errors import ConfigError, CotEngineError, UnknownNameError, shown
-from cot_engine.reading import parse_toml, read_toml
+from cot_engine.files.reading import parse_toml, read_toml
 
 Config = TypeVar("Config")
 

@@ -15,9 +15,10 @@ from typing import Literal
 from cot_engine.ablation.data import Item, Picture
 from cot_engine.ablation.grading import verdict
 from cot_engine.ablation.pictures import BytesPicture, FilePicture
+from cot_engine.core.grammar import read, tier
+from cot_engine.core.stages import DEFAULT_PLAN, Plan
 from cot_engine.errors import InputError, StoreError, shown
-from cot_engine.images import load_image
-from cot_engine.stages import DEFAULT_PLAN, Plan, read, tier
+from cot_engine.images.load import load_image
 from cot_engine.training.questions import Entry
 from cot_engine.training.rows import Row
 from cot_engine.training.tasks import Draft, Fault, data_url

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from cot_engine.core.stages import DEFAULT_PLAN
 from cot_engine.errors import CotEngineError, InputError
-from cot_engine.images import load_image
-from cot_engine.stages import DEFAULT_PLAN
+from cot_engine.images.load import load_image
 from cot_engine.training.examples import Encoder, Example, reworded
 from cot_engine.training.row import standard_answer, unlearnable
 from cot_engine.training.rows import BadRow, Row, read_rows

@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass
 from typing import Protocol
 
-from cot_engine.images import Image
+from cot_engine.images.load import Image
 from cot_engine.training.rows import Row
 from cot_engine.training.teacher import Message
 

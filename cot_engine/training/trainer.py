@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from transformers import (
 
 from cot_engine.errors import ModelError, StoreError, said
 from cot_engine.training.clock import Clock
+from cot_engine.training.disk import is_full, sync
 from cot_engine.training.examples import IGNORE
 from cot_engine.training.muon import Muon
 from cot_engine.training.network import take_over
@@ -289,26 +289,6 @@ def checkpoints(output: Path) -> list[Path]:
     """The whole checkpoints of a training, oldest first."""
     found = [p for p in (output / CHECKPOINTS).glob("*") if p.name.isdigit()]
     return sorted((p for p in found if (p / "training.json").is_file()), key=lambda p: int(p.name))
-
-
-def sync(folder: Path) -> None:
-    """Force a folder and the files in it to the disk, so that a rename never outruns them."""
-    for path in (*folder.iterdir(), folder):
-        if path == folder or path.is_file():
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether a library failed because the disk is full: each says it in its own way."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    words = ("No space left", "os error 28", "File too large", "os error 27", "Disk quota")
-    writer = "PytorchStreamWriter failed" in str(error) or "unexpected pos" in str(error)
-    return writer or any(word in str(error) for word in words)
 
 
 # --- what happens beside -------------------------------------------------------------------------

@@ -1,0 +1,144 @@
+"""What the worker is busy with: requests, the token sequences they need, and their rows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from cot_engine.backends.local.prefix import Node
+from cot_engine.backends.local.text import Watch
+from cot_engine.backends.models.family import Features, Pixels
+from cot_engine.core.requests import Choose, Chosen, Generate, Generated, Generation
+from cot_engine.core.usage import Usage
+
+
+class Scope:
+    """What is kept for one search: a prefix tree and the encoded images.
+
+    There is one tree for all, or one for each set of images where even the tokens before an image
+    depend on it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.roots: dict[tuple[str, ...], Node] = {}
+        self.features: dict[str, Features] = {}
+        self.released = False
+
+    def root(self, key: tuple[str, ...]) -> Node:
+        return self.roots.setdefault(key, Node((), 0, None))
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A prompt with the reply so far. `keys` are `ids` with images told apart; see `prefix`.
+
+    `places` are, per image, the positions of its placeholders. `rope` [3, prompt tokens] and
+    `delta` are the prompt's positions where they are not 0, 1, 2, ... `end` is the sequence's place
+    in the tree below `root`, which is held so that a search may be released while this is computed.
+    """
+
+    ids: tuple[int, ...]
+    keys: tuple[int, ...]
+    images: tuple[Pixels, ...]
+    places: tuple[torch.Tensor, ...]
+    rope: torch.Tensor | None
+    delta: int
+    root: Node | None = None
+    end: Node | None = None
+
+    def positions(self, start: int, end: int) -> torch.Tensor:
+        """What the model takes for the positions of tokens start..end: [3, tokens]."""
+        index = torch.arange(start, end).expand(3, -1)
+        if self.rope is None:
+            return index + self.delta
+        size = self.rope.shape[1]
+        return torch.cat(
+            [self.rope[:, start:end], index[:, max(0, size - start) :] + self.delta], 1
+        )
+
+
+@dataclass(slots=True)
+class Tally:
+    """A Usage being added up."""
+
+    encodes: int = 0
+    prefilled: int = 0
+    decoded: int = 0
+    flops: int = 0
+    seconds: float = 0.0
+
+    def usage(self, needed: int) -> Usage:
+        """`needed` distinct tokens of prompt and prefix, of which `prefilled` were computed."""
+        return Usage(
+            encodes=self.encodes,
+            prefilled=self.prefilled,
+            cached=max(0, needed - self.prefilled),
+            decoded=self.decoded,
+            flops=self.flops,
+            calls=1,
+            seconds=self.seconds,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request in flight. `done` is set in the event loop that asked."""
+
+    request: Generate | Choose
+    scope: Scope
+    sequences: list[Sequence]
+    loop: asyncio.AbstractEventLoop
+    done: asyncio.Future[Generated | Chosen]
+    choices: list[int] = field(default_factory=list)  # first tokens, for Choose
+    watch: Watch | None = None
+    tally: Tally = field(default_factory=Tally)
+    results: dict[int, Generation] = field(default_factory=dict)
+    cancelled: bool = False
+    failed: bool = False
+
+    @property
+    def over(self) -> bool:
+        return self.cancelled or self.failed
+
+    def usage(self) -> Usage:
+        nodes = {id(n): len(n.keys) for s in self.sequences for n in s.end.path()}
+        return self.tally.usage(sum(nodes.values()))
+
+    def resolve(self, value: Generated | Chosen) -> None:
+        self._tell(lambda: self.done.done() or self.done.set_result(value))
+
+    def fail(self, error: BaseException) -> None:
+        self.failed = True
+        self._tell(lambda: self.done.done() or self.done.set_exception(error))
+
+    def _tell(self, act: Callable[[], object]) -> None:
+        try:
+            self.loop.call_soon_threadsafe(act)
+        except RuntimeError:  # the loop was closed meanwhile: nobody is waiting
+            self.cancelled = True
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One candidate being written. `length` tokens of it are in the cache; the last of `ids` is
+    not, it is fed next. `tail` holds its keys and values while it has no slot."""
+
+    job: Job
+    index: int
+    length: int
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    pending: bool = False
+    tail: torch.Tensor | None = None
+
+    @property
+    def sequence(self) -> Sequence:
+        return self.job.sequences[0]
+
+    @property
+    def start(self) -> int:
+        return len(self.sequence.ids)

@@ -1,0 +1,161 @@
+"""Computing what is planned: pending nodes of all requests, batched, each exactly once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import torch
+
+from cot_engine.backends.local.flops import Flops
+from cot_engine.backends.local.jobs import Job, Sequence
+from cot_engine.backends.local.kv import KVShape, RowCache, Slots
+from cot_engine.backends.local.prefix import Node
+from cot_engine.backends.models.family import Adapter, Features, Rows
+
+KEPT_BYTES = 1 << 30  # fresh memory costs more than a small prefill: up to this much is reused
+
+
+@dataclass(slots=True)
+class Part:
+    """A pending node, and a request that needs it (which pays for it)."""
+
+    node: Node
+    job: Job
+    sequence: Sequence
+
+    @property
+    def size(self) -> int:
+        return len(self.node.keys)
+
+
+def plan(jobs: list[Job], limit: int) -> list[Part]:
+    """Pending nodes whose parents are computed, of similar length, `limit` columns in all.
+
+    Similar, because a row costs as much as the longest beside it. Columns, cached ones included,
+    because they are what takes memory. At least one part is returned if any is pending.
+    """
+    parts: dict[int, Part] = {}
+    for job in jobs:
+        for sequence in job.sequences:
+            node = next((n for n in sequence.end.path() if n.pending), None)
+            if node is not None and id(node) not in parts:
+                parts[id(node)] = Part(node, job, sequence)
+    ordered = sorted(parts.values(), key=lambda part: part.size)
+    chosen: list[Part] = []
+    for part in ordered:
+        if chosen and (part.size > 1.4 * chosen[0].size + 8 or columns_of([*chosen, part]) > limit):
+            break
+        chosen.append(part)
+    return chosen
+
+
+def columns_of(parts: list[Part]) -> int:
+    """Of all rows together, each as long as the longest."""
+    return len(parts) * (max(p.node.start for p in parts) + max(p.size for p in parts))
+
+
+class Prefill:
+    """Runs planned parts through the model and hands their keys and values to the tree."""
+
+    def __init__(
+        self, adapter: Adapter, shape: KVShape, flops: Flops, lock: threading.Lock
+    ) -> None:
+        self.adapter = adapter
+        self.shape = shape
+        self.flops = flops
+        self.lock = lock
+        self.slots = Slots(shape)
+
+    def clear(self) -> None:
+        """Let go of the memory; zeros again, whatever was in it."""
+        self.slots = Slots(self.shape)
+
+    def encode(self, part: Part) -> None:
+        """Encode the images that the part needs and its search has not encoded yet."""
+        needed = [
+            image
+            for image, places in zip(part.sequence.images, part.sequence.places, strict=True)
+            if self.adapter.prompt_depends_on_images
+            or bool(((places >= part.node.start) & (places < part.node.end)).any())
+        ]
+        for image in needed:
+            if image.digest in part.job.scope.features:
+                continue
+            began = time.perf_counter()
+            part.job.scope.features[image.digest] = self.adapter.encode(image)
+            tally = part.job.tally
+            tally.encodes += 1
+            tally.flops += self.flops.encode(image)
+            tally.seconds += time.perf_counter() - began
+
+    def run(self, parts: list[Part]) -> None:
+        """One forward pass over `parts`; each row is a node behind its own cached prefix."""
+        for part in parts:
+            self.encode(part)
+        began = time.perf_counter()
+        longest = max(part.size for part in parts)
+        columns = max(part.node.start for part in parts) + longest
+        slots = self.slots
+        slots.reserve(len(parts), columns)
+        for row, part in enumerate(parts):
+            for node in part.node.path()[:-1]:
+                slots.put(row, 1, node.start, node.kv)
+        cache = RowCache(slots, len(parts), columns)
+        rows = self.rows(parts, longest)
+        cache.place(rows.positions)
+        hidden = self.adapter.forward(rows, cache)
+        ends = torch.tensor([part.size - 1 for part in parts], device=hidden.device)
+        last = hidden[torch.arange(len(parts), device=hidden.device), ends]
+        kvs = [slots.take(r, part.node.start, part.node.end) for r, part in enumerate(parts)]
+        # What is masked still meets the softmax's 0, and 0 * nan is nan: not to be used again.
+        if slots.data.nbytes > KEPT_BYTES or not bool(last.isfinite().all()):
+            self.clear()
+        if self.shape.device.type == "cuda":
+            torch.cuda.synchronize(self.shape.device)
+        seconds = time.perf_counter() - began
+        total = sum(part.size for part in parts)
+        with self.lock:
+            for row, part in enumerate(parts):
+                if part.node.kv is None:  # else it was computed again for its final state alone
+                    part.node.kv = kvs[row]
+                part.node.redo = False
+                part.node.hidden = last[row].clone()
+        for part in parts:
+            tally = part.job.tally
+            tally.prefilled += part.size
+            tally.seconds += seconds * part.size / total
+            tally.flops += self.flops.prefill(
+                part.size, part.node.start, self.flops.crossed(part.sequence.images)
+            )
+
+    def rows(self, parts: list[Part], longest: int) -> Rows:
+        """The batch: right-padded ids, positions that go on counting through the padding."""
+        device = self.shape.device
+        ids = torch.zeros(len(parts), longest, dtype=torch.long)
+        rope = torch.zeros(3, len(parts), longest, dtype=torch.long)
+        spots: list[tuple[int, torch.Tensor, Features, int]] = []
+        pictures = []
+        for row, part in enumerate(parts):
+            start, end, sequence = part.node.start, part.node.end, part.sequence
+            ids[row, : part.size] = torch.tensor(sequence.ids[start:end])
+            rope[:, row, : part.size] = sequence.positions(start, end)
+            seen = []
+            for image, places in zip(sequence.images, sequence.places, strict=True):
+                features = part.job.scope.features.get(image.digest)
+                seen.append(features)
+                here = places[(places >= start) & (places < end)]
+                if len(here) and features.main is not None:
+                    ids[row, here - start] = 0  # some placeholders lie outside the vocabulary
+                    first = int((places < start).sum())
+                    spots.append((row, (here - start).to(device), features, first))
+            placeholders = tuple(p for places in sequence.places for p in places.tolist())
+            pictures.append(
+                (tuple(seen), placeholders) if self.adapter.prompt_depends_on_images else ((), ())
+            )
+        starts = torch.tensor([part.node.start for part in parts])
+        positions = (starts[:, None] + torch.arange(longest)).to(device)
+        flat = all(part.sequence.rope is None for part in parts)
+        rope = rope.to(device)
+        return Rows(ids.to(device), positions, rope[0] if flat else rope, spots, pictures)

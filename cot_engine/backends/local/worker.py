@@ -1,0 +1,351 @@
+"""The thread that owns the model: it takes requests, prefills what they lack, and decodes.
+
+Requests arrive through a queue and are answered in the event loop they came from. Whatever is in
+flight shares forward passes. Running out of memory halves what is attempted at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from cot_engine.backends.local.decode import Batch
+from cot_engine.backends.local.flops import Flops
+from cot_engine.backends.local.jobs import Job, Row, Scope
+from cot_engine.backends.local.life import Life
+from cot_engine.backends.local.prefill import Part, Prefill, columns_of, plan
+from cot_engine.backends.local.prefix import evict, insert, recompute_end
+from cot_engine.backends.local.text import ChatText
+from cot_engine.backends.local.trouble import attempt, failure, not_numbers, out_of_memory
+from cot_engine.backends.models.family import Adapter
+from cot_engine.core.requests import Choose, Chosen, Finish, Generated, Generation
+from cot_engine.errors import ModelError
+
+SCOPE_BYTES = 2 << 30  # keys and values kept for one search
+HEADS = 256  # verdicts' logits are computed for so many at once: a row of them takes a megabyte
+
+
+class Worker:
+    """`max_rows` candidates decode at once; one prefill takes prompts of `prefill_columns` tokens
+    together, what is cached of them and padding included."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        text: ChatText,
+        flops: Flops,
+        max_rows: int,
+        prefill_columns: int,
+        context: int,
+        notice: Callable[[str], None],
+    ) -> None:
+        self.adapter = adapter
+        self.text = text
+        self.max_rows = max_rows
+        self.prefill_columns = prefill_columns
+        self.notice = notice
+        self.lock = threading.Lock()  # guards the prefix trees: estimates read them elsewhere
+        shape = adapter.kv_shape()
+        self.flops = flops
+        self.scope_tokens = max(2 * context, SCOPE_BYTES // max(1, shape.bytes_per_token))
+        self.prefill = Prefill(adapter, shape, flops, self.lock)
+        self.batch = Batch(adapter, shape, flops)
+        self.jobs: list[Job] = []  # whose prompts are not computed yet
+        self.waiting: deque[Row] = deque()  # rows without a slot
+        self.step = 0.0  # seconds that the last forward pass of all rows took
+        self.life = Life(self)
+
+    # --- called from elsewhere -------------------------------------------------------------------
+
+    def submit(self, job: Job) -> None:
+        """Raises ModelError once the worker is closed, and in a forked child."""
+        self.life.submit(job)
+
+    def close(self) -> None:
+        """Fail what is in flight, now; wait about a second at most for the thread to end."""
+        self.life.close()
+
+    # --- the thread ------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Answer what arrived and all that arrives meanwhile; a trouble of one turn ends there."""
+        while not self.life.over:
+            arrived = self.life.arrived()
+            if not (arrived or self.jobs or self.waiting or self.batch.rows):
+                return
+            error = attempt(functools.partial(self._turn, arrived))
+            if error is not None:
+                self._recover(arrived, error)
+
+    def _recover(self, arrived: Job | None, error: BaseException) -> None:
+        """A bug: those in flight hear of it, others go on."""
+        everybody = self._in_flight() | ({arrived} if arrived else set())
+        self.drop()
+        self._fail(everybody, error)
+
+    def drop(self) -> None:
+        self.jobs, self.waiting = [], deque()
+        self.batch.clear()
+        self.prefill.clear()
+
+    def _turn(self, arrived: Job | None) -> None:
+        """Take in what arrived, or else do one forward pass of whatever is due; prompts first, so
+        that their rows join early."""
+        if arrived is not None:
+            self._admit(arrived)
+            return
+        self._drop_cancelled()
+        if self.jobs:
+            self._prefill()
+        elif self.batch.rows or self.waiting:
+            self._decode()
+
+    def _admit(self, job: Job) -> None:
+        with self.lock:
+            for sequence in job.sequences:
+                key = tuple(image.digest for image in sequence.images)
+                found = job.scope.root(key if self.adapter.prompt_depends_on_images else ())
+                sequence.root, sequence.end = found, insert(found, sequence.keys)
+        self.jobs.append(job)
+
+    def _rows(self) -> list[Row]:
+        return [*self.batch.rows, *self.waiting]
+
+    def _in_flight(self) -> set[Job]:
+        return {*self.jobs, *(row.job for row in self._rows())}
+
+    def _drop_cancelled(self) -> None:
+        if any(job.over for job in self.jobs):
+            self.jobs = [job for job in self.jobs if not job.over]
+        for row in [row for row in self._rows() if row.job.over]:
+            self._discard(row)
+
+    def _discard(self, row: Row) -> None:
+        self.batch.leave(row)
+        if row in self.waiting:
+            self.waiting.remove(row)
+
+    def _fail(self, jobs: Iterable[Job], error: BaseException) -> None:
+        for job in jobs:
+            if not job.over:
+                job.fail(failure(error))
+        self._drop_cancelled()
+
+    # --- prompts ---------------------------------------------------------------------------------
+
+    def _prefill(self) -> None:
+        for sequence in (s for job in self.jobs for s in job.sequences):
+            if not sequence.end.pending and sequence.end.hidden is None:
+                with self.lock:
+                    recompute_end(sequence.end)
+        parts = plan(self.jobs, self.prefill_columns)
+        if parts:
+            error = attempt(lambda: self.prefill.run(parts))
+            if error is not None:
+                self.prefill.clear()  # as large as what failed
+                self._prefill_failed(parts, error)
+                return
+        for job in self.jobs:
+            if isinstance(job.request, Choose) and job.request.headway is not None:
+                job.request.headway.finished = sum(
+                    not any(node.pending for node in s.end.path()) for s in job.sequences
+                )
+        ready = [
+            j for j in self.jobs if not any(n.pending for s in j.sequences for n in s.end.path())
+        ]
+        if ready:
+            self._begin(ready)
+
+    def _prefill_failed(self, parts: list[Part], error: BaseException) -> None:
+        jobs = list({id(p.job): p.job for p in parts}.values())
+        if not out_of_memory(error):
+            self._fail(jobs, error)
+        elif self.batch.trim():
+            pass  # there is room now that nobody used
+        elif len(parts) > 1:
+            self.prefill_columns = max(1, min(self.prefill_columns, columns_of(parts)) // 2)
+            self.notice(
+                f"Out of memory: prompts of {self.prefill_columns} tokens together are now "
+                "computed at a time. Nothing was lost."
+            )
+        elif len(self.batch.rows) > 1:
+            self._halve_rows()
+        else:
+            self._fail(
+                jobs,
+                ModelError(
+                    f"Not enough memory for a prompt of {parts[0].node.end} tokens.",
+                    "Use a smaller image, --quantize, or a smaller model.",
+                ),
+            )
+        self._free()
+
+    def _begin(self, jobs: list[Job]) -> None:
+        """The prompts are computed: answer `Choose`, draw the first tokens of `Generate`.
+
+        They stay among `self.jobs` until then: what they stand on must not be evicted.
+        """
+        asking = [job for job in jobs if isinstance(job.request, Choose)]
+        for job in asking:
+            error = attempt(functools.partial(self._choose, job))
+            if error is not None:
+                self._fail([job], error)
+        writing = [job for job in jobs if job not in asking]
+        if writing:
+            error = attempt(functools.partial(self._start, writing))
+            if error is not None:
+                self._fail(writing, error)
+        self.jobs = [job for job in self.jobs if job not in jobs]
+
+    def _choose(self, job: Job) -> None:
+        chosen: list[list[float]] = []
+        for at in range(0, len(job.sequences), HEADS):
+            some = job.sequences[at : at + HEADS]
+            logits = self.adapter.logits(torch.stack([s.end.hidden for s in some])).float()
+            chosen += logits.log_softmax(-1)[:, job.choices].tolist()
+        job.tally.flops += self.flops.head(len(job.sequences))
+        # One nan or +inf, or nothing but -inf, makes nan of all of a row.
+        if any(math.isnan(value) for row in chosen for value in row):
+            raise not_numbers(job.request)
+        self._answer(job, Chosen(tuple(map(tuple, chosen)), job.usage()))
+
+    def _start(self, jobs: list[Job]) -> None:
+        rows = []
+        for job in jobs:
+            start = len(job.sequences[0].ids)
+            rows += [Row(job, i, start) for i in range(len(job.request.seeds))]
+            job.tally.flops += self.flops.head(1)
+        self.waiting.extend(self._take(rows, *self.batch.first(jobs, rows)))
+
+    # --- rows ------------------------------------------------------------------------------------
+
+    def _decode(self) -> None:
+        room = self.max_rows - len(self.batch.rows)
+        joining = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
+        drawn: list[list[Any]] = []
+        began = time.monotonic()
+
+        def step() -> None:
+            self.batch.join(joining)
+            drawn.extend(self.batch.step())
+
+        error = attempt(step)
+        if error is None:
+            self.step = time.monotonic() - began
+            self._take(list(self.batch.rows), *drawn)
+            return
+        missing = [row for row in joining if row not in self.batch.rows]
+        self.waiting.extendleft(reversed(missing))
+        self._decode_failed(error)
+
+    def _decode_failed(self, error: BaseException) -> None:
+        rows = self._rows()
+        if out_of_memory(error) and self.batch.trim():
+            pass
+        elif out_of_memory(error) and self.max_rows > 1 and len(rows) > 1:
+            self._halve_rows()
+        else:
+            if out_of_memory(error):
+                error = ModelError(
+                    "Not enough memory to write even one candidate.",
+                    "Use a smaller image, --quantize, or a smaller model.",
+                )
+            self._fail({row.job for row in rows}, error)
+            self.batch.clear()
+        self._free()
+
+    def _halve_rows(self) -> None:
+        self.max_rows = max(1, min(self.max_rows, len(self._rows())) // 2)
+        self.waiting.extendleft(reversed(self.batch.park(min(self.max_rows, len(self.batch.rows)))))
+        self.notice(
+            f"Out of memory: {self.max_rows} candidates are now written at once. Nothing was lost."
+        )
+
+    def _free(self) -> None:
+        if self.adapter.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _take(self, rows: list[Row], tokens: list[int], logprobs: list[float]) -> list[Row]:
+        """Give each row its new token; finish those that end. Returns the others."""
+        ahead = time.monotonic() + self.step  # when another token would be there
+        going = []
+        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            job = row.job
+            if not math.isfinite(logprob):
+                self.batch.wipe(row)
+                self._unsound(row)
+            if job.over:
+                continue
+            job.tally.decoded += 1
+            if job.request.headway is not None:
+                job.request.headway.tokens += 1
+            if token in self.text.eos:
+                self._finish(row, "eos", len(row.ids))
+                continue
+            row.ids.append(token)
+            row.logprobs.append(logprob)
+            look, row.pending = job.watch.telling(token, row.pending)
+            keep = job.watch.cut(row.sequence.ids, row.ids) if look else None
+            if keep is not None:
+                self._finish(row, "stop", keep)
+            elif len(row.ids) >= job.request.max_new_tokens:
+                self._finish(row, "length", len(row.ids))
+            elif job.request.deadline is not None and ahead > job.request.deadline:
+                self._finish(row, "budget", len(row.ids))
+            else:
+                going.append(row)
+        return going
+
+    def _finish(self, row: Row, finish: Finish, keep: int) -> None:
+        """Make the row a generation, hand its keys and values to the tree, free its slot."""
+        job, sequence = row.job, row.sequence
+        if finish != "stop":
+            keep = self.text.whole(sequence.ids, row.ids[:keep])
+        ids = tuple(row.ids[:keep])
+        # The last kept token counts as not in the cache: its final state was not kept, and it is
+        # needed to go on from there.
+        tokens = min(row.length - row.start, keep - 1)
+        if tokens > 0 and not job.scope.released:
+            with self.lock:
+                self._store(row, ids[:tokens])
+        self._discard(row)
+        text = self.text.added(sequence.ids, ids)
+        job.results[row.index] = Generation(text, ids, sum(row.logprobs[:keep]), finish)
+        if job.request.headway is not None:
+            job.request.headway.finished = len(job.results)
+        if len(job.results) == len(job.request.seeds):
+            generations = tuple(job.results[i] for i in range(len(job.results)))
+            self._answer(job, Generated(generations, job.usage()))
+
+    def _store(self, row: Row, ids: tuple[int, ...]) -> None:
+        """Each new node gets memory of its own: a view would hold what others have already."""
+        for node in insert(row.sequence.end, ids).path():
+            if node.kv is None and node.start >= row.start:
+                node.kv = self.batch.copy(row, node.start, node.end)
+
+    def _unsound(self, row: Row) -> None:
+        job = row.job
+        if not job.over:
+            written = self.text.added(row.sequence.ids, row.ids)
+            job.fail(not_numbers(job.request, written))
+
+    def _answer(self, job: Job, answer: Generated | Chosen) -> None:
+        if job in self.jobs:
+            self.jobs.remove(job)
+        self._tidy(job.scope)
+        job.resolve(answer)
+
+    def _tidy(self, scope: Scope) -> None:
+        """Keep a search's prefixes within bounds, sparing what its requests in flight stand on."""
+        busy = self._in_flight()
+        spare = {id(n) for j in busy if j.scope is scope for s in j.sequences for n in s.end.path()}
+        with self.lock:
+            for root in scope.roots.values():
+                evict(root, self.scope_tokens, spare)

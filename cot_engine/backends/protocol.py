@@ -1,0 +1,52 @@
+"""What a model must be able to do for a search: answer stateless requests, sharing prefixes itself.
+
+A request says everything: this prompt, this much of the reply so far, continue until there. What
+a backend can reuse (an encoded image, keys and values of a prefix) it keeps behind this interface.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from cot_engine.core.requests import BackendInfo, Choose, Chosen, Generate, Generated
+from cot_engine.core.usage import Usage
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Implementations must pass `cot_engine.testing.check_backend`.
+
+    All methods may be called from many searches at once, on one event loop.
+    """
+
+    @property
+    def info(self) -> BackendInfo: ...
+
+    async def generate(self, request: Generate) -> Generated:
+        """Sample one continuation per seed. Candidate i depends on its seed and prefix alone: on
+        other rows only by rounding, which at float32 changes the last digits of its log-probability
+        and at lower precision may change what is drawn.
+
+        `max_new_tokens` is cut to what the context holds. Raises InputError if prompt + prefix
+        leave no room for a single token.
+        """
+        ...
+
+    async def choose(self, request: Choose) -> Chosen:
+        """Log-probabilities of the choices after each tail, generating nothing."""
+        ...
+
+    def estimate(self, request: Generate | Choose) -> Usage:
+        """The most that this request can cost, given what its scope holds already.
+
+        `decoded` is len(seeds) * max_new_tokens for a Generate. Used to reserve before a call.
+        """
+        ...
+
+    def release(self, scope: str) -> None:
+        """Forget what was kept for a search. Unknown scopes are fine."""
+        ...
+
+    def close(self) -> None:
+        """Stop and free the model. Requests in flight fail with an error."""
+        ...

@@ -1,0 +1,164 @@
+"""A backend made of arithmetic: replies are a function of request and seed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cot_engine.core.grammar import next_stage, read
+from cot_engine.core.requests import (
+    BackendInfo,
+    Choose,
+    Chosen,
+    Generate,
+    Generated,
+    Generation,
+    Prompt,
+)
+from cot_engine.core.stages import DEFAULT_PLAN, Plan
+from cot_engine.core.usage import Usage
+
+_PIECE = re.compile(r"\s*\S+|\s+")
+
+
+_COMPARED = re.compile(r"(?:Attempt 1:\n|1: )(.*?)\n(?:Attempt 2:\n|2: )(.*)", re.DOTALL)
+
+
+_FLOPS_PER_TOKEN = 1000
+
+
+def _number(*parts: object) -> int:
+    text = "|".join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest())
+
+
+def staged_reply(request: Generate, seed: int, plan: Plan = DEFAULT_PLAN) -> str:
+    """What the scripted model writes by default: the stages still ahead, well formed.
+
+    Each stage is a sentence of some words and a number in 0..4 drawn from the seed; the last one
+    is that number alone.
+    """
+    written = "".join(segment.text for segment in request.prefix)
+    plan = plan.fit(len(request.prompt.images))
+    reading, text = read(written, plan), ""
+    while True:
+        stage = plan[reading.open] if reading.open else next_stage(reading, plan)
+        if stage is None:
+            return text
+        draw = 0 if request.sampling.greedy else _number(seed, stage.tag) % 5
+        content = str(draw) if stage == plan.last else f"About {stage.tag.lower()} {draw}."
+        text += ("" if reading.open else stage.open) + content + stage.close
+        reading = read(written + text, plan)
+
+
+@dataclass
+class ScriptedBackend:
+    """A backend whose replies are a function of request and seed; no model, no clock.
+
+    A token is a word with the whitespace before it. Prefixes are shared within a scope as a real
+    backend does, so that costs can be tested. `requests` keeps everything that was asked.
+    """
+
+    script: Callable[[Generate, int], str] = staged_reply
+    prefer: Callable[[str], float] = lambda text: float(len(text))
+    requests: list[Generate | Choose] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    info: BackendInfo = BackendInfo(
+        "scripted", "scripted", "0", "arithmetic", "none", "none", 1_000_000, 100
+    )
+    _known: dict[str, set[tuple[str, ...]]] = field(default_factory=dict)
+    _words: dict[int, str] = field(default_factory=dict)
+
+    async def generate(self, request: Generate) -> Generated:
+        self.requests.append(request)
+        await asyncio.sleep(0)
+        context = self._context(request)
+        usage = self._read(request.scope, context, request.prompt)
+        generations = []
+        for seed in request.seeds:
+            generation = self._generation(request, seed)
+            words = [self._words[i] for i in generation.ids]
+            self._remember(request.scope, (*context, *words))
+            usage += Usage(decoded=len(words), flops=_FLOPS_PER_TOKEN * len(words))
+            generations.append(generation)
+        return Generated(tuple(generations), usage)
+
+    def _generation(self, request: Generate, seed: int) -> Generation:
+        text, finish = self.script(request, seed), "eos"
+        if (end := request.until.end(text)) is not None:
+            text, finish = text[:end], "stop"
+        words = _PIECE.findall(text)
+        if len(words) > request.max_new_tokens:
+            words, finish = words[: request.max_new_tokens], "length"
+        ids = tuple(_number(word) for word in words)
+        self._words.update(zip(ids, words, strict=True))
+        logprob = -sum(1 + i % 7 for i in ids) / 8
+        return Generation("".join(words), ids, logprob, finish)  # type: ignore[arg-type]
+
+    async def choose(self, request: Choose) -> Chosen:
+        self.requests.append(request)
+        await asyncio.sleep(0)
+        usage, rows = Usage(), []
+        for tail in request.tails:
+            context = self._words_of(request.prompt.text + tail, request.prompt)
+            usage += self._read(request.scope, context, request.prompt)
+            compared = _COMPARED.search(tail)
+            texts = compared.groups() if compared else ("", "")
+            first, second = (self.prefer(text.strip()) for text in texts)
+            margin = first - second
+            rows.append((-0.7 + margin / 2, -0.7 - margin / 2))
+        return Chosen(tuple(rows), usage)
+
+    def estimate(self, request: Generate | Choose) -> Usage:
+        known = self._known.get(request.scope, set())
+        if isinstance(request, Choose):
+            texts = [self._words_of(request.prompt.text + t, request.prompt) for t in request.tails]
+        else:
+            texts = [self._context(request)]
+        fresh = sum(len(text) - _shared(known, text) for text in texts)
+        decoded = (
+            len(request.seeds) * request.max_new_tokens if isinstance(request, Generate) else 0
+        )
+        return Usage(
+            encodes=len(request.prompt.images),
+            prefilled=fresh,
+            decoded=decoded,
+            flops=_FLOPS_PER_TOKEN * (fresh + decoded),
+        )
+
+    def release(self, scope: str) -> None:
+        self.released.append(scope)
+        self._known.pop(scope, None)
+
+    def close(self) -> None:
+        self._known.clear()
+
+    def _context(self, request: Generate) -> tuple[str, ...]:
+        written = "".join(segment.text for segment in request.prefix)
+        return (*self._words_of(request.prompt.text, request.prompt), *_PIECE.findall(written))
+
+    def _words_of(self, text: str, prompt: Prompt) -> tuple[str, ...]:
+        return (*(f"<{image.digest}>" for image in prompt.images), *_PIECE.findall(text))
+
+    def _read(self, scope: str, words: tuple[str, ...], prompt: Prompt) -> Usage:
+        known = self._known.setdefault(scope, set())
+        shared = _shared(known, words)
+        encodes = sum((f"<{image.digest}>",) not in known for image in prompt.images)
+        known.update((f"<{image.digest}>",) for image in prompt.images)
+        self._remember(scope, words)
+        fresh = len(words) - shared
+        return Usage(encodes, fresh, shared, 0, _FLOPS_PER_TOKEN * fresh)
+
+    def _remember(self, scope: str, words: tuple[str, ...]) -> None:
+        known = self._known.setdefault(scope, set())
+        known.update(words[:k] for k in range(1, len(words) + 1))
+
+
+def _shared(known: set[tuple[str, ...]], words: tuple[str, ...]) -> int:
+    k = 0
+    while k < len(words) and words[: k + 1] in known:
+        k += 1
+    return k

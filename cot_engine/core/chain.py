@@ -1,0 +1,82 @@
+"""A problem's steps so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from cot_engine.core.requests import Finish, Segment
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The text written for one stage, or one sentence, or all that remained.
+
+    `segments` are exactly what stands in the assistant's turn (forced tags, sampled ids, repairs);
+    `text` is their text. `logprob` sums over the `tokens` sampled ones. `faults` names what was
+    malformed (see `stages.FAULTS`); `stage` is the tag of the stage that the step ended in.
+    """
+
+    text: str
+    segments: tuple[Segment, ...]
+    stage: str
+    logprob: float
+    tokens: int
+    finish: Finish
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A problem's steps so far. `id` is the path from the root: "r", "r.2", "r.2.0", ...
+
+    `count` is how many candidates with this same text were merged into it. `done` says that the
+    last stage is closed (or the model ended its turn) and nothing may follow.
+    """
+
+    id: str = "r"
+    steps: tuple[Step, ...] = ()
+    done: bool = False
+    count: int = 1
+
+    @property
+    def parent(self) -> str | None:
+        return self.id.rpartition(".")[0] or None
+
+    @property
+    def text(self) -> str:
+        return "".join(step.text for step in self.steps)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return tuple(segment for step in self.steps for segment in step.segments)
+
+    @property
+    def last(self) -> Step | None:
+        return self.steps[-1] if self.steps else None
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        return tuple(fault for step in self.steps for fault in step.faults)
+
+    def likelihood(self, steps: int | None = None) -> float:
+        """Mean log-probability per sampled token of the last `steps` steps (all, if None).
+
+        Where nothing was sampled it is -99, less likely than any text: writing nothing must not
+        pass for certainty.
+        """
+        chosen = self.steps if steps is None else self.steps[-steps:]
+        tokens = sum(step.tokens for step in chosen)
+        return sum(step.logprob for step in chosen) / tokens if tokens else -99.0
+
+    def grow(self, index: int, step: Step, done: bool) -> Chain:
+        return Chain(f"{self.id}.{index}", (*self.steps, step), done)
+
+    def counted(self, count: int) -> Chain:
+        return replace(self, count=count)
+
+
+Beam = tuple[Chain, ...]

@@ -1,0 +1,164 @@
+"""What is said to a model, and what it answers. All frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from cot_engine.core.usage import Role, Usage
+
+if TYPE_CHECKING:
+    from cot_engine.core.boundaries import Until
+    from cot_engine.images.load import Image
+
+Finish = Literal["stop", "eos", "length", "budget"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn: temperature, then top-k, then top-p, as the published runs did.
+
+    `temperature=0` is greedy. `top_k=0` and `top_p=1` switch the cut off. The defaults are the
+    published ones; the published script never names its top-k of 50, which transformers adds.
+    """
+
+    temperature: float = 0.6
+    top_p: float = 0.9
+    top_k: int = 50
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One user turn: the images, then the text. The backend puts it in the model's chat format.
+
+    `text` is data: a backend must not let special tokens written in it become special tokens.
+    """
+
+    text: str
+    images: tuple[Image, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of the assistant's turn so far.
+
+    `ids` are the token ids the model itself sampled; None for text that the engine put there (a
+    forced tag), which the backend tokenises.
+    """
+
+    text: str
+    ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Continue `prompt` + `prefix` until `until`, once per seed.
+
+    `scope` names the search this belongs to: a backend shares prefixes within a scope and drops
+    them on `release(scope)`, so that what a search costs never depends on its neighbours.
+    `deadline` is a `time.monotonic()` value by which rows stop, with finish "budget". `headway`
+    is there if somebody watches.
+    """
+
+    scope: str
+    prompt: Prompt
+    prefix: tuple[Segment, ...]
+    until: Until
+    seeds: tuple[int, ...]
+    max_new_tokens: int
+    sampling: Sampling = Sampling()
+    role: Role = "generate"
+    deadline: float | None = None
+    headway: Headway | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One sampled continuation.
+
+    `text` is what `ids` add to the assistant's turn, cut at the boundary. `logprob` is the sum of
+    the kept tokens' natural-log probabilities under the model itself (temperature 1, no cuts), so
+    it does not depend on how they were drawn. An end-of-sequence token is not part of `ids`.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    logprob: float
+    finish: Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """The answer to `Generate`: one generation per seed, in order, and what all of it cost."""
+
+    generations: tuple[Generation, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Choose:
+    """Which of `choices` would the model write next, after `prompt` + `prefix` + each tail?
+
+    The assistant's turn starts with `prefix`; each of the `tails` stands for one question. Tails
+    are the end of the USER text: the turn is `prompt.text + tail`, then the chat format's
+    assistant opening, then `prefix`. Everything the tails have in common is computed once.
+    """
+
+    scope: str
+    prompt: Prompt
+    tails: tuple[str, ...]
+    choices: tuple[str, ...]
+    prefix: str = ""
+    role: Role = "judge"
+    headway: Headway | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The answer to `Choose`: natural-log probabilities, `logprobs[tail][choice]`.
+
+    They are those of each choice's first token as it stands after the prefix, over the whole
+    vocabulary. Raises in the backend if two choices share a first token.
+    """
+
+    logprobs: tuple[tuple[float, ...], ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """What a trace records of the model. `digest` names the weights; `max_images` per problem.
+
+    `context` is the longest prompt + reply in tokens. `notes` are sentences for the user (a
+    fallback that was taken, a limit that was met).
+    """
+
+    name: str
+    model: str
+    digest: str
+    architecture: str
+    device: str
+    dtype: str
+    context: int
+    max_images: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Headway:
+    """How far a request has come, for whoever watches: `tokens` written, and how many of its
+    continuations (or tails) are `finished`.
+
+    A backend counts it up while it works, from whatever thread; it is read at any time, and says
+    nothing about the answer. A backend need not: the core counts what has been answered.
+    """
+
+    tokens: int = 0
+    finished: int = 0

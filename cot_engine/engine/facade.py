@@ -1,0 +1,426 @@
+"""The facade: load a model once, then solve, solve many, or stream the events of a search.
+
+Every call has an async twin (`asolve`, `asolve_many`, `astream`). Whichever is called, searches run
+on an event loop in a thread of the engine's own: so they work in scripts, notebooks and servers
+alike, and nothing that a search computes holds up the loop it was awaited in. Strategies, judges
+and listeners are called in that thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import queue
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Future, wait
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from cot_engine import plugins
+from cot_engine.backends.protocol import Backend
+from cot_engine.core.answers import Answer
+from cot_engine.core.events import Heard
+from cot_engine.core.problem import Problem
+from cot_engine.core.trace import Trace
+from cot_engine.engine.feed import Feed
+from cot_engine.engine.modes import SAID, Modes
+from cot_engine.engine.thread import LoopThread, Sent, handing_over, in_thread
+from cot_engine.errors import ConfigError, CotEngineError, InputError, StrategyError, shown
+from cot_engine.judging.profile import Profile
+from cot_engine.judging.protocol import Judge
+from cot_engine.options.config import RunConfig
+from cot_engine.options.run import Run
+from cot_engine.search.loop import search
+from cot_engine.search.rejudge import Rejudged, rejudge
+
+BUNDLED = "bundled"
+
+T = TypeVar("T")
+Listener = Callable[[Heard], None]
+
+_LOADING = 32  # problems whose pictures are read, or waited for, at once: each takes a thread
+
+
+def model_path(model: str | Path) -> str | Path:
+    """The folder of the bundled model for its name; anything else as it is."""
+    return Path(__file__).parent / "bundled" if model == BUNDLED else model
+
+
+class Engine:
+    """A loaded model and the searches that run on it. Close it, or use it as a context manager.
+
+    `profile` says how to judge with the model. Its methods may be called from several threads.
+    """
+
+    def __init__(self, backend: Backend, *, profile: Profile | None = None, in_flight: int = 32):
+        if in_flight < 1:
+            raise ConfigError(f"in_flight is {in_flight}.", "It must be at least 1.")
+        self.backend = backend
+        self.profile = profile or Profile()
+        self.in_flight = in_flight
+        self._scopes = itertools.count()
+        self._modes = Modes(backend)
+        self._loading = asyncio.Semaphore(_LOADING)
+        self._loop = LoopThread("cot-engine")
+        # An engine that is dropped without being closed leaves no thread behind.
+        weakref.finalize(self, self._loop.close, wait=False).atexit = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = BUNDLED,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: Literal["8bit", "4bit"] | None = None,
+        in_flight: int = 32,
+        on_notice: Callable[[str], None] | None = None,
+    ) -> Engine:
+        """Load a checkpoint folder (or hub id), or the bundled model.
+
+        `in_flight` bounds the searches that run at once. `on_notice` hears what the user should
+        know, such as a batch that was halved for lack of memory. Raises ModelError, and
+        ConfigError or UnknownNameError for a profile in the folder that will not do.
+        """
+        from cot_engine.backends.local.backend import LocalBackend
+
+        path = model_path(model)
+        profile = Profile.of(path)  # before what takes long
+        backend = LocalBackend.load(
+            path,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            on_notice=on_notice,
+            name=str(model),  # "bundled" means the same model on every machine, its path does not
+        )
+        return cls(backend, profile=profile, in_flight=in_flight)
+
+    # --- one problem ---
+
+    def solve(
+        self,
+        image: Any,
+        question: str | None = None,
+        *,
+        config: RunConfig | None = None,
+        on_event: Listener | None = None,
+        **options: Any,
+    ) -> Answer:
+        """Answer one question about an image (a path, URL, PIL image, array, bytes; a list of
+        them for several; None for a question alone), or a Problem that holds both.
+
+        `options` are fields of RunConfig but those that an engine is made with; `strategy` and
+        `judge` may also be objects, and any other name is a parameter of the strategy:
+        `solve(img, q, strategy="best-of-n", n=8)`. `on_event` is called with each event, in the
+        engine's thread. Raises CotEngineError: a StrategyError if called in the engine's thread
+        (by a listener, a judge or a strategy), a ModelError if the engine is closed.
+        """
+        return self._run(self._solve(self._made(config, options), image, question, on_event))
+
+    async def asolve(
+        self,
+        image: Any,
+        question: str | None = None,
+        *,
+        config: RunConfig | None = None,
+        on_event: Listener | None = None,
+        **options: Any,
+    ) -> Answer:
+        """`solve`, awaitable. `on_event` is called in the engine's thread here, too: `astream`
+        hands the events over to the loop that asks."""
+        run = self._made(config, options)
+        return await self._there(self._solve(run, image, question, on_event))
+
+    def stream(
+        self,
+        image: Any,
+        question: str | None = None,
+        *,
+        config: RunConfig | None = None,
+        **options: Any,
+    ) -> Iterator[Heard]:
+        """The events of one search as they happen; the last one is Finished. Leaving the loop
+        early stops the search. Raises what `solve` raises, after the Failed event."""
+        events: queue.SimpleQueue[Heard | None] = queue.SimpleQueue()
+        run = self._made(config, options)
+        sent = self._send(self._solve(run, image, question, events.put))
+        sent.result.add_done_callback(lambda _: events.put(None))
+        try:
+            while (event := events.get()) is not None:
+                yield event
+                self._loop.check_process()  # nothing comes any more where the loop is not
+            sent.result.result()
+        finally:
+            sent.result.cancel()
+
+    async def astream(
+        self,
+        image: Any,
+        question: str | None = None,
+        *,
+        config: RunConfig | None = None,
+        **options: Any,
+    ) -> AsyncIterator[Heard]:
+        """`stream`, as an async iterator."""
+        events: asyncio.Queue[Heard | None] = asyncio.Queue()
+        put = handing_over(events.put_nowait)
+        run = self._made(config, options)
+        sent = self._loop.send(self._solve(run, image, question, put))
+        sent.result.add_done_callback(lambda _: put(None))
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+            sent.result.result()
+        finally:
+            sent.result.cancel()
+
+    # --- many problems ---
+
+    def solve_many(
+        self,
+        problems: Iterable[Problem | tuple[Any, str]],
+        *,
+        config: RunConfig | None = None,
+        on_event: Callable[[int, Heard], None] | None = None,
+        on_error: Literal["raise", "keep"] = "raise",
+        **options: Any,
+    ) -> Iterator[Answer | CotEngineError]:
+        """Answer many questions, `in_flight` at a time on one batch of the model.
+
+        Takes (image, question) pairs or Problems, lazily; yields answers in their order, each as
+        soon as it and those before it are there. A problem's trace is the same as if it were
+        solved alone. `on_event` gets the problem's position and the event, as it happens, in the
+        engine's thread. With `on_error="keep"` a problem that fails yields its error in its place
+        and the rest go on. What was answered before `problems` raised, or before the engine was
+        closed, is yielded before that error is raised.
+        """
+        finished = threading.Event()
+        feed = self._feed(problems, config, on_event, on_error, options, self._send, finished.set)
+        try:
+            while feed.fill():
+                if feed.ready:
+                    yield feed.take()
+                else:
+                    self._loop.check_process()
+                    finished.wait()
+                    finished.clear()
+        finally:
+            feed.cancel()
+
+    async def asolve_many(
+        self,
+        problems: Iterable[Problem | tuple[Any, str]],
+        *,
+        config: RunConfig | None = None,
+        on_event: Callable[[int, Heard], None] | None = None,
+        on_error: Literal["raise", "keep"] = "raise",
+        **options: Any,
+    ) -> AsyncIterator[Answer | CotEngineError]:
+        """`solve_many`, as an async iterator."""
+        finished = asyncio.Event()
+        wake = handing_over(lambda _: finished.set())
+        send = self._loop.send
+        feed = self._feed(problems, config, on_event, on_error, options, send, lambda: wake(None))
+        try:
+            while feed.fill():
+                if feed.ready:
+                    yield feed.take()
+                else:
+                    await finished.wait()
+                    finished.clear()
+        finally:
+            feed.cancel()
+
+    # --- recorded searches ---
+
+    def rejudge(
+        self,
+        trace: Trace,
+        *,
+        judge: str | Judge = "auto",
+        tournament: str = "knockout",
+        judge_image: Literal["seen", "blank", "swap"] = "seen",
+        on_event: Listener | None = None,
+    ) -> Rejudged:
+        """Judge a recorded search again without generating anything anew (`search.rejudge`).
+
+        `judge_image` is what the judge sees; `on_event` is called with each event.
+        """
+        return self._run(self._rejudge(trace, judge, tournament, judge_image, on_event))
+
+    async def arejudge(
+        self,
+        trace: Trace,
+        *,
+        judge: str | Judge = "auto",
+        tournament: str = "knockout",
+        judge_image: Literal["seen", "blank", "swap"] = "seen",
+        on_event: Listener | None = None,
+    ) -> Rejudged:
+        """`rejudge`, awaitable."""
+        return await self._there(self._rejudge(trace, judge, tournament, judge_image, on_event))
+
+    async def _rejudge(
+        self,
+        trace: Trace,
+        judge: str | Judge,
+        tournament: str,
+        judge_image: Literal["seen", "blank", "swap"],
+        listen: Listener | None,
+    ) -> Rejudged:
+        run = self._made(
+            RunConfig(tournament=tournament, judge_image=judge_image), {"judge": judge}
+        )
+        return await rejudge(
+            trace,
+            run.judge,
+            tournament,
+            self.backend,
+            judge_image=judge_image,
+            shown=run.judge_images,
+            scope=f"rejudge:{trace.started.problem}#{next(self._scopes)}",
+            listen=listen,
+        )
+
+    # --- life ---
+
+    def close(self) -> None:
+        """Stop what is running, which ends with a ModelError, and free the model. Takes about a
+        second at most; a second time it does nothing."""
+        self._loop.close()
+        self.backend.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- inside ---
+
+    def _made(self, config: RunConfig | None, options: dict[str, Any]) -> Run:
+        return Run(self.profile, config, options)
+
+    async def _solve(
+        self, run: Run, image: Any, question: str | None, listen: Listener | None
+    ) -> Answer:
+        """One search, from what the user gave. Runs in the engine's thread."""
+        if listen is not None and not callable(listen):
+            raise ConfigError(f"on_event is {shown(listen)}.", "It must be a function.")
+        problem = await self._load(lambda: run.problem(image, question))
+        if len(problem.images) > self.backend.info.max_images:
+            raise InputError(
+                f"The problem has {len(problem.images)} images; {self.backend.info.model} takes"
+                f" at most {self.backend.info.max_images}.",
+                "Give fewer images, or a model that takes several.",
+            )
+        seen = await self._load(lambda: run.judge_images(problem))
+        plan = run.settings.plan.fit(len(problem.images), run.settings.detail)
+        mode, notes = run.mode, ()
+        if mode is None:
+            mode = await self._modes.of(plan)
+            notes = (SAID[mode].format(plan.stages[0].open),)
+        return await search(
+            problem,
+            run.strategy,
+            run.judge,
+            self.backend,
+            replace(run.settings, mode=mode),
+            scorers=lambda name: plugins.make("scorer", name, {}),
+            judge_images=seen,
+            scope=f"{problem.id}#{next(self._scopes)}",
+            notes=notes,
+            listen=listen,
+        )
+
+    async def _load(self, act: Callable[[], T]) -> T:
+        """What takes pictures to be read, in a thread: other searches go on meanwhile."""
+        async with self._loading:
+            return await in_thread(act)
+
+    def _feed(
+        self,
+        problems: Iterable[Problem | tuple[Any, str]],
+        config: RunConfig | None,
+        on_event: Callable[[int, Heard], None] | None,
+        on_error: Literal["raise", "keep"],
+        options: dict[str, Any],
+        send: Callable[[Coroutine], Sent],
+        wake: Callable[[], None],
+    ) -> Feed:
+        """What `solve_many` and its twin take their answers from; they differ in how they wait."""
+        if on_error not in ("raise", "keep"):
+            raise ConfigError(f"on_error is {shown(on_error)}.", "It must be raise or keep.")
+        run = self._made(config, options)
+
+        async def one(index: int, item: Any) -> Answer | CotEngineError:
+            listen = None if on_event is None else _of_one(index, on_event)
+            try:
+                return await self._solve(run, *_asked(index, item), listen)
+            except CotEngineError as error:
+                if on_error == "keep" and not self._loop.closed:
+                    return error
+                raise
+
+        def sent(index: int, item: Any) -> Future:
+            result = send(one(index, item)).result
+            result.add_done_callback(lambda _: wake())
+            return result
+
+        return Feed(problems, sent, self.in_flight)
+
+    def _send(self, coroutine: Coroutine[Any, Any, T]) -> Sent[T]:
+        """For the synchronous calls, which wait for the loop."""
+        if self._loop.inside:
+            coroutine.close()
+            raise StrategyError(
+                "The engine was asked to solve, and to wait for it, in its own thread, by a"
+                " listener, a judge or a strategy of a search: that would never end.",
+                "Await asolve() in a judge, or ask in another thread.",
+            )
+        return self._loop.send(coroutine)
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        sent = self._send(coroutine)
+        try:
+            return sent.result.result()
+        except KeyboardInterrupt:
+            # The search gets to record that it was stopped before the interrupt goes on.
+            sent.result.cancel()
+            wait([sent.over], timeout=5)
+            raise
+
+    async def _there(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine that runs in the engine's loop, awaited in any other."""
+        sent = self._loop.send(coroutine)
+        try:
+            return await asyncio.wrap_future(sent.result)
+        except asyncio.CancelledError:
+            sent.result.cancel()
+            await asyncio.wait([asyncio.wrap_future(sent.over)], timeout=5)  # as in `_run`
+            raise
+
+
+def _of_one(index: int, on_event: Callable[[int, Heard], None]) -> Listener:
+    """The listener of one of many, under the name of the one that hears them all."""
+
+    def listen(event: Heard) -> None:
+        on_event(index, event)
+
+    return functools.update_wrapper(listen, on_event, updated=())
+
+
+def _asked(index: int, item: Any) -> tuple[Any, str | None]:
+    """The image and question of one of many. Raises InputError."""
+    if isinstance(item, Problem):
+        return item, None
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        return item[0], item[1] if item[1] is not None else ""
+    raise InputError(
+        f"Problem {index} is {type(item).__name__}.", "Give a Problem, or an image and a question."
+    )

@@ -1,0 +1,148 @@
+"""What a model's folder says of judging with it: the file `cot_engine.json` beside the weights.
+
+    {"judge": "self+likelihood", "judge_prompt": "brief", "likelihood_weight": 1.3}
+
+Every key may be left out. A judge asked for by its name is made here, so that the same name means
+the same judge of a model wherever it is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from cot_engine import plugins
+from cot_engine.errors import ConfigError, UnknownNameError, shown
+from cot_engine.files.reading import read_json
+from cot_engine.judging.prompts import FORMS, Form
+from cot_engine.judging.protocol import Judge
+
+FILE = "cot_engine.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """`judge` is the one that "auto" stands for. `judge_prompt` is how the judges self and
+    self+likelihood ask the model: "brief" for one trained to judge. `likelihood_weight` is what
+    self+likelihood weighs likelihood with (None: nobody has fitted it)."""
+
+    judge: str = "self"
+    judge_prompt: Form = "full"
+    likelihood_weight: float | None = None
+
+    @classmethod
+    def of(cls, folder: str | Path) -> Profile:
+        """The profile in a model's folder; the default one where there is none, or no such folder.
+
+        Raises ConfigError for a file that cannot be read or holds values that will not do, and
+        UnknownNameError for keys and judges that do not exist.
+        """
+        path = Path(folder) / FILE
+        if not os.path.lexists(path):
+            return cls()
+        return cls._checked(read_json(path, "profile", ConfigError), str(path))
+
+    @classmethod
+    def _checked(cls, found: Any, path: str) -> Profile:
+        if not isinstance(found, dict):
+            raise ConfigError(f"The profile {path!r} holds {shown(found)}.", "Give an object.")
+        known = [f.name for f in fields(cls)]
+        for key, value in found.items():
+            if key not in known:
+                raise UnknownNameError(f"key in the profile {path!r} called", key, known)
+            if key == "judge" and isinstance(value, str):
+                if value not in (judges := plugins.names("judge")):
+                    raise UnknownNameError(f"judge that the profile {path!r} names,", value, judges)
+            elif key == "judge":
+                raise _wrong(path, key, value, "the name of a judge")
+            elif key == "judge_prompt" and value not in FORMS:
+                raise _wrong(path, key, value, " or ".join(FORMS))
+            elif key == "likelihood_weight" and not _weight(value):
+                raise _wrong(path, key, value, "a finite number, or null")
+        return cls(**found)
+
+    def write(self, folder: str | Path) -> Path:
+        """Write the profile to a model's folder, whole or not at all, and return the file's path.
+        What is at its default is left out. Raises ConfigError."""
+        path, beside = Path(folder) / FILE, Path(folder) / f"{FILE}.{os.getpid()}.part"
+        values = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        }
+        try:
+            try:
+                beside.write_text(json.dumps(values) + "\n", "utf-8")
+                os.replace(beside, path)
+            finally:
+                beside.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"The profile {str(path)!r} cannot be written: {error.strerror}.",
+                "It belongs into the model's own folder; write it there by hand, or use a copy.",
+            ) from None
+        return path
+
+    def after_training(self) -> tuple[Profile, str]:
+        """What of it still holds of weights that grew out of this model's, and what to say of the
+        rest ("" if all does).
+
+        How it is asked to judge (`judge_prompt`) is what it was taught, and stays. The weight of
+        likelihood was fitted on what the old weights said, and goes; so does a default judge that
+        cannot be made without it.
+        """
+        if self.likelihood_weight is None:
+            return self, ""
+        needs = self.judge == "self+likelihood"
+        kept = replace(self, likelihood_weight=None, judge="self" if needs else self.judge)
+        said = (
+            f"The likelihood_weight {self.likelihood_weight:g} in {FILE} was fitted on the weights"
+            " before and is not taken over"
+            + (", so the default judge is self" if needs else "")
+            + ". Fit it anew: cot-engine judge-report --model FOLDER --problems 500 --fit "
+            "--write-profile."
+        )
+        return kept, said
+
+    def make_judge(self, name: str = "auto") -> Judge:
+        """The judge of that name for the model of this profile; "auto": its default one.
+
+        Raises UnknownNameError, ConfigError if the weight of self+likelihood was never fitted, or
+        StrategyError if a package's judge cannot be made.
+        """
+        return plugins.make("judge", self.name_of(name), self.parameters(self.name_of(name)))
+
+    def name_of(self, name: str) -> str:
+        """The judge that a name stands for, which may be "auto"."""
+        return self.judge if name == "auto" else name
+
+    def parameters(self, name: str) -> dict[str, Any]:
+        """What this profile gives to the judge of that name. Raises ConfigError as `make_judge`."""
+        if name == "self":
+            return {"prompt": self.judge_prompt}
+        if name != "self+likelihood":
+            return {}
+        if self.likelihood_weight is None:
+            raise ConfigError(
+                "The judge self+likelihood needs a weight, and the model's profile"
+                f" ({FILE}) has no likelihood_weight.",
+                "Fit one: cot-engine judge-report --model FOLDER --fit --write-profile.",
+            )
+        return {"prompt": self.judge_prompt, "weight": self.likelihood_weight}
+
+
+def _weight(value: Any) -> bool:
+    if value is None or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value is None
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        return False
+
+
+def _wrong(path: str, key: str, value: Any, wanted: str) -> ConfigError:
+    return ConfigError(f"In the profile {path!r} {key} is {shown(value)}.", f"Give {wanted}.")

@@ -1,0 +1,70 @@
+"""What a judge and a scorer are, what they are given, and how they reach the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from cot_engine.core.boundaries import Until
+from cot_engine.core.chain import Chain
+from cot_engine.core.match import Verdict
+from cot_engine.core.parts import OutOfBudget as OutOfBudget
+from cot_engine.core.problem import Problem
+from cot_engine.core.requests import Prompt, Sampling
+from cot_engine.core.stages import Plan, Stage
+
+Pair = tuple[Chain, Chain]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is judged: the candidates of one selection, and what they have in common.
+
+    `images` are those the judge is shown (a control may have blanked or swapped them). `stage` is
+    None where the candidates end inside a stage (sentences) or `about` is "whole".
+    """
+
+    problem: Problem
+    plan: Plan
+    about: Literal["step", "whole"]
+    stage: Stage | None
+    images: tuple
+
+
+class Ask(Protocol):
+    """How a judge or scorer reaches the model. Both raise OutOfBudget where it does not pay."""
+
+    async def choose(
+        self, prompt: Prompt, tails: Sequence[str], choices: Sequence[str], prefix: str = ""
+    ) -> list[tuple[float, ...]]:
+        """Log-probabilities of each choice after prompt.text + tail: [tail][choice], nats."""
+        ...
+
+    async def write(
+        self, prompt: Prompt, tails: Sequence[str], until: Until, length: int, sampling: Sampling
+    ) -> list[str]:
+        """One written reply per tail, of at most `length` tokens."""
+        ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Anything with these two passes. `symmetric` judges are asked in one order only, because
+    their verdict on (b, a) is by construction the reverse of that on (a, b).
+
+    It gives one sound Verdict for each pair, in order: a finite margin whose sign does not
+    contradict the outcome, a tie for what cannot be read. It may raise InputError for what it
+    cannot judge: those matches are ties, and a notice says so. Anything else that it raises or
+    gives ends that search with a StrategyError."""
+
+    symmetric: bool
+
+    async def compare(self, pairs: Sequence[Pair], case: Case, ask: Ask) -> list[Verdict]: ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Gives each chain a finite number on its own, in order; higher is better."""
+
+    async def score(self, chains: Sequence[Chain], case: Case, ask: Ask) -> list[float]: ...

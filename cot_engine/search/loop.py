@@ -1,0 +1,280 @@
+"""The core: drive one search. A strategy asks; growth and arena carry it out; the trace records."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import importlib.metadata
+import inspect
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from cot_engine.backends.protocol import Backend
+from cot_engine.core import parts
+from cot_engine.core.answers import Answer
+from cot_engine.core.chain import Chain
+from cot_engine.core.events import (
+    Event,
+    Failed,
+    Finished,
+    Heard,
+    ImageRecord,
+    Notice,
+    Scored,
+    Started,
+)
+from cot_engine.core.grammar import conclusion, incomplete
+from cot_engine.core.parts import OutOfBudget, Part, guard
+from cot_engine.core.problem import Problem
+from cot_engine.core.trace import Trace
+from cot_engine.errors import (
+    CotEngineError,
+    InputError,
+    ModelError,
+    StrategyError,
+    message,
+    said,
+    shown,
+)
+from cot_engine.judging.protocol import Case, Scorer
+from cot_engine.search import yielded
+from cot_engine.search.expand import Exhausted, Growth
+from cot_engine.search.fill import fill
+from cot_engine.search.progress import Reporter
+from cot_engine.search.select import Arena
+from cot_engine.search.session import MeteredAsk, Session, Settings, longest
+from cot_engine.search.strategy import Continuation, Expand, Score, Select, Task
+
+_MOST_REQUESTS = 10_000  # a strategy that asks more is not going to end
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A part of a search with the name that traces and tables know it by."""
+
+    name: str
+    part: object
+
+
+async def search(
+    problem: Problem,
+    strategy: Named,
+    judge: Named,
+    backend: Backend,
+    settings: Settings,
+    *,
+    scorers: Callable[[str], Scorer],
+    judge_images: tuple = (),
+    scope: str = "",
+    notes: tuple[str, ...] = (),
+    listen: Callable[[Heard], None] | None = None,
+) -> Answer:
+    """Run one search to its answer.
+
+    `listen` gets every event as it happens, in order, and Progress between them. `judge_images` is
+    what the judge is shown; `notes` are recorded at the start as notices.
+    Raises BudgetError if the budget cannot pay for an answer, StrategyError if the strategy, the
+    judge, a scorer or `listen` breaks its contract, ModelError if the backend does, and what it
+    raises on purpose; a Failed event ends the trace then, and what was recorded before stays.
+    """
+    trace = Trace()
+    tell = parts.listener(listen)
+
+    def emit(event: Event) -> None:
+        trace.events.append(event)
+        tell(event)
+
+    plan = settings.plan.fit(len(problem.images), settings.detail)
+    session = Session(
+        *(problem, plan, backend, settings, emit, scope or problem.id, judge_images),
+        reporter=Reporter(listen and tell),
+    )
+    try:
+        emit(_started(session, strategy, judge))
+        for note in (*notes, *(note for image in problem.images for note in image.notes)):
+            emit(Notice(note))
+        growth, arena = Growth(session), Arena(session, judge.part, judge.name)  # type: ignore[arg-type]
+        session.check_affordable()
+        chain = await _drive(strategy, arena, growth, scorers)
+        if not chain.done:
+            chain, _ = await growth.conclude(chain)
+        session.release()
+        meter = session.meter
+        text = conclusion(chain.text, plan)
+        faults = _fault_counts(trace)
+        finished = Finished(
+            *(text, chain.id, dict(meter.usage), faults, meter.left, meter.seconds),
+            incomplete(chain, plan, str(settings.budget or "")),
+        )
+        emit(finished)
+    except BaseException as error:
+        # Neither a backend that cannot forget nor a listener that fails hides what came first.
+        with contextlib.suppress(ModelError):
+            session.release()
+        with contextlib.suppress(StrategyError):
+            emit(Failed(type(error).__name__, message(error)))
+        raise
+    return Answer(
+        text,
+        chain,
+        problem,
+        finished.usage,
+        finished.seconds,
+        finished.left,
+        trace,
+        finished.incomplete,
+    )
+
+
+async def _drive(
+    strategy: Named, arena: Arena, growth: Growth, scorers: Callable[[str], Scorer]
+) -> Chain:
+    """Send a strategy what it asks for until it returns a chain, or the budget ends it."""
+    session, reply = growth.session, None
+    asking = _Asking(strategy, growth)
+    try:
+        for _ in range(_MOST_REQUESTS):
+            request = asking.next(reply)
+            match request:
+                case Chain():
+                    return request
+                case Expand():
+                    beam, until, n, greedy = request.beam, request.until, request.n, request.greedy
+                    try:
+                        if request.upto is None:
+                            reply = await growth.expand(beam, until, n, greedy)
+                        else:
+                            reply = await fill(growth, beam, until, n, request.upto, greedy)
+                    except Exhausted as exhausted:
+                        asking.close()
+                        return exhausted.chain
+                case Select():
+                    reply = await arena.select(request)
+                case Score():
+                    reply = await _score(session, request, asking.scorer(request, scorers))
+            # Searches that need no model would otherwise never let others run.
+            await asyncio.sleep(0)
+        asking.part.broke(f"asked {_MOST_REQUESTS} times without an end")
+    except BaseException:
+        with contextlib.suppress(StrategyError):
+            asking.close()  # now, not whenever it is collected
+        raise
+
+
+class _Asking:
+    """A strategy's generator, guarded; what it asks and returns, checked."""
+
+    def __init__(self, strategy: Named, growth: Growth) -> None:
+        self.part = Part("strategy", strategy.part, strategy.name)
+        self.plan, self.known = growth.session.plan, growth.known
+        start = (Chain(),)
+        with guard(self.part):
+            if isinstance(strategy.part, Continuation):
+                start = tuple(strategy.part.chains)
+                self.known.update((chain.id, chain) for chain in start)
+            search = self.part.method("search")
+            self.generator = search(Task(growth.session.problem, self.plan, start))
+            if not isinstance(self.generator, Generator):
+                if inspect.iscoroutine(self.generator):
+                    self.generator.close()
+                self.part.broke(
+                    f"gave {shown(self.generator)} as its search",
+                    "search() must be a generator: a plain def with yield, and not async.",
+                )
+
+    def next(self, reply: Any) -> Expand | Select | Score | Chain:
+        with guard(self.part):
+            try:
+                request = self.generator.send(reply)
+            except StopIteration as stop:
+                return yielded.returned(self.part, stop.value, self.known)
+        return yielded.checked(self.part, request, self.plan, self.known)
+
+    def scorer(self, request: Score, scorers: Callable[[str], Scorer]) -> Scorer:
+        """The scorer that a request names. Raises StrategyError if there is none, or it is
+        broken."""
+        try:
+            return scorers(request.scorer)
+        except CotEngineError as error:
+            what = f"yielded Score(scorer={shown(request.scorer)})"
+            raise self.part.error(f"{what}: {said(error)}", error.hint) from error
+
+    def close(self) -> None:
+        with guard(self.part):
+            self.generator.close()
+
+
+async def _score(session: Session, request: Score, scorer: Scorer) -> tuple[float, ...]:
+    chains = request.beam
+    ask = MeteredAsk(session, "score", longest(chains).segments)
+    case = Case(session.problem, session.plan, "step", None, session.judge_images)
+    try:
+        with session.reporter.doing("scoring", request.scorer):
+            scores = await parts.scores(scorer, chains, case, ask, request.scorer)
+    except (OutOfBudget, InputError) as error:
+        # Known to every scorer's user, and free: what the model itself thought of its text.
+        scores = [chain.likelihood() for chain in chains]
+        why = f"the budget left no room for {request.scorer}."
+        if isinstance(error, InputError):
+            why = f"{request.scorer} could not. {error}"
+        session.emit(Notice(f"Scored by likelihood: {why}"))
+    by_id = {chain.id: score for chain, score in zip(chains, scores, strict=True)}
+    session.emit(Scored(request.scorer, by_id, ask.usage))
+    return tuple(scores)
+
+
+def _started(session: Session, strategy: Named, judge: Named) -> Started:
+    settings, problem = session.settings, session.problem
+    images = tuple(
+        ImageRecord(
+            image.digest,
+            image.source,
+            image.size,
+            image.notes,
+            image=image,
+        )
+        for image in problem.images
+    )
+    return Started(
+        problem=problem.id,
+        question=problem.question,
+        images=images,
+        strategy=strategy.name,
+        parameters=parts.parameters(strategy.part),
+        judge=judge.name,
+        tournament=settings.tournament,
+        orders=settings.orders,
+        judge_image=settings.judge_image,
+        plan=session.plan,
+        mode=settings.mode,
+        detail=settings.detail,
+        seed=settings.seed,
+        sampling=settings.sampling,
+        budget=str(settings.budget) if settings.budget else None,
+        backend=session.backend.info,
+        versions=dict(_versions()),
+    )
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Read once: it takes milliseconds, and installed packages do not change under a process."""
+    found = {}
+    for name in ("cot-engine", "torch", "transformers"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _fault_counts(trace: Trace) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for event in trace:
+        for chain in getattr(event, "chains", ()):
+            for fault in chain.steps[-1].faults:
+                name = fault.partition(":")[0]
+                counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items()))

@@ -1,0 +1,218 @@
+"""Selections: merge equal candidates, set faulty ones aside, hold the tournament, break ties."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+from cot_engine.core import parts
+from cot_engine.core.chain import Beam, Chain
+from cot_engine.core.events import Cut, Judged, Judging, Notice, Selected
+from cot_engine.core.grammar import tier
+from cot_engine.core.match import Match, Outcome, Verdict
+from cot_engine.core.parts import OutOfBudget
+from cot_engine.errors import InputError
+from cot_engine.judging.protocol import Case, Judge
+from cot_engine.search.session import MeteredAsk, Session, longest
+from cot_engine.search.strategy import Select
+from cot_engine.search.tournament import TOURNAMENTS, matches_of
+
+
+@dataclass
+class Arena:
+    """Carries out Select requests for one search. All tournaments share one cache of matches.
+
+    Raises StrategyError for a judge, called `name`, that does not say whether it is symmetric."""
+
+    session: Session
+    judge: Judge
+    name: str = ""
+    both: bool = field(init=False)  # whether each pair is judged in both orders
+    held: dict[tuple[str, str, str], Match] = field(default_factory=dict)
+    selections: int = 0
+
+    def __post_init__(self) -> None:
+        symmetric = parts.symmetric(self.judge, self.name)
+        self.both = self.session.settings.orders == "both" and not symmetric
+
+    async def select(self, request: Select) -> Beam:
+        """The best `keep` of the beam, best first.
+
+        Raises StrategyError if the judge breaks its contract. The request must be sound (see
+        `yielded`).
+        """
+        self.selections += 1
+        candidates, merged = merge(request.beam)
+        entrants, aside = self._entrants(candidates, request.about)
+        case = self._case(entrants, request.about)
+        tag = case.stage.tag if case.stage else ""
+        ask = MeteredAsk(self.session, "judge", longest(candidates).segments)
+        ranking, matches = entrants, ()
+        if len(entrants) > 1 and request.keep < len(candidates):
+            ids = tuple(chain.id for chain in entrants)
+            self.session.emit(Judging(request.about, tag, ids))
+            with self._judging(tag, len(entrants), request.keep):
+                ranking, matches = await self._tournament(entrants, request.keep, case, ask)
+            self.session.match = max(self.session.match, ask.asked / (len(entrants) - 1))
+        kept = (*ranking, *aside)[: request.keep]
+        if kept[0].done:
+            self.session.safe = kept[0]
+        self.session.emit(
+            Selected(
+                request.about,
+                tag,
+                tuple(chain.id for chain in request.beam),
+                merged,
+                {c.id: _worst(c, request.about) for c in aside},
+                matches,
+                tuple(chain.id for chain in ranking),
+                tuple(chain.id for chain in kept),
+                ask.usage,
+            )
+        )
+        return kept
+
+    def _judging(self, stage: str, n: int, keep: int) -> AbstractContextManager[None]:
+        """What listeners are told meanwhile."""
+        most, exact = matches_of(self.session.settings.tournament, n, keep)
+        return self.session.reporter.doing(
+            "judging", stage, most, at_most=not exact, orders=2 if self.both else 1
+        )
+
+    def _entrants(self, candidates: Beam, about: str) -> tuple[Beam, Beam]:
+        """Those of the best tier, and the rest in the order in which they would be taken."""
+        tiers = {chain.id: tier(_faults(chain, about)) for chain in candidates}
+        best = min(tiers.values())
+        entrants = tuple(c for c in candidates if tiers[c.id] == best)
+        rest = [c for c in candidates if tiers[c.id] != best]
+        rest.sort(key=lambda c: (tiers[c.id], -_likelihood(c, about)))
+        return entrants, tuple(rest)
+
+    def _case(self, entrants: Beam, about: str) -> Case:
+        tags = {chain.last.stage for chain in entrants if chain.last}
+        plan = self.session.plan
+        closed = all(c.last and f"</{c.last.stage}>" in c.last.text for c in entrants)
+        one = len(tags) == 1 and closed and about == "step"
+        stage = plan[tags.pop()] if one and tags <= {s.tag for s in plan} else None
+        return Case(self.session.problem, plan, about, stage, self.session.judge_images)
+
+    async def _tournament(
+        self, entrants: Beam, keep: int, case: Case, ask: MeteredAsk
+    ) -> tuple[Beam, tuple[Match, ...]]:
+        settings = self.session.settings
+        rng = random.Random(self.session.seed("tournament", self.selections))
+        schedule = TOURNAMENTS[settings.tournament](len(entrants), keep, rng)
+        played: list[Match] = []
+        reply = None
+        while True:
+            try:
+                pairs = schedule.send(reply)
+            except StopIteration as stop:
+                return tuple(entrants[i] for i in stop.value), tuple(played)
+            matches = await self._round([(entrants[i], entrants[j]) for i, j in pairs], case, ask)
+            played += matches
+            reply = [
+                (i if match.winner == entrants[i].id else j, match.margin)
+                for (i, j), match in zip(pairs, matches, strict=True)
+            ]
+
+    async def _round(
+        self, pairs: list[tuple[Chain, Chain]], case: Case, ask: MeteredAsk
+    ) -> list[Match]:
+        """Hold the matches of one round, all that were not held before in one request."""
+        matches = [self._held(pair, case.about) for pair in pairs]
+        new = [k for k, match in enumerate(matches) if match is None]
+        if new:
+            judged = await self._judge([pairs[k] for k in new], case, ask)
+            for k, match in zip(new, judged, strict=True):
+                a, b = pairs[k]
+                matches[k] = self.held[case.about, a.text, b.text] = match
+        for k, match in enumerate(matches):
+            self.session.emit(Judged(match, cached=k not in new))  # type: ignore[arg-type]
+        self.session.reporter.settle(len(matches))
+        return matches  # type: ignore[return-value]
+
+    def _held(self, pair: tuple[Chain, Chain], about: str) -> Match | None:
+        """A match of these texts held before, as seen from this pair."""
+        a, b = pair
+        if (match := self.held.get((about, a.text, b.text))) is not None:
+            won, verdicts, outcome = match.winner == match.first, match.verdicts, match.outcome
+        elif (match := self.held.get((about, b.text, a.text))) is not None:
+            won = match.winner == match.second
+            verdicts, outcome = match.verdicts[::-1], _REVERSED[match.outcome]
+            if len(verdicts) == 1:
+                v = verdicts[0]
+                verdicts = (Verdict(_REVERSED[v.outcome], -v.margin, v.readable, v.text),)
+        else:
+            return None
+        return Match(a.id, b.id, verdicts, outcome, (a if won else b).id, match.broken_by)
+
+    async def _judge(
+        self, pairs: list[tuple[Chain, Chain]], case: Case, ask: MeteredAsk
+    ) -> list[Match]:
+        ordered = [p for a, b in pairs for p in (((a, b), (b, a)) if self.both else ((a, b),))]
+        each = 2 if self.both else 1
+        try:
+            verdicts = await parts.verdicts(self.judge, ordered, case, ask, self.name)
+        except OutOfBudget:
+            self.session.emit(Cut("matches", len(pairs), 0, self.session.meter.left or 0.0))
+            verdicts = [Verdict("tie", 0.0, False, "not judged: out of budget")] * len(ordered)
+        except InputError as error:  # candidates too long for the model's context, say
+            self.session.emit(Notice(f"{len(pairs)} matches were not judged. {error}"))
+            verdicts = [Verdict("tie", 0.0, False, "not judged")] * len(ordered)
+        return [
+            self._match(a, b, tuple(verdicts[k * each : (k + 1) * each]), case.about)
+            for k, (a, b) in enumerate(pairs)
+        ]
+
+    def _match(self, a: Chain, b: Chain, verdicts: tuple[Verdict, ...], about: str) -> Match:
+        outcome = combine(verdicts)
+        if outcome != "tie":
+            return Match(a.id, b.id, verdicts, outcome, (a if outcome == "first" else b).id)
+        ahead = _likelihood(a, about) - _likelihood(b, about)
+        if ahead:
+            winner = (a if ahead > 0 else b).id
+            return Match(a.id, b.id, verdicts, "tie", winner, "likelihood")
+        low, high = sorted((a.id, b.id))
+        winner = random.Random(self.session.seed("draw", low, high)).choice((low, high))
+        return Match(a.id, b.id, verdicts, "tie", winner, "draw")
+
+
+_REVERSED: dict[Outcome, Outcome] = {"first": "second", "second": "first", "tie": "tie"}
+
+
+def combine(verdicts: Sequence[Verdict]) -> Outcome:
+    """One outcome of the verdicts on (a, b) and, if asked, (b, a): agreement, or a tie."""
+    seen = [v.outcome if v.readable else "tie" for v in verdicts]
+    if len(seen) == 2:
+        return seen[0] if seen[0] == _REVERSED[seen[1]] else "tie"  # type: ignore[return-value]
+    return seen[0]  # type: ignore[return-value]
+
+
+def merge(beam: Beam) -> tuple[Beam, dict[str, tuple[str, ...]]]:
+    """Fold candidates with the same text into the first of them.
+
+    Whitespace at the ends does not count. Returns the distinct ones, each with the sum of the
+    counts, and for each that absorbed others their ids.
+    """
+    groups: dict[str, list[Chain]] = {}
+    for chain in beam:
+        groups.setdefault(chain.text.strip(), []).append(chain)
+    distinct = tuple(g[0].counted(sum(c.count for c in g)) for g in groups.values())
+    return distinct, {g[0].id: tuple(c.id for c in g[1:]) for g in groups.values() if len(g) > 1}
+
+
+def _faults(chain: Chain, about: str) -> tuple[str, ...]:
+    if about == "whole":
+        return chain.faults
+    return chain.last.faults if chain.last else ()
+
+
+def _worst(chain: Chain, about: str) -> str:
+    return max(_faults(chain, about), key=lambda fault: tier((fault,)), default="")
+
+
+def _likelihood(chain: Chain, about: str) -> float:
+    return chain.likelihood(None if about == "whole" else 1)

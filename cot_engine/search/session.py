@@ -1,0 +1,295 @@
+"""What one search has at hand: its problem, its settings, its meter, and the model behind them.
+
+Growing (`growth.py`) and judging (`arena.py`) reach the backend through a Session only, so that
+every request is seeded, paid for and within the budget.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from cot_engine.backends.protocol import Backend
+from cot_engine.core.boundaries import Until
+from cot_engine.core.chain import Chain
+from cot_engine.core.events import Event
+from cot_engine.core.parts import OutOfBudget, Part, guard
+from cot_engine.core.problem import Problem
+from cot_engine.core.requests import (
+    GREEDY,
+    Choose,
+    Chosen,
+    Generate,
+    Generated,
+    Prompt,
+    Sampling,
+    Segment,
+)
+from cot_engine.core.stages import DEFAULT_PLAN, Detail, Plan
+from cot_engine.core.usage import Role, Usage
+from cot_engine.errors import BudgetError, shown
+from cot_engine.judging import prompts
+from cot_engine.search import replies
+from cot_engine.search.budget import Budget, Meter
+from cot_engine.search.concurrency import gather
+from cot_engine.search.progress import Reporter
+
+FLOOR_TOKENS = 32
+"""New tokens that are held back for a conclusion when the budget is used up."""
+
+_TAG_TOKENS = 24
+"""Held back beside them for the forced tags, a multiple of what "</REASONING><CONCLUSION>" takes
+in any tokenizer with byte fallback seen so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How searches are run, whatever the strategy. `judge_images` replaces what the judge sees."""
+
+    plan: Plan = DEFAULT_PLAN
+    mode: Literal["trained", "prompted"] = "trained"
+    detail: Detail = "normal"
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    budget: Budget | None = None
+    tournament: str = "knockout"
+    orders: Literal["both", "one"] = "both"
+    judge_image: Literal["seen", "blank", "swap"] = "seen"
+
+
+def longest(chains: Sequence[Chain]) -> Chain:
+    """The one of the most tokens: concluding behind it is what costs the most."""
+    return max(chains, key=lambda chain: sum(step.tokens for step in chain.steps))
+
+
+@dataclass
+class Session:
+    """One search's dealings with the model. `scope` must be unique among searches in flight.
+
+    `safe` is a finished chain to fall back on: once there is one, no floor is held back. `match`
+    is the most that judging one more candidate took so far, in the budget's unit.
+    """
+
+    problem: Problem
+    plan: Plan
+    backend: Backend
+    settings: Settings
+    emit: Callable[[Event], None]
+    scope: str
+    judge_images: tuple = ()
+    reporter: Reporter = field(default_factory=Reporter)
+    safe: Chain | None = None
+    match: float = 0.0
+    released: bool = False
+    meter: Meter = field(init=False)
+    prompt: Prompt = field(init=False)
+    model: Part = field(init=False)
+
+    def __post_init__(self) -> None:
+        s = self.settings
+        self.meter = Meter(s.budget)
+        self.model = Part("backend", self.backend)
+        self.prompt = prompts.answer_prompt(self.problem, self.plan, s.mode, s.detail)
+
+    # --- requests ---
+
+    def growing(
+        self,
+        prefix: tuple[Segment, ...],
+        until: Until,
+        seeds: Sequence[int],
+        length: int,
+        greedy: bool = False,
+    ) -> Generate:
+        """The request to continue this problem's answer."""
+        sampling = GREEDY if greedy else self.settings.sampling
+        return Generate(self.scope, self.prompt, prefix, until, tuple(seeds), length, sampling)
+
+    async def generate(
+        self, request: Generate, upto: float = 1.0, final: bool = False, whole: bool = True
+    ) -> Generated:
+        """Send a request that was found affordable; charge what it really cost.
+
+        Of a budget in seconds it may use the fraction `upto`, and only the `final` one may use
+        what is held back for it. `whole`: its continuations are what is being counted, not parts
+        of it. Raises ModelError for a reply that cannot be relied on, whatever the backend may
+        raise, and what it raises on purpose.
+        """
+        floor = Usage() if final or self.safe else Usage(calls=1)
+        headway = self.reporter.request(whole)
+        request = replace(request, deadline=self.meter.deadline(floor, upto), headway=headway)
+        with guard(self.model):
+            began = self.meter.seconds
+            generated = await self.backend.generate(request)
+            took = self.meter.seconds - began
+            used = replies.usage(self.model, getattr(generated, "usage", None))
+            usage = replace(used, calls=len(request.seeds))
+            self.meter.charge(request.role, usage)
+            replies.generated(self.model, request, generated)
+            self.meter.timed(took, max(len(each.ids) for each in generated.generations))
+            self.reporter.answered(headway, usage.decoded, len(request.seeds))
+            return replace(generated, usage=usage)
+
+    async def choose(self, request: Choose) -> Chosen:
+        """Send a question that was found affordable; charge what it really cost. Raises as
+        `generate` does."""
+        request = replace(request, headway=self.reporter.request())
+        with guard(self.model):
+            chosen = await self.backend.choose(request)
+            used = replies.usage(self.model, getattr(chosen, "usage", None))
+            usage = replace(used, calls=len(request.tails))
+            self.meter.charge(request.role, usage)
+            replies.chosen(self.model, request, chosen)
+            self.reporter.answered(request.headway, 0, len(request.tails))
+            return replace(chosen, usage=usage)
+
+    def release(self) -> None:
+        """Let the backend forget this search, once. Raises ModelError if it cannot."""
+        if not self.released:
+            self.released = True
+            with guard(self.model):
+                self.backend.release(self.scope)
+
+    # --- the budget ---
+
+    def cost(self, request: Generate | Choose) -> Usage:
+        """The most a request can cost."""
+        calls = len(request.seeds if isinstance(request, Generate) else request.tails)
+        with guard(self.model):
+            return replace(replies.usage(self.model, self.backend.estimate(request)), calls=calls)
+
+    def floor(self, prefix: tuple[Segment, ...], grown: int) -> Usage:
+        """What concluding can cost at most, after `grown` more tokens behind `prefix`; nothing
+        once a finished chain makes sure of an answer.
+
+        The difference of two estimates: the tokens of a conclusion at that context length. Tags
+        are counted as decoded, which never costs less than prefilling them.
+        """
+        if self.meter.budget is None or self.safe is not None:
+            return Usage()
+        return self.ending(prefix, grown)
+
+    def ending(self, prefix: tuple[Segment, ...], grown: int) -> Usage:
+        """The floor, whether it is held back or not."""
+        until = Until((self.plan.last.close,))
+        near = self.cost(self.growing(prefix, until, (0,), max(1, grown)))
+        far = self.cost(
+            self.growing(prefix, until, (0,), max(1, grown) + FLOOR_TOKENS + _TAG_TOKENS)
+        )
+        return Usage(
+            decoded=far.decoded - near.decoded,
+            prefilled=far.prefilled - near.prefilled,
+            flops=far.flops - near.flops,
+            calls=1,
+        )
+
+    def check_affordable(self) -> None:
+        """Raises BudgetError if not even an immediate conclusion can be paid for."""
+        if self.meter.budget is None or self.meter.budget.unit == "seconds":
+            return  # nobody knows beforehand what a second buys
+        until = Until((self.plan.last.close,))
+        cost = self.cost(self.growing((), until, (0,), FLOOR_TOKENS + _TAG_TOKENS))
+        if not self.meter.affords(cost, Usage()):
+            budget = self.meter.budget
+            raise BudgetError(
+                f"The budget of {budget} cannot pay for an answer: reading the question and"
+                f" concluding at once takes up to {Budget(budget.of(cost), budget.unit)}.",
+                "Give at least that much; a search over all stages takes several times more.",
+            )
+
+    # --- seeds ---
+
+    def seed(self, *path: object) -> int:
+        """A 63-bit seed from (run seed, problem, path): the same whatever runs beside it."""
+        text = "|".join(map(str, (self.settings.seed, self.problem.id, *path)))
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+@dataclass
+class MeteredAsk:
+    """A judge's or scorer's way to the model: reserves, sends, charges, and adds up `usage`.
+
+    What concluding behind `prefix` takes is left over. `asked` is the most that it could have cost,
+    in the budget's unit, refused requests included.
+    What was asked wrongly is a TypeError, before anything is sent: whoever asked is at fault.
+    """
+
+    session: Session
+    role: Role
+    prefix: tuple[Segment, ...]
+    usage: Usage = Usage()
+    asked: float = 0.0
+
+    async def choose(
+        self, prompt: Prompt, tails: Sequence[str], choices: Sequence[str], prefix: str = ""
+    ) -> list[tuple[float, ...]]:
+        check_choose(prompt, tails, choices, prefix)
+        request = Choose(
+            self.session.scope, prompt, tuple(tails), tuple(choices), prefix, self.role
+        )
+        self._reserve(request)
+        chosen = await self.session.choose(request)
+        self.usage += chosen.usage
+        return list(chosen.logprobs)
+
+    async def write(
+        self, prompt: Prompt, tails: Sequence[str], until: Until, length: int, sampling: Sampling
+    ) -> list[str]:
+        check_write(prompt, tails, until, length, sampling)
+        requests = [
+            Generate(
+                self.session.scope,
+                replace(prompt, text=prompt.text + tail),
+                (),
+                until,
+                (self.session.seed("judge", prompt.text, tail),),
+                length,
+                sampling,
+                self.role,
+            )
+            for tail in tails
+        ]
+        self._reserve(*requests)
+        return await gather(map(self._written, requests))
+
+    async def _written(self, request: Generate) -> str:
+        reply = await self.session.generate(request)
+        self.usage += reply.usage  # of each as it comes: another one may fail
+        return reply.generations[0].text
+
+    def _reserve(self, *requests: Generate | Choose) -> None:
+        if self.session.meter.budget is None:
+            return  # estimating is not free
+        cost = sum((self.session.cost(request) for request in requests), Usage())
+        self.asked += self.session.meter.budget.of(cost)
+        if not self.session.meter.affords(cost, self.session.floor(self.prefix, 0)):
+            raise OutOfBudget
+
+
+def check_choose(prompt: Any, tails: Any, choices: Any, prefix: Any) -> None:
+    """Raises TypeError for what cannot be asked of `Ask.choose`."""
+    _check_asked(prompt, tails=tails, choices=choices)
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix is {shown(prefix)}; it must be text")
+
+
+def check_write(prompt: Any, tails: Any, until: Any, length: Any, sampling: Any) -> None:
+    """Raises TypeError for what cannot be asked of `Ask.write`."""
+    _check_asked(prompt, tails=tails)
+    if type(length) is not int or length < 1:
+        raise TypeError(f"length is {shown(length)}; it must be an integer of at least 1")
+    for value, kind in ((until, Until), (sampling, Sampling)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{shown(value)} was given where a {kind.__name__} is needed")
+
+
+def _check_asked(prompt: Prompt, **texts: Sequence[str]) -> None:
+    if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
+        raise TypeError(f"prompt is {shown(prompt)}; it must be a Prompt")
+    for name, given in texts.items():
+        if not isinstance(given, (list, tuple)) or not given:
+            raise TypeError(f"{name} is {shown(given)}; it must be a list of at least one text")
+        if not all(isinstance(text, str) for text in given):
+            raise TypeError(f"{name} is {shown(given)}; each must be text")

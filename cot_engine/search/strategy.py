@@ -1,0 +1,102 @@
+"""A strategy is a generator that asks: it yields requests and receives chains back.
+
+It holds no model, clock, file or random state; the search core carries out what it asks and
+enforces budget, seeds and trace for every strategy alike.
+
+    @dataclass(frozen=True)
+    class StageBeam:
+        n: int = 4
+
+        def search(self, task: Task) -> Search:
+            beam = task.start
+            for stage in task.plan:
+                grown = yield Expand(beam, until=stage, n=self.n)
+                beam = yield Select(grown, keep=1)
+            return beam[0]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from cot_engine.core.chain import Beam, Chain
+from cot_engine.core.problem import Problem
+from cot_engine.core.stages import Plan, Stage
+
+Unit = Literal["sentence", "end"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a strategy is given: the problem, its plan, and the beam to start from (the root)."""
+
+    problem: Problem
+    plan: Plan
+    start: Beam = (Chain(),)
+
+
+@dataclass(frozen=True, slots=True)
+class Expand:
+    """Grow every chain of `beam` by one unit, `n` times each. Answered with a Beam.
+
+    `until` is a stage of the plan, "sentence" or "end" (all that remains). Children come in the
+    order of their parents. A chain that is done comes back as it is, once. Where the budget does
+    not pay for all, fewer come back, never none. `greedy` draws the most likely tokens.
+
+    `upto` (above 0, at most 1) makes it optional: as many as keep the search's spending, judging
+    them included, within this fraction of its budget, `n` for each chain at most. Answered with
+    the new chains alone; with none if none fit, or without a budget. At 1 the last one is cut off
+    where the budget ends, and loses to any that is whole.
+    """
+
+    beam: Beam
+    until: Stage | Unit
+    n: int = 1
+    greedy: bool = False
+    upto: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """Hold a tournament and keep the best. Answered with a Beam, best first.
+
+    Candidates with the same text are merged first (`Chain.count` says how many). `about` is what
+    the judge compares: the last "step", or the "whole" response.
+    """
+
+    beam: Beam
+    keep: int = 1
+    about: Literal["step", "whole"] = "step"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Ask a pointwise scorer for a number per chain. Answered with a tuple of floats.
+
+    "likelihood": mean log-probability per sampled token; any other name is a scorer plug-in's.
+    """
+
+    beam: Beam
+    scorer: str = "likelihood"
+
+
+Search = Generator[Expand | Select | Score, Any, Chain]
+
+
+class Continuation:
+    """Base of strategies that carry on unfinished chains of another search on the same problem
+    with the same plan: `chains`, which are the task's start instead of the root."""
+
+    chains: Beam
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """A frozen dataclass whose fields are its parameters, with one method.
+
+    What it yields is checked before anything is done about it (`yielded.py`); what it raises, or
+    yields against the rules, ends that search with a StrategyError."""
+
+    def search(self, task: Task) -> Search: ...

@@ -1,0 +1,4 @@
+"""Drawings of a search: a tree for the terminal, a live board, one self-contained HTML page.
+
+Imports `core` and `escape`.
+"""

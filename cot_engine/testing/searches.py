@@ -1,0 +1,62 @@
+"""Searches from synchronous code, on the scripted backend unless told otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import Any
+
+from cot_engine import plugins
+from cot_engine.backends.protocol import Backend
+from cot_engine.backends.scripted import ScriptedBackend
+from cot_engine.core.answers import Answer
+from cot_engine.core.events import Event
+from cot_engine.core.problem import Problem
+from cot_engine.judging.judges import ScorerJudge
+from cot_engine.judging.protocol import Judge, Scorer
+from cot_engine.search.loop import Named, search
+from cot_engine.search.session import Settings
+from cot_engine.search.strategy import Strategy
+
+
+def scorer_of(name: str) -> Scorer:
+    """The scorer of that name, as an engine makes it."""
+    return plugins.make("scorer", name, {})
+
+
+def solve_scripted(
+    strategy: Strategy,
+    *,
+    backend: Backend | None = None,
+    judge: Judge | None = None,
+    problem: Problem | None = None,
+    settings: Settings | None = None,
+    listen: Callable[[Event], None] | None = None,
+    scorers: Callable[[str], Scorer] | None = None,
+) -> Answer:
+    """Run one search from synchronous code, on the scripted backend unless told otherwise.
+    `scorers` gives the scorer of a name, if not plug-ins do."""
+    return asyncio.run(
+        search(
+            problem or Problem("p", "How many are there?"),
+            Named(type(strategy).__name__, strategy),
+            Named("likelihood", judge or ScorerJudge()),
+            backend or ScriptedBackend(),
+            settings or Settings(),
+            scorers=scorers or scorer_of,
+            listen=listen,
+        )
+    )
+
+
+def alike(a: Any, b: Any, tolerance: float = 1e-3) -> bool:
+    """Whether two canonical traces are equal, numbers to a tolerance: sums of log-probabilities
+    differ in their last digits from batch to batch."""
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key], tolerance) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(alike(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    return a == b

@@ -1,1 +1,0 @@
-"""Drawings of a recorded search: a tree for the terminal, one self-contained HTML page."""

@@ -1,0 +1,200 @@
+"""Checkpoints that cannot be loaded say why; quantised ones keep their eyes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import build, picture
+
+from cot_engine.backends.local import loading
+from cot_engine.backends.local.backend import LocalBackend
+from cot_engine.core.boundaries import Until
+from cot_engine.core.requests import Generate, Prompt
+from cot_engine.errors import InputError, ModelError
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return build("llava", tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    for path in whole.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def reload(folder):
+    return loading.load(folder, device="cpu")
+
+
+def change_weights(folder, change):
+    path = folder / "model.safetensors"
+    weights = dict(load_file(path))
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def change_config(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_tied_weights_are_not_missing(folder):
+    """The output matrix is the input one and stands in no file."""
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    assert reload(folder).architecture == "LlavaForConditionalGeneration"
+
+
+def test_missing_weights(folder):
+    change_weights(folder, lambda w: w.pop(next(k for k in w if "layers.1.mlp.up_proj" in k)))
+    with pytest.raises(ModelError, match=r"lacks 1 weights: .*layers\.1\.mlp\.up_proj"):
+        reload(folder)
+
+
+def test_misshapen_weights(folder):
+    def widen(weights):
+        name = next(k for k in weights if "multi_modal_projector.linear_1.weight" in k)
+        weights[name] = torch.zeros(3, 5)
+
+    change_weights(folder, widen)
+    with pytest.raises(ModelError, match=r"misshapen 1 weights: .*linear_1"):
+        reload(folder)
+
+
+def test_pickled_weights_are_refused(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="no safetensors") as caught:
+        reload(folder)
+    assert "save_pretrained" in caught.value.hint
+
+
+def test_damaged_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        reload(folder)
+
+
+def test_damaged_config(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json is not readable"):
+        reload(folder)
+
+
+def test_damaged_tokenizer(folder):
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="tokenizer cannot be loaded"):
+        reload(folder)
+
+
+def test_processor_of_an_old_checkpoint(folder):
+    """It did not say how many tokens an image takes: the config does."""
+    path = folder / "processor_config.json"
+    config = json.loads(path.read_text())
+    names = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+    path.write_text(json.dumps({k: v for k, v in config.items() if k not in names}))
+    pixels = reload(folder).adapter.prepare(picture(0).pixels, "0")
+    assert pixels.tokens == 16
+
+
+def test_no_config(tmp_path):
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        reload(tmp_path)
+
+
+def test_unsupported_architecture(folder):
+    change_config(folder, architectures=["BertForMaskedLM"], model_type="bert")
+    with pytest.raises(ModelError, match="BertForMaskedLM") as caught:
+        reload(folder)
+    assert "MllamaForConditionalGeneration" in caught.value.hint
+
+
+def test_unsupported_language_model_inside(folder):
+    config = json.loads((folder / "config.json").read_text())
+    change_config(folder, text_config={**config["text_config"], "model_type": "gpt2"})
+    with pytest.raises(ModelError, match="gpt2"):
+        reload(folder)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "nobody/has-this-model", "/no/such/folder"])
+def test_no_such_model(name):
+    with pytest.raises(ModelError, match="no model folder") as caught:
+        reload(name)
+    assert "hf download" in caught.value.hint
+
+
+def test_a_misspelt_model_names_its_near_misses(tmp_path):
+    (tmp_path / "llava-7b").mkdir()
+    (tmp_path / "llava-7b" / "config.json").write_text("{}")
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(ModelError) as caught:
+        reload(tmp_path / "lava-7b")
+    assert caught.value.hint.startswith(f"Did you mean {tmp_path / 'llava-7b'}?")
+    with pytest.raises(ModelError, match="Did you mean bundled"):
+        reload("bundeld")
+
+
+def test_wrong_options(folder):
+    with pytest.raises(InputError, match="no device 'tpu'"):
+        loading.load(folder, device="tpu")
+    with pytest.raises(InputError, match="no dtype 'int3'"):
+        loading.load(folder, device="cpu", dtype="int3")
+    with pytest.raises(InputError, match="quantisation '2bit'"):
+        loading.load(folder, device="cpu", quantize="2bit")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no cuda"):
+            loading.load(folder, device="cuda")
+
+
+def test_digest_names_the_weights(folder):
+    first = reload(folder).digest
+    change_weights(folder, lambda w: next(iter(w.values())).add_(1))
+    assert reload(folder).digest != first
+    assert len(first) == 16
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dtype(folder, dtype):
+    with LocalBackend.load(folder, device="cpu", dtype=dtype) as backend:
+        assert backend.info.dtype == dtype
+        assert len(write(backend).generations) == 2
+
+
+def write(backend):
+    request = Generate("s", Prompt("how many", (picture(0),)), (), Until(), (1, 2), 5)
+    return asyncio.run(backend.generate(request))
+
+
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+@pytest.mark.parametrize("architecture", ["llava", "mllama", "qwen2_vl"])
+def test_quantised(tmp_path, architecture, quantize):
+    """Language model in 8 or 4 bits, vision tower, projector and output layer untouched."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    pytest.importorskip("accelerate")
+    small = (bitsandbytes.nn.Linear8bitLt, bitsandbytes.nn.Linear4bit)
+    folder = build(architecture, tmp_path)
+    with LocalBackend.load(folder, device="cpu", quantize=quantize) as backend:
+        inside = {
+            name
+            for name, module in backend.adapter.model.named_modules()
+            if isinstance(module, small)
+        }
+        assert inside
+        assert all(".language_model." in name for name in inside)
+        assert len(inside) % backend.adapter.text.num_hidden_layers == 0
+        assert len(write(backend).generations) == 2
+        assert quantize in backend.info.notes[0]
+
+
+def test_contract_needs_no_torch():
+    code = "import sys, cot_engine.backends; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
