@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from cot_engine.core.headway import Headway
 from cot_engine.core.usage import Role, Usage
 
 if TYPE_CHECKING:
@@ -149,16 +150,3 @@ class BackendInfo:
     context: int
     max_images: int
     notes: tuple[str, ...] = ()
-
-
-@dataclass(slots=True, eq=False)
-class Headway:
-    """How far a request has come, for whoever watches: `tokens` written, and how many of its
-    continuations (or tails) are `finished`.
-
-    A backend counts it up while it works, from whatever thread; it is read at any time, and says
-    nothing about the answer. A backend need not: the core counts what has been answered.
-    """
-
-    tokens: int = 0
-    finished: int = 0

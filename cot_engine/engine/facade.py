@@ -47,7 +47,7 @@ _LOADING = 32  # problems whose pictures are read, or waited for, at once: each 
 
 def model_path(model: str | Path) -> str | Path:
     """The folder of the bundled model for its name; anything else as it is."""
-    return Path(__file__).parent / "bundled" if model == BUNDLED else model
+    return Path(__file__).parents[1] / "bundled" if model == BUNDLED else model
 
 
 class Engine:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from cot_engine.core.events import Doing, Progress
-from cot_engine.core.requests import Headway
+from cot_engine.core.headway import Headway
 
 EVERY = 0.1
 """Seconds between two looks at a search."""

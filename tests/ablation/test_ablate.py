@@ -210,7 +210,7 @@ FLAKY = """
                 raise SystemExit("that is it")
             return await self.fine(pairs, case, ask)
         async def fine(self, pairs, case, ask):
-            from cot_engine.judges import RandomJudge
+            from cot_engine.judging.judges import RandomJudge
             return await RandomJudge().compare(pairs, case, ask)
 """
 

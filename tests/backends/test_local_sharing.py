@@ -14,7 +14,8 @@ from tiny_models import BUILDERS, build, picture
 
 from cot_engine.backends.local.backend import LocalBackend
 from cot_engine.core.boundaries import Until
-from cot_engine.core.requests import GREEDY, Choose, Generate, Headway, Prompt, Sampling, Segment
+from cot_engine.core.headway import Headway
+from cot_engine.core.requests import GREEDY, Choose, Generate, Prompt, Sampling, Segment
 from cot_engine.core.usage import Usage
 from cot_engine.errors import InputError, ModelError
 

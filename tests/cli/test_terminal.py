@@ -20,7 +20,7 @@ ALL = """
 import sys
 import scripted_cli
 from cot_engine.cli import main
-from cot_engine.engine import Engine
+from cot_engine.engine.facade import Engine
 Engine.from_pretrained = scripted_cli.load
 for arguments in {!r}:
     code = main(arguments)

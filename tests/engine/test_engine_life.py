@@ -84,7 +84,7 @@ def python(code: str) -> subprocess.CompletedProcess:
 LEFT = """
     import sys
     from cot_engine import Engine
-    from cot_engine.profile import Profile
+    from cot_engine.judging.profile import Profile
     from cot_engine.testing import ScriptedBackend
 
     def engine():
@@ -353,7 +353,7 @@ def test_a_forked_child_is_told():
         import os, sys
         from cot_engine import Engine
         from cot_engine.errors import ModelError
-        from cot_engine.profile import Profile
+        from cot_engine.judging.profile import Profile
         from cot_engine.testing import ScriptedBackend
         engine = Engine(ScriptedBackend(), profile=Profile("likelihood"))
         print(engine.solve(None, "How many?").text, flush=True)
