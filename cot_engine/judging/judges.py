@@ -1,6 +1,6 @@
 """Judges: which of two candidates is better?
 
-A judge answers ordered pairs; the arena asks both orders, calls a disagreement a tie, and breaks
+A judge answers ordered pairs; a selection asks both orders, calls a disagreement a tie, and breaks
 ties by a stated rule. A judge talks to the model only through `Ask`, which meters what it costs.
 """
 

@@ -44,7 +44,7 @@ class RunConfig:
     """Everything that decides how a question is answered, but the question and the images.
 
     `parameters` are those of the strategy (its dataclass fields, such as n and keep); `plan` is a
-    Plan or the path of a TOML file with one; `budget` is an amount and a unit (see `budget.py`).
+    Plan or the path of a TOML file with one; `budget` is an amount and a unit (see `parse_budget`).
     Raises ConfigError for a value of the wrong type or out of range.
     """
 

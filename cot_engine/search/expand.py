@@ -173,7 +173,7 @@ class Growth:
     ) -> tuple[list[Beam], Usage]:
         """`n` children for each parent, in order, and what all of them cost.
 
-        With `upto` they are optional (see `filling.py`). `guarded` ones were not reserved for, but
+        With `upto` they are optional (see `fill.py`). `guarded` ones were not reserved for, but
         for the first request of a single one: each request is cut to what the budget then pays.
         """
         unit = until.tag if isinstance(until, Stage) else until

@@ -1,4 +1,4 @@
-"""The core: drive one search. A strategy asks; growth and arena carry it out; the trace records."""
+"""The core: drive one search. A strategy asks, and is answered; the trace records."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What one search has at hand: its problem, its settings, its meter, and the model behind them.
 
-Growing (`growth.py`) and judging (`arena.py`) reach the backend through a Session only, so that
+Growing (`expand.py`) and judging (`select.py`) reach the backend through a Session only, so that
 every request is seeded, paid for and within the budget.
 """
 

@@ -85,7 +85,7 @@ class Flops:
         return sum(vision.max_num_tiles * patches for _ in images)
 
     def encode(self, image: Any) -> int:
-        """One preprocessed image (`adapters.Pixels`) through vision tower and projector."""
+        """One preprocessed image (`family.Pixels`) through vision tower and projector."""
         kind = self.config.model_type
         inputs = image.inputs
         if kind in ("llava", "llava_next"):
