@@ -232,7 +232,7 @@ def test_json_and_out_are_the_same(cli, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-def test_a_full_disk_costs_the_file_and_not_the_report(cli):  # noqa: F811
+def test_a_full_disk_costs_the_file_and_not_the_report(cli):
     done = cli("judge-report", "--problems", "2", "--judge", "likelihood", "--out", "/dev/full")
     assert done.returncode == 2 and "Judges on 2 problems" in done.stdout
     assert "'/dev/full' cannot be written: No space left" in done.stderr and "--out" in done.stderr
