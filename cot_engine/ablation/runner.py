@@ -144,7 +144,7 @@ def plan_run(ablation: Ablation, data: DataSet, engine: Engine, command: str) ->
 # --- one search ----------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=256)  # the cells of a problem follow each other: its pictures are read once
+@lru_cache(maxsize=1)  # the cells of a problem follow each other: its pictures are read once
 def _problem(item: Item) -> Problem:
     return item.problem()
 

@@ -5,6 +5,8 @@ All on the bundled model; the whole command in processes of its own where it is 
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import random
 import signal
@@ -12,13 +14,16 @@ import subprocess
 import sys
 import time
 import tomllib
+import weakref
 
 import pytest
+from PIL import Image
 
 from cot_engine.ablation import ray_workers
 from cot_engine.ablation.data import load_data
 from cot_engine.ablation.grid import parse_ablation
 from cot_engine.ablation.lock import writing
+from cot_engine.ablation.pictures import FilePicture
 from cot_engine.ablation.records import Key
 from cot_engine.ablation.runner import ablate, plan_run, run_local, told
 from cot_engine.ablation.store import Store
@@ -87,6 +92,32 @@ def test_every_search_is_done_once_and_never_again(engine, finished):
     assert sorted(ran) == sorted(work.run.keys())
     assert len(list(store.rows(work.run))) == len(ran) == 4 * 2 * len(work.cells)
     assert do(engine, work, store) == []
+
+
+def test_a_picture_is_read_once_and_let_go_when_its_problem_is_done(engine, tmp_path, monkeypatch):
+    lines = []
+    for k in range(3):
+        Image.new("RGB", (48, 48), (60 * k, 0, 0)).save(tmp_path / f"{k}.png")
+        lines.append(json.dumps({"image": f"{k}.png", "question": "What is red?", "answer": "it"}))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    seen, held, load = [], [], FilePicture.load
+
+    def watched(picture):
+        image = load(picture)
+        gc.collect(1)
+        held.append(sum(each() is not None for each in seen))
+        seen.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr(FilePicture, "load", watched)
+    source = tmp_path / "data.jsonl"
+    text = f'run.detail = "brief"\ndata.source = "{source}"\ncells = [{{strategy = "greedy"}}]'
+    work = planned(engine, text)
+    with Store(tmp_path / "s.sqlite", create=True) as store:
+        tasks = next(iter(work.phases(store)))
+        run_local(engine, tasks, lambda row: None, 1)
+    assert len(tasks) > len(seen) == 3  # two cells, each picture read once
+    assert max(held) <= 1  # the one before, never all: 256 photographs would fill the memory
 
 
 def test_a_run_records_which_cells_its_grid_did_not_name(finished):
