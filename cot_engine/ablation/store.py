@@ -150,20 +150,21 @@ class Store(StoreFile):
         seeds = self._db.execute(
             "select seed from run_seeds where run = ? order by position", (id,)
         )
-        return Run(
-            id,
-            row["name"],
-            row["command"],
-            row["code"],
-            row["model"],
-            row["data"],
-            {c["cell"]: (c["label"], json.loads(c["plain"])) for c in cells},
-            tuple(ItemRecord(*item) for item in items),
-            tuple(seed[0] for seed in seeds),
-            row["reference"],
-            json.loads(row["about"]),
-            row["started"],
-        )
+        with self._undamaged():
+            return Run(
+                id,
+                row["name"],
+                row["command"],
+                row["code"],
+                row["model"],
+                row["data"],
+                {c["cell"]: (c["label"], json.loads(c["plain"])) for c in cells},
+                tuple(ItemRecord(*item) for item in items),
+                tuple(seed[0] for seed in seeds),
+                row["reference"],
+                json.loads(row["about"]),
+                row["started"],
+            )
 
     def done(self, run: Run, *, failed: bool = True) -> set[Key]:
         """The keys that have a row for this run's code and model; `failed`: those that failed
@@ -193,7 +194,9 @@ class Store(StoreFile):
         by_key = {Key(*row[:3]): row for row in found}
         for key in run.keys():  # noqa: SIM118
             if key in by_key and (chosen is None or key in chosen):
-                yield _row(by_key[key])
+                with self._undamaged():
+                    row = _row(by_key[key])
+                yield row
 
     def table(self, run: Run, where: str | None = None) -> Iterator[tuple[Any, ...]]:
         """The names of the columns, then the searches that `rows` gives: each its cell's label
@@ -240,7 +243,8 @@ class Store(StoreFile):
         ).fetchone()
         if row is None or row[0] is None:
             raise StoreError(f"The store {str(self.path)!r} has no trace of {tuple(key)}.")
-        return unpack(row[0])
+        with self._undamaged():
+            return unpack(row[0])
 
     def spent(self, run: Run, cell: str) -> dict[tuple[int, str], dict[str, Any]]:
         """What a cell's searches cost, by (seed, item): the usage of all roles, and the seconds."""

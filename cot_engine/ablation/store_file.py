@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
-from cot_engine.errors import StoreError
+from cot_engine.errors import StoreError, TraceError
 
 SCHEMA = 1
 
@@ -186,5 +187,22 @@ class StoreFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
         self.close()
+        # What SQLite says of the file or its disk; its other errors are defects of ours.
+        if type(error) in (sqlite3.DatabaseError, sqlite3.OperationalError):
+            raise self._damaged(error) from None
+
+    @contextmanager
+    def _undamaged(self) -> Iterator[None]:
+        """What is made of a stored text or trace: one that is not as it was written is damage."""
+        try:
+            yield
+        except (zlib.error, ValueError, TypeError, AttributeError, KeyError, TraceError) as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: BaseException | None) -> StoreError:
+        return StoreError(
+            f"The store {str(self.path)!r} cannot be read: {error}.",
+            "If it is damaged, use a copy from before: cot-engine ablate does what that lacks.",
+        )

@@ -327,6 +327,25 @@ def changed(folder, statement):
     return path
 
 
+DAMAGE = {
+    "usage": "update searches set usage = '{'",
+    "candidates": "update searches set candidates = '[{}]'",
+    "trace": "update searches set trace = x'0011'",
+    "about": "update runs set about = '['",
+    "plain": "update cells set plain = ''",
+    "table": "drop table run_items",
+}
+
+
+@pytest.mark.parametrize("statement", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_store_is_said_to_be_one_and_not_our_defect(tmp_path, statement):
+    path = changed(tmp_path, statement)
+    with pytest.raises(StoreError, match=r"cannot be read: .* If it is damaged"), Store(path) as s:
+        run = s.run()
+        for row in s.rows(run):
+            s.trace(run, row.key)
+
+
 def test_another_schema_is_refused(tmp_path):
     path = changed(tmp_path, "update meta set value = '99' where key = 'schema'")
     for create in (False, True):
