@@ -152,6 +152,10 @@ class StoreError(CotEngineError):
     """A store of results cannot be opened, read or written."""
 
 
+class NoTrace(StoreError):
+    """A search is stored without its trace; one that is damaged is no such."""
+
+
 class AblationFailed(CotEngineError):
     """Some searches of an ablation failed; the others are stored."""
 

@@ -33,7 +33,7 @@ from cot_engine.ablation.records import (
 from cot_engine.ablation.store_file import StoreFile
 from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
-from cot_engine.errors import StoreError
+from cot_engine.errors import NoTrace, StoreError
 
 
 class Store(StoreFile):
@@ -235,14 +235,14 @@ class Store(StoreFile):
             ) from None
 
     def trace(self, run: Run, key: Key) -> Trace:
-        """The trace of one search, without its pictures. Raises StoreError if there is none."""
+        """The trace of one search, without its pictures. Raises NoTrace, StoreError."""
         row = self._db.execute(
             "select trace from searches where cell = ? and seed = ? and item = ? and code = ?"
             " and model = ?",
             (*key, run.code, run.model),
         ).fetchone()
         if row is None or row[0] is None:
-            raise StoreError(f"The store {str(self.path)!r} has no trace of {tuple(key)}.")
+            raise NoTrace(f"The store {str(self.path)!r} has no trace of {tuple(key)}.")
         with self._undamaged():
             return unpack(row[0])
 

@@ -29,7 +29,7 @@ from cot_engine.ablation.store import Store
 from cot_engine.core.answers import majority
 from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Role, Usage
-from cot_engine.errors import StoreError
+from cot_engine.errors import NoTrace
 from cot_engine.report import judging
 from cot_engine.report.findings import (
     Comparison,
@@ -340,7 +340,7 @@ def _cards(store: Store, run: Run, rows: list[Row]) -> tuple[Card, ...]:
     def searches() -> Iterator[tuple[Trace, tuple[Selection, ...]]]:
         for row in rows:
             if any(len(s.candidates) > 1 and (s.worth or s.facts) for s in row.selections):
-                with contextlib.suppress(StoreError):  # one that was stored without its trace
+                with contextlib.suppress(NoTrace):  # one that was stored without its trace
                     yield store.trace(run, row.key), row.selections
 
     return judging.cards(searches())

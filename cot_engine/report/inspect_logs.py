@@ -22,7 +22,7 @@ from cot_engine.ablation.records import ItemRecord, Key, Row, Run
 from cot_engine.ablation.store import Store
 from cot_engine.core.grammar import read
 from cot_engine.core.usage import Usage
-from cot_engine.errors import CotEngineError, StoreError, install
+from cot_engine.errors import CotEngineError, NoTrace, install
 
 SCORER = "cot_engine"
 
@@ -219,7 +219,7 @@ class _Cell:
         trace of it."""
         try:
             trace = self.store.trace(self.run, row.key)
-        except StoreError:
+        except NoTrace:
             return row.answer or "", {}
         end = trace.finished
         if end is None or end.chain not in (chains := trace.chains()):

@@ -21,6 +21,7 @@ from cot_engine.ablation.records import Candidate, Key, Row, Selection, pack, un
 from cot_engine.ablation.store import Store
 from cot_engine.core.usage import Usage
 from cot_engine.errors import StoreError
+from cot_engine.report.analysis import analyse
 
 HERE = Path(__file__).parents[1]
 
@@ -344,6 +345,16 @@ def test_a_damaged_store_is_said_to_be_one_and_not_our_defect(tmp_path, statemen
         run = s.run()
         for row in s.rows(run):
             s.trace(run, row.key)
+
+
+def test_a_report_does_not_leave_out_a_trace_that_is_damaged(tmp_path):
+    """One that was never stored is left out."""
+    (tmp_path / "none").mkdir()
+    with Store(changed(tmp_path / "none", "update searches set trace = null")) as store:
+        analyse(store, store.run())
+    path = changed(tmp_path, DAMAGE["trace"])
+    with pytest.raises(StoreError, match="cannot be read"), Store(path) as store:
+        analyse(store, store.run())
 
 
 def test_another_schema_is_refused(tmp_path):
