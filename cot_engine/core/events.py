@@ -2,6 +2,11 @@
 
 Display, trace viewer, statistics and tests listen to the same events. Only fields named `seconds`
 (and `versions` of Started) may differ between two runs of the same search: `canonical` drops them.
+
+`round` is the number of the strategy's request that an event belongs to, from 1, in the order in
+which the strategy made its requests: each of a tuple has its own, and their events may interleave.
+A conclusion that the budget forced is a round of its own, after the last. In traces from before
+rounds were numbered it is 0 everywhere: `trace.numbered` says what they were.
 """
 
 from __future__ import annotations
@@ -85,6 +90,7 @@ class Growing:
     parents: tuple[str, ...]
     unit: str
     n: int
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +104,7 @@ class Grown:
     chains: tuple[Chain, ...]
     usage: Usage
     forced: bool = False
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +114,7 @@ class Judging:
     about: Literal["step", "whole"]
     stage: str
     candidates: tuple[str, ...]
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +123,7 @@ class Judged:
 
     match: Match
     cached: bool = False
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +143,7 @@ class Selected:
     ranking: tuple[str, ...]
     kept: tuple[str, ...]
     usage: Usage
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +151,7 @@ class Scored:
     scorer: str
     scores: dict[str, float]
     usage: Usage
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +163,7 @@ class Cut:
     asked: int
     granted: int
     left: float
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +281,8 @@ def _sensible(event: Event) -> Event:
             raise Wrong(".chains", f"have the fault {shown(min(strange))}, which is none")
     if isinstance(event, Selected) and not (event.candidates and event.kept):
         raise Wrong(".kept" if event.candidates else ".candidates", "is empty")
+    if getattr(event, "round", 0) < 0:
+        raise Wrong(".round", "is below 0")
     matches = (event.match,) if isinstance(event, Judged) else getattr(event, "matches", ())
     if not all(1 <= len(match.verdicts) <= 2 for match in matches):
         raise Wrong(".verdicts", "must be one or two")
