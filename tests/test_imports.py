@@ -143,7 +143,7 @@ def loaded(code: str) -> set[str]:
     return set(done.stdout.split("\n"))
 
 
-HEAVY = {"torch", "transformers", "numpy", "PIL", "rich", "typer", "bitsandbytes"}
+HEAVY = {"torch", "transformers", "numpy", "PIL", "rich", "typer", "jinja2", "bitsandbytes"}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ HEAVY = {"torch", "transformers", "numpy", "PIL", "rich", "typer", "bitsandbytes
         ("import cot_engine_strategies.stage_beam, cot_engine_strategies.majority", HEAVY),
         ("from cot_engine import plugins; plugins.make('strategy', 'greedy', {})", HEAVY),
         ("from cot_engine import Engine", {"torch", "transformers", "bitsandbytes"}),
-        ("import cot_engine.cli.app", {"torch", "transformers", "bitsandbytes"}),
+        ("import cot_engine.cli.app", {"torch", "transformers", "jinja2", "bitsandbytes"}),
     ],
 )
 def test_importing_loads_nothing_heavy(code, heavy):

@@ -22,8 +22,9 @@ from cot_engine.report.problems import problems
 from cot_engine.report.rowplots import ROLES
 from cot_engine.report.tables import bar, fold, line, plot, section, table, text_cell
 from cot_engine.show import words
-from cot_engine.show.html import document
 from cot_engine.statistics import Interval
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
 
 
 def page(findings: Findings, store: Store, *, traces: int = 60) -> str:
@@ -46,6 +47,31 @@ def page(findings: Findings, store: Store, *, traces: int = 60) -> str:
     body += "\n".join(section(id, title, content) for id, title, content in sections)
     css = importlib.resources.files(__package__).joinpath("page.css").read_text("utf-8")
     return document(f"Ablation {findings.run.name}"[:80], css, body)
+
+
+def document(title: str, css: str, body: str) -> str:
+    """A page of its own: the body between the rules of all pages and of this one. Nothing in it
+    may run, and nothing is fetched."""
+    base = importlib.resources.files("cot_engine.show").joinpath("base.css").read_text("utf-8")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<title>{esc(title)}</title>
+<style>
+{base}{css}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
 
 
 def _head(findings: Findings) -> str:

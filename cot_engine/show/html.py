@@ -1,124 +1,56 @@
-"""One self-contained HTML page of a recorded search: no script, nothing fetched, prints well."""
+"""One self-contained HTML page of a recorded search: no script, nothing fetched, prints well.
+
+Here is what it shows; where that stands, and its markup, is in `search.html.jinja`.
+"""
 
 from __future__ import annotations
 
-import importlib.resources
 import re
+from typing import Any
 
 from cot_engine.core.events import ImageRecord
 from cot_engine.core.match import Match
 from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
-from cot_engine.escape import html as esc
 from cot_engine.show import captions, words
 from cot_engine.show import figure as fig
 from cot_engine.show.figure import Card, Column, Figure
+from cot_engine.show.templates import render
 
 _PREVIEW = 260  # characters of a text that are shown before "more"
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 
 
 def render_html(trace: Trace) -> str:
     """The page, as text. Raises TraceError if the trace has no beginning."""
     figure = fig.read(trace)
-    body = f"""{_head(figure)}
-{_remarks(figure.remarks)}{_search(figure)}
-{_cost(figure)}
-{_setup(figure)}"""
-    css = importlib.resources.files(__package__).joinpath("page.css").read_text("utf-8")
-    return document(" ".join(figure.started.question.split())[:80], css, body)
+    return render(
+        "show/search.html.jinja",
+        title=" ".join(figure.started.question.split())[:80],
+        figure=figure,
+        strategy=captions.strategy_text(figure),
+        tally=captions.tally(figure),
+        images=[_image(image, i) for i, image in enumerate(figure.started.images, 1)],
+        columns=[_column(figure, i) for i in range(len(figure.columns))],
+        legend=_legend(figure),
+        cost=_cost(figure),
+        budget=captions.budget_text(figure),
+        settings=_settings(figure),
+        command=captions.command(figure),
+    )
 
 
-def document(title: str, css: str, body: str) -> str:
-    """A page of its own: the body between the rules of all pages and of this one. Nothing in it
-    may run, and nothing is fetched."""
-    base = importlib.resources.files(__package__).joinpath("base.css").read_text("utf-8")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="referrer" content="no-referrer">
-<title>{esc(title)}</title>
-<style>
-{base}{css}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
-
-
-# --- the question, the images, the answer --------------------------------------------------------
-
-
-def _head(figure: Figure) -> str:
-    started = figure.started
-    long = ' class="long"' if len(started.question) > 140 else ""
-    if figure.answer is None:
-        answer = f'<p class="answer none"><span>No answer</span> {esc(figure.ending)}</p>'
-    else:
-        said = esc(figure.answer) or "<i>empty</i>"
-        size = " long" * (len(figure.answer) > 140)
-        answer = (
-            f'<p class="answer{size}"><span>Answer</span> <strong dir="auto">{said}</strong></p>'
-        )
-        if figure.incomplete:
-            answer += f"\n{_remarks([figure.incomplete]).rstrip()}"
-    images = "".join(_image(image, i) for i, image in enumerate(started.images, 1))
-    images = f'\n<div class="images">{images}</div>' if images else ""
-    return f"""<header class="head">{images}
-<div class="ask">
-<p class="kicker">{esc(captions.strategy_text(figure))}</p>
-<h1{long} dir="auto">{esc(started.question)}</h1>
-{answer}
-<p class="tally">{esc(captions.tally(figure))}</p>
-</div>
-</header>"""
-
-
-def _image(image: ImageRecord, number: int) -> str:
+def _image(image: ImageRecord, number: int) -> dict[str, Any]:
     width, height = image.size
-    alt = esc(f"image {number}, {width} × {height} pixels")
-    said = esc(" · ".join([image.source, f"{width} × {height}", *image.notes]))
-    if _BASE64.fullmatch(png := image.png()):
-        big = "" if max(width, height) > 128 else ' class="small"'
-        shown = f'<img src="data:image/png;base64,{png}" alt="{alt}"{big}>'
-    else:
-        shown = '<p class="absent">not kept in this trace</p>'
-    return f"<figure>{shown}<figcaption>{said}</figcaption></figure>"
-
-
-def _remarks(remarks: list[str]) -> str:
-    if not remarks:
-        return ""
-    items = "".join(f"<li>{esc(text)}</li>" for text in remarks)
-    return f'<ul class="remarks">{items}</ul>\n'
-
-
-# --- the search ----------------------------------------------------------------------------------
-
-
-def _search(figure: Figure) -> str:
-    if not figure.columns:
-        return f'<p class="ending">Nothing was sampled. {esc(figure.pending)}</p>'
-    columns = "\n".join(_column(figure, column) for column in figure.columns)
-    end = ""
-    if figure.ending or figure.pending:
-        said = " ".join(filter(None, (figure.ending, figure.pending)))
-        end = f'\n<p class="ending">The search ended here. {esc(said)}</p>'
-    return f"""<section class="search" tabindex="0" aria-label="The search, from left to right">
-<ol class="columns">
-{columns}
-</ol>
-</section>{end}
-{_legend(figure)}"""
+    png = image.png()
+    return {
+        "png": png if _BASE64.fullmatch(png) else "",
+        "alt": f"image {number}, {width} × {height} pixels",
+        "small": max(width, height) <= 128,
+        "said": " · ".join(
+            [image.source, f"{width}\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}{height}", *image.notes]
+        ),
+    }
 
 
 def _legend(figure: Figure) -> str:
@@ -146,220 +78,176 @@ def _legend(figure: Figure) -> str:
             "In a table, row A and column B hold A's margin over B when A was shown first; shaded"
             " where A won the match of both orders."
         )
-    return f'<p class="legend">{esc(text.strip())}</p>'
+    return text.strip()
 
 
-def _column(figure: Figure, column: Column) -> str:
+# --- one stage -----------------------------------------------------------------------------------
+
+
+def _column(figure: Figure, index: int) -> dict[str, Any]:
+    """A stage: its candidates in rows, the lines of the bracket between them, the matches."""
+    column = figure.columns[index]
+    first, last = index == 0, index == len(figure.columns) - 1
+    following = not last and any(card.on_path for card in figure.columns[index + 1].cards)
     bouts = fig.bracket(column) or []
-    first = column is figure.columns[0]
-    last = column is figure.columns[-1]
-    after = figure.columns[figure.columns.index(column) + 1 :]
-    following = after and any(card.on_path for card in after[0].cards)
-    lanes = max((bout.lane + 1 for bout in bouts), default=0)
-    kind = "column path" if any(card.on_path for card in column.cards) else "column"
-    if column.unit == "end":
-        kind += " whole"
-    parts = []
-    for row, card in enumerate(column.cards, 1):
-        parts.append(_card(figure, column, card, row))
-        ends = [bout.lane for bout in bouts if fig.loser(bout.match) == card.id]
-        if card.on_path:
-            parts.append(f'<i class="in{" first" * first}" style="grid-row:{row}"></i>')
-            # Lines meet between columns at the height of the first row.
-            if row > 1 and not first:
-                parts.append(f'<i class="rise" style="grid-row:1/{row}"></i>')
-        if ends:
-            parts.append(f'<i class="wire" style="grid-row:{row};--end:{ends[0] + 4}"></i>')
-        elif reach := [bout.lane for bout in bouts if bout.match.winner == card.id]:
-            strong = " strong" * (card.on_path and not following)
-            end = max(reach) + 4
-            parts.append(f'<i class="wire won{strong}" style="grid-row:{row};--end:{end}"></i>')
-        if card.on_path and following:
-            parts.append(f'<i class="out" style="grid-row:{row}"></i>')
-            if row > 1:
-                parts.append(f'<i class="rise end" style="grid-row:1/{row}"></i>')
-    parts += [_bout(column, bout) for bout in bouts]
-    table = _table(column) if column.matches and not bouts else ""
-    above = table if column.unit == "end" else ""  # one column, whose cards are long
-    return f"""<li class="{kind}" style="--lanes:{lanes}">
-<h2>{esc(column.title)}</h2>
-<p class="sub">{esc(captions.column_text(column))}</p>
-{above}{_votes(figure) if last else ""}<div class="grid{" bare" * (not lanes)}">
-{chr(10).join(parts)}
-</div>
-{"" if above else table}{_matches(column)}{_remarks(column.remarks)}</li>"""
+    path = any(card.on_path for card in column.cards)
+    matches = _matches(column)
+    return {
+        "column": column,
+        "kind": "column" + " path" * path + " whole" * (column.unit == "end"),
+        "lanes": max((bout.lane + 1 for bout in bouts), default=0),
+        "said": captions.column_text(column),
+        "votes": _votes(figure) if last else [],
+        "cards": [
+            _card(figure, column, card, row)
+            | {"lines": _lines(card, row, bouts, first=first, following=following)}
+            for row, card in enumerate(column.cards, 1)
+        ],
+        "bouts": [_bout(column, bout) for bout in bouts],
+        "cross": _cross(column) if column.matches and not bouts else None,
+        "matches": matches,
+        "held": words.plural(len(matches), "match", "matches"),
+    }
 
 
-def _card(figure: Figure, column: Column, card: Card, row: int) -> str:
-    kind = "card" + " won" * card.on_path + " aside" * bool(card.unjudged)
-    marks = f"<b>{card.label}</b>"
-    if card.count > 1:
-        marks += f' <span class="count">×{card.count}</span>'
-    if card.parent:
-        marks += f' <span class="from">from {card.parent}</span>'
+def _lines(
+    card: Card, row: int, bouts: list[fig.Bout], *, first: bool, following: bool
+) -> list[tuple[str, object, int]]:
+    """The lines at a card: class, rows, and for a wire where it ends (0 for others)."""
+    lines: list[tuple[str, object, int]] = []
     if card.on_path:
-        marks += ' <span class="sr">on the answer’s path</span>'
-    elif card.kept:
-        marks += ' <span class="from">kept</span>'
-    logprob = words.logprob_text(card.chain.likelihood(1))
-    faults = "".join(f"<li>{esc(words.fault_text(fault))}</li>" for fault in card.step.faults)
-    if card.unjudged:
-        faults += "<li>not judged for that</li>"
-    faults = f'<ul class="faults">{faults}</ul>' if faults else ""
-    return f"""<article class="{kind}" id="{esc(card.id)}" style="grid-row:{row}">
-<header>{marks} <span class="logprob">{logprob}</span></header>
-{_text(figure, column, card)}
-{faults}{_details(card)}</article>"""
+        lines.append(("in" + " first" * first, row, 0))
+        if row > 1 and not first:  # lines meet between columns at the height of the first row
+            lines.append(("rise", f"1/{row}", 0))
+    ends = [bout.lane for bout in bouts if fig.loser(bout.match) == card.id]
+    reach = [bout.lane for bout in bouts if bout.match.winner == card.id]
+    if ends:
+        lines.append(("wire", row, ends[0] + 4))
+    elif reach:
+        strong = " strong" * (card.on_path and not following)
+        lines.append((f"wire won{strong}", row, max(reach) + 4))
+    if card.on_path and following:
+        lines.append(("out", row, 0))
+        if row > 1:
+            lines.append(("rise end", f"1/{row}", 0))
+    return lines
 
 
-def _text(figure: Figure, column: Column, card: Card) -> str:
-    """What was written, its tags turned into small headings where they say something new."""
-    parts = words.pieces(card.step.text, figure.started.plan)
-    if not parts:
-        return '<p class="text empty">nothing</p>'
-    named = any(stage and (stage != column.unit or len(parts) > 1) for stage, _ in parts)
-    if not named:
-        return "\n".join(_prose(text) for _, text in parts)
-    shown = "\n".join(f"<h3>{esc(stage)}</h3><div>{_prose(text)}</div>" for stage, text in parts)
-    return f'<div class="parts">\n{shown}\n</div>'
-
-
-def _prose(text: str) -> str:
-    if len(text) <= _PREVIEW + 60:
-        return f'<p class="text" dir="auto">{esc(text)}</p>'
-    head = text[:_PREVIEW].rsplit(None, 1)[0]
-    return (
-        f'<details class="long"><summary><span class="text preview" dir="auto">{esc(head)} …</span>'
-        f'<span class="more"></span></summary><p class="text" dir="auto">{esc(text)}</p></details>'
-    )
-
-
-def _details(card: Card) -> str:
-    """The reply as it was written, and what is known of it."""
+def _card(figure: Figure, column: Column, card: Card, row: int) -> dict[str, Any]:
     step = card.step
-    facts = [card.id, *card.folded]
-    rows = [("id", ", ".join(facts)), ("log-probability", words.logprob_text(step.logprob))]
-    rows += [("ended by", step.finish)]
-    rows += [(f"score ({name})", f"{value:.4g}") for name, value in card.scores.items()]
-    listed = "".join(f"<dt>{esc(key)}</dt><dd>{esc(value)}</dd>" for key, value in rows)
-    return (
-        f"<details><summary>{words.plural(step.tokens, 'token')}</summary>"
-        f'<pre dir="auto">{esc(step.text)}</pre><dl>{listed}</dl></details>'
-    )
+    parts = words.pieces(step.text, figure.started.plan)
+    facts: list[tuple[str, object]] = [("id", ", ".join([card.id, *card.folded]))]
+    facts += [("log-probability", words.logprob_text(step.logprob)), ("ended by", step.finish)]
+    facts += [(f"score ({name})", f"{value:.4g}") for name, value in card.scores.items()]
+    return {
+        "card": card,
+        "row": row,
+        "kind": "card" + " won" * card.on_path + " aside" * bool(card.unjudged),
+        "likely": words.logprob_text(card.chain.likelihood(1)),
+        # Tags become small headings where they say something new.
+        "named": any(stage and (stage != column.unit or len(parts) > 1) for stage, _ in parts),
+        "parts": [(stage, text, _preview(text)) for stage, text in parts],
+        "faults": [words.fault_text(fault) for fault in step.faults]
+        + ["not judged for that"] * bool(card.unjudged),
+        "tokens": words.plural(step.tokens, "token"),
+        "facts": facts,
+    }
 
 
-def _bout(column: Column, bout: fig.Bout) -> str:
+def _preview(text: str) -> str:
+    """The beginning of a long text; "" of one that is shown whole."""
+    return text[:_PREVIEW].rsplit(None, 1)[0] if len(text) > _PREVIEW + 60 else ""
+
+
+def _bout(column: Column, bout: fig.Bout) -> dict[str, Any]:
     match = bout.match
-    kind = "bout" + " tie" * (match.outcome == "tie")
-    if (card := column.card(match.winner)) and card.on_path:
-        kind += " won"
-    numbers = "".join(
-        f'<span class="{"against" if text[0] in "−?=" else "for"}">{text}</span>'
-        for text in words.margins(match)
-    )
-    place = f"grid-row:{bout.top + 1}/{bout.bottom + 1};grid-column:{bout.lane + 3}"
-    return f'<div class="{kind}" style="{place}" title="{_pair(column, match)}">{numbers}</div>'
+    winner = column.card(match.winner)
+    won = winner is not None and winner.on_path
+    return {
+        "kind": "bout" + " tie" * (match.outcome == "tie") + " won" * won,
+        "place": f"grid-row:{bout.top + 1}/{bout.bottom + 1};grid-column:{bout.lane + 3}",
+        "pair": _pair(column, match),
+        "margins": [
+            ("against" if text[0] in "−?=" else "for", text) for text in words.margins(match)
+        ],
+    }
+
+
+def _label(column: Column, id: str) -> str:
+    return card.label if (card := column.card(id)) else id
 
 
 def _pair(column: Column, match: Match) -> str:
     """ "A beat B"."""
-    names = [card.label if (card := column.card(id)) else id for id in fig.ordered(match)]
-    return esc(" beat ".join(names))
+    return " beat ".join(_label(column, id) for id in fig.ordered(match))
 
 
-def _matches(column: Column) -> str:
+def _matches(column: Column) -> list[dict[str, Any]]:
     """Every match in the order it was held, for those who want the words."""
-    items = []
-    for contest in column.contests:
-        for match, cached in zip(contest.matches, contest.cached, strict=True):
-            tie = words.tie_text(match)
-            said = ", ".join(filter(None, (tie, "held before" if cached else "")))
-            numbers = " ".join(words.margins(match))
-            note = f' <span class="why">{esc(said)}</span>' if said else ""
-            texts = ""
-            for verdict, first in zip(match.verdicts, (match.first, match.second), strict=False):
-                if verdict.text:
-                    card = column.card(first)
-                    order = f"{card.label if card else first} shown first"
-                    texts += f"<dt>{esc(order)}</dt><dd dir=auto>{esc(verdict.text)}</dd>"
-            texts = f"<dl>{texts}</dl>" if texts else ""
-            pair = _pair(column, match)
-            items.append(f"<li>{pair} <span class=num>{numbers}</span>{note}{texts}</li>")
-    if not items:
-        return ""
-    count = words.plural(len(items), "match", "matches")
-    body = "".join(items)
-    return f'<details class="matches"><summary>{count}</summary><ol>{body}</ol></details>\n'
+    return [
+        {
+            "pair": _pair(column, match),
+            "margins": " ".join(words.margins(match)),
+            "why": ", ".join(filter(None, (words.tie_text(match), "held before" * cached))),
+            "texts": [
+                (f"{_label(column, id)} shown first", verdict.text)
+                for verdict, id in zip(match.verdicts, (match.first, match.second), strict=False)
+                if verdict.text
+            ],
+        }
+        for contest in column.contests
+        for match, cached in zip(contest.matches, contest.cached, strict=True)
+    ]
 
 
-def _table(column: Column) -> str:
-    """Everyone against everyone: row by column, the row's margin when it was shown first."""
-    cells: dict[tuple[str, str], str] = {}
+def _cross(column: Column) -> tuple[list[str], list[tuple[str, list[tuple[str, str]]]]]:
+    """Everyone against everyone: the labels, and each one's row of (class, margin)."""
+    cells: dict[tuple[str, str], tuple[str, str]] = {}
     for match in column.matches:
         orders = ((match.first, match.second), (match.second, match.first))
         for verdict, pair in zip(match.verdicts, orders, strict=False):
-            won = match.winner == pair[0]
             text = words.margin_text(verdict, verdict.margin, verdict.outcome == "first")
-            cells[pair] = f'<td class="{"w" if won else "l"}">{text}</td>'
+            cells[pair] = ("w" if match.winner == pair[0] else "l", text)
         if len(match.verdicts) == 1:
-            lost = match.winner == match.first
-            cells[orders[1]] = f'<td class="{"l" if lost else "w"}">·</td>'
+            cells[orders[1]] = ("l" if match.winner == match.first else "w", "·")
     entrants = [card for card in column.cards if any(card.id in pair for pair in cells)]
-    head = "".join(f'<th scope="col">{card.label}</th>' for card in entrants)
-    rows = "".join(
-        f'<tr><th scope="row">{a.label}</th>'
-        + "".join(
-            '<td class="self"></td>' if a is b else cells.get((a.id, b.id), "<td></td>")
-            for b in entrants
-        )
-        + "</tr>"
+    rows = [
+        (a.label, [("self", "") if a is b else cells.get((a.id, b.id), ("", "")) for b in entrants])
         for a in entrants
-    )
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Matches">'
-        f'<table class="cross"><tr><td></td>{head}</tr>{rows}</table></div>\n'
-    )
+    ]
+    return [card.label for card in entrants], rows
 
 
-def _votes(figure: Figure) -> str:
+def _votes(figure: Figure) -> list[dict[str, Any]]:
     groups = fig.votes(figure)
-    if not groups:
-        return ""
     total = sum(len(cards) for _, cards in groups)
-    rows = "".join(
-        f'<tr><th scope="row" dir="auto">{esc(answer) or "—"}</th><td class="num">{len(cards)}</td>'
-        f'<td class="by">{" ".join(card.label for card in cards)}</td>'
-        f'<td><i class="bar" style="width:{100 * len(cards) / total:.1f}%"></i></td></tr>'
+    return [
+        {
+            "answer": answer,
+            "count": len(cards),
+            "by": " ".join(card.label for card in cards),
+            "share": f"{100 * len(cards) / total:.1f}",
+        }
         for answer, cards in groups
-    )
-    return f'<table class="votes"><caption>Votes</caption>{rows}</table>\n'
+    ]
 
 
 # --- what it cost, how it was run ----------------------------------------------------------------
 
 
-def _cost(figure: Figure) -> str:
+def _cost(figure: Figure) -> dict[str, Any]:
+    """The table of costs: each row's role, cells, and share of the whole (None for all)."""
     total = sum(figure.usage.values(), Usage())
     whole, unit = (total.flops, "FLOPs") if total.flops else (total.tokens, "tokens")
-    rows = []
-    for role, usage in [*figure.usage.items(), ("all", total)]:
-        cells = "".join(f"<td>{text}</td>" for text in words.usage_cells(usage))
+    rows: list[tuple[str, list[str], float | None]] = []
+    for role, usage in figure.usage.items():
         share = (usage.flops if total.flops else usage.tokens) / whole if whole else 0
-        bar = f'<i class="bar" style="width:{100 * share:.1f}%"></i> {share:.0%}'
-        end = f'<td class="share">{bar if role != "all" else ""}</td>'
-        rows.append(f'<tr><th scope="row">{esc(role)}</th>{cells}{end}</tr>')
-    heads = "".join(f'<th scope="col">{name}</th>' for name in ("", *words.USAGE_HEADS))
-    budget = captions.budget_text(figure)
-    return f"""<section class="cost">
-<h2>Cost</h2>
-<div class="scroll" tabindex="0" role="region" aria-label="Cost by role and kind"><table>
-<tr>{heads}<th scope="col" class="share">share of {unit}</th></tr>
-{chr(10).join(rows)}
-</table></div><p class="sub">Budget: {esc(budget)}.</p>
-</section>"""
+        rows.append((role, words.usage_cells(usage), share))
+    rows.append(("all", words.usage_cells(total), None))
+    return {"heads": ("", *words.USAGE_HEADS), "unit": unit, "rows": rows}
 
 
-def _setup(figure: Figure) -> str:
+def _settings(figure: Figure) -> list[tuple[str, str]]:
     s = figure.started
     model = s.backend
     sampling = f"temperature {s.sampling.temperature}, top-p {s.sampling.top_p}"
@@ -369,6 +257,7 @@ def _setup(figure: Figure) -> str:
     orders = "one order" if asked == {1} else f"{s.orders} order{'s' * (s.orders == 'both')}"
     judged = f"{s.judge}, {orders}, image {s.judge_image}"
     versions = ", ".join(f"{name} {version}" for name, version in s.versions.items())
+    faults = figure.finished.faults if figure.finished else {}
     rows = [
         ("model", f"{model.model} ({model.architecture})"),
         ("weights", model.digest),
@@ -379,16 +268,8 @@ def _setup(figure: Figure) -> str:
         ("sampling", f"{sampling}; seed {s.seed}"),
         ("problem", s.problem),
         ("images", ", ".join(image.digest for image in s.images)),
-        ("faults", ", ".join(f"{n} × {name}" for name, n in _faults(figure).items())),
+        ("faults", ", ".join(f"{n} × {name}" for name, n in faults.items())),
         ("notes", " ".join(model.notes)),
         ("versions", f"{versions}; trace schema {s.schema}"),
     ]
-    listed = "".join(
-        f"<dt>{name}</dt><dd>{esc(str(value))}</dd>\n" for name, value in rows if value
-    )
-    command = f'<pre dir="auto">{esc(captions.command(figure))}</pre>'
-    return f'<section class="setup">\n<h2>Settings</h2>\n<dl>\n{listed}</dl>\n{command}\n</section>'
-
-
-def _faults(figure: Figure) -> dict[str, int]:
-    return figure.finished.faults if figure.finished else {}
+    return [(name, value) for name, value in rows if value]

@@ -29,7 +29,7 @@ from cot_engine.search.loop import Named
 from cot_engine.search.rejudge import rejudge, replayed
 from cot_engine.search.session import Settings
 from cot_engine.search.tournament import TOURNAMENTS
-from cot_engine.show import captions, words
+from cot_engine.show import captions, templates, words
 from cot_engine.show import figure as fig
 from cot_engine.show.html import render_html
 from cot_engine.show.tree import render_tree
@@ -203,6 +203,14 @@ def test_hostile_text_stays_text():
     for raw in ("\x1b", "\x07", "\u202e", "\u2069"):
         assert raw not in drawn
         assert raw not in tree(TRACES["hostile"]())
+
+
+def test_a_page_that_does_not_escape_would_tell(monkeypatch):
+    """The negative control."""
+    bare = templates.environment().overlay(autoescape=False)
+    monkeypatch.setattr(templates, "environment", lambda: bare)
+    found = render_html(TRACES["hostile"]())
+    assert re.search(r"<script|<svg|<img src=x", found) and found.count("</style>") > 1
 
 
 def test_trace_without_beginning_or_with_a_gap():
