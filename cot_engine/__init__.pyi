@@ -15,6 +15,8 @@ from cot_engine.core.checks import check_range as check_range
 from cot_engine.core.checks import spread as spread
 from cot_engine.core.events import Event as Event
 from cot_engine.core.events import Progress as Progress
+from cot_engine.core.events import event_from_json as event_from_json
+from cot_engine.core.events import event_to_json as event_to_json
 from cot_engine.core.grammar import conclusion as conclusion
 from cot_engine.core.grammar import read as read
 from cot_engine.core.match import Match as Match
@@ -26,7 +28,7 @@ from cot_engine.core.requests import Chosen as Chosen
 from cot_engine.core.requests import Generate as Generate
 from cot_engine.core.requests import Generated as Generated
 from cot_engine.core.requests import Generation as Generation
-from cot_engine.core.requests import Headway as Headway
+from cot_engine.core.headway import Headway as Headway
 from cot_engine.core.requests import Prompt as Prompt
 from cot_engine.core.requests import Sampling as Sampling
 from cot_engine.core.requests import Segment as Segment

@@ -95,6 +95,8 @@ class CotEngineError(Exception):
     """Base of every error raised on purpose. `hint` is the next step; `exit_code` the CLI's."""
 
     exit_code = 2
+    part: Any = None
+    """Whose error it is, where a part broke its contract (`core.parts.Part`)."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         self.message, self.hint = readable(message), readable(hint)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import html as _html
 
-_NAMED = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+_NAMED: dict[int, int | str | None] = {
+    code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"
+}
 _NAMED |= {0x7F: 0x2421, ord("\r"): None}
 # C1 controls; bidi marks, embeddings, overrides and isolates; line and paragraph separators;
 # invisible operators, the byte order mark, tag characters; lone surrogates.
@@ -22,7 +24,7 @@ _CODED = [
     *range(0xE0000, 0xE0080),
     *range(0xD800, 0xE000),
 ]
-_VISIBLE: dict[int, int | str | None] = {**_NAMED, **{c: f"⟨U+{c:04X}⟩" for c in _CODED}}
+_VISIBLE = _NAMED | {c: f"⟨U+{c:04X}⟩" for c in _CODED}
 
 
 def visible(text: str) -> str:

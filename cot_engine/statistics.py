@@ -153,7 +153,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     for i in range(fewer):
         ways = ways * (n - i) // (i + 1)
         tail += ways
-    return tail / 2 ** (n - 1)
+    return float(tail / 2 ** (n - 1))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -274,7 +274,8 @@ def _means(cells: np.ndarray) -> np.ndarray:
     have = ~np.isnan(cells)
     seeds = have.sum(axis=1)
     sums = np.where(have, cells, 0.0).sum(axis=1)
-    return np.round(sums[seeds > 0] / seeds[seeds > 0], 12)
+    means: np.ndarray = np.round(sums[seeds > 0] / seeds[seeds > 0], 12)
+    return means
 
 
 def _tilting(
@@ -406,5 +407,5 @@ def _p(p: float) -> str:
 
 def _upwards(n: int) -> int:
     """Rounded up to two digits."""
-    unit = 10 ** max(0, len(str(n)) - 2)
+    unit: int = 10 ** max(0, len(str(n)) - 2)
     return -(-n // unit) * unit

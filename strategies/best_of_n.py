@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cot_engine import Expand, Search, Select, Task, check_range
+from cot_engine import Beam, Expand, Search, Select, Task, check_range
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class BestOfN:
 
     def search(self, task: Task) -> Search:
         grown = yield Expand(task.start, until="end", n=self.n)
-        beam = yield Select(grown, keep=1, about="whole")
+        beam: Beam = yield Select(grown, keep=1, about="whole")
         while self.fill and (more := (yield Expand(task.start, until="end", n=self.n, upto=1.0))):
             beam = yield Select((*beam, *more), keep=1, about="whole")
         return beam[0]

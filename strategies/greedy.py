@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cot_engine import Expand, Search, Task
+from cot_engine import Beam, Expand, Search, Task
 
 
 @dataclass(frozen=True)
@@ -12,5 +12,5 @@ class Greedy:
     """One response, always the most likely token. Nothing is judged."""
 
     def search(self, task: Task) -> Search:
-        beam = yield Expand(task.start, until="end", greedy=True)
+        beam: Beam = yield Expand(task.start, until="end", greedy=True)
         return beam[0]

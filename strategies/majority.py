@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cot_engine import Expand, Search, Task, check_range, conclusion, majority
+from cot_engine import Chain, Expand, Search, Task, check_range, conclusion, majority
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Majority:
         check_range("n", self.n)
 
     def search(self, task: Task) -> Search:
-        grown = yield Expand(task.start, until="end", n=self.n)
+        grown: Sequence[Chain] = yield Expand(task.start, until="end", n=self.n)
         while self.fill and (more := (yield Expand(task.start, until="end", n=self.n, upto=1.0))):
             grown = (*grown, *more)
         grown = [c for c in grown if c.last and c.last.finish != "budget"] or grown

@@ -43,7 +43,8 @@ class SentenceBeam:
             raise ConfigError(f"keep is {self.keep}, n is {self.n}.", "keep can be n at most.")
 
     def search(self, task: Task) -> Search:
-        beam, written = task.start, []
+        beam: Beam = task.start
+        written: list[str] = []
         for k in range(self.max_sentences):
             if all(chain.done for chain in beam):
                 break
@@ -68,4 +69,4 @@ class SentenceBeam:
         if all(chain.done for chain in beam):
             return 1.0
         low, high = task.plan.span(written[-1])
-        return high - (high - low) / 2 ** written.count(written[-1])
+        return float(high - (high - low) / 2 ** written.count(written[-1]))

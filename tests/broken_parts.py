@@ -17,7 +17,7 @@ import pytest
 from beams import Beam
 
 from cot_engine.core.chain import Chain
-from cot_engine.core.events import Event, Failed, to_json
+from cot_engine.core.events import Event, Failed, event_to_json
 from cot_engine.core.match import Verdict
 from cot_engine.core.problem import Problem
 from cot_engine.core.stages import Stage
@@ -83,7 +83,7 @@ def broken(said: str, kind: type = StrategyError, **given) -> str:
     assert backend.released == ["p"]
     assert said in str(error), error
     assert len(str(error)) < 1000
-    assert all(json.loads(to_json(event), parse_constant=pytest.fail) for event in heard)
+    assert all(json.loads(event_to_json(event), parse_constant=pytest.fail) for event in heard)
     return str(error)
 
 

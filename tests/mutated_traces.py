@@ -15,7 +15,7 @@ import make_traces
 from rich.console import Console
 
 from cot_engine.cli.summary import summary
-from cot_engine.core.events import to_json
+from cot_engine.core.events import event_to_json
 from cot_engine.core.trace import Trace, usage_by_role
 from cot_engine.errors import CotEngineError
 from cot_engine.judging.judges import LikelihoodScorer, ScorerJudge
@@ -42,7 +42,7 @@ def leaves(value, path=()) -> Iterator[tuple]:
 def mutants(trace: Trace) -> Iterator[tuple[str, bytes]]:
     """Each kind of place in the trace, replaced by each of VALUES and RAW: its name, and the file.
     Of many places of a kind (the matches of a tournament) the first is taken."""
-    lines = [to_json(event) for event in trace]
+    lines = [event_to_json(event) for event in trace]
     seen = set()
     for at, line in enumerate(lines):
         body = json.loads(line)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from cot_engine.core.events import Event, Started, from_json, to_json
+from cot_engine.core.events import Event, Started, event_from_json, event_to_json
 from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
 
@@ -128,9 +128,9 @@ def without_pixels(trace: Trace) -> Trace:
 
 def pack(trace: Trace) -> bytes:
     """A trace as bytes, without the pixels of its images."""
-    lines = [to_json(event) for event in without_pixels(trace)]
+    lines = [event_to_json(event) for event in without_pixels(trace)]
     return zlib.compress("\n".join(lines).encode("utf-8", "backslashreplace"), 9)
 
 
 def unpack(packed: bytes) -> Trace:
-    return Trace([from_json(line) for line in zlib.decompress(packed).decode().split("\n")])
+    return Trace([event_from_json(line) for line in zlib.decompress(packed).decode().split("\n")])

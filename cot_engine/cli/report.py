@@ -171,6 +171,6 @@ def _unwritable(out: str, error: OSError) -> InputError:
 
 
 def _put_trace(trace: Trace, out: str | None) -> None:
-    from cot_engine.core.events import to_json
+    from cot_engine.core.events import event_to_json
 
-    _put("".join(to_json(event) + "\n" for event in trace), out, document=True)
+    _put("".join(event_to_json(event) + "\n" for event in trace), out, document=True)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-from cot_engine.core.chain import Chain
-from cot_engine.core.problem import Problem
-from cot_engine.core.usage import Usage
-
-if TYPE_CHECKING:
-    pass
-
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cot_engine.core.chain import Chain
+from cot_engine.core.problem import Problem
+from cot_engine.core.trace import Trace
+from cot_engine.core.usage import Role, Usage
 
 _DASHES = dict.fromkeys(map(ord, "‐‑‒–—−"), "-")
 _QUOTES = {ord(c): '"' for c in "“”„«»"} | {ord(c): "'" for c in "‘’‚´"}
@@ -78,7 +74,8 @@ def majority(
         number = sum(weights[i] for i in group) if weights else len(group)
         return number, sum(tie[i] for i in group) if tie else 0
 
-    return tuple(max(groups.values(), key=votes, default=()))
+    most: list[int] = max(groups.values(), key=votes, default=[])
+    return tuple(most)
 
 
 def _fold(text: str) -> str:
@@ -168,10 +165,10 @@ class Answer:
     text: str
     chain: Chain
     problem: Problem
-    usage: dict[str, Usage] = field(default_factory=dict)
+    usage: dict[Role, Usage] = field(default_factory=dict)
     seconds: float = 0.0
     left: float | None = None
-    trace: object = None
+    trace: Trace = field(default_factory=Trace)
     incomplete: str = ""
 
     def __str__(self) -> str:

@@ -80,6 +80,6 @@ class Until:
     def end(self, text: str) -> int | None:
         """The index in `text` (all that was written in this step so far) where the step ends."""
         ends = [at + len(s) for s in self.strings if (at := text.find(s)) >= 0]
-        if self.sentence and (at := sentence_end(text)) is not None:
-            ends.append(at)
+        if self.sentence and (end := sentence_end(text)) is not None:
+            ends.append(end)
         return min(ends) if ends else None

@@ -244,14 +244,16 @@ Heard = Event | Progress
 _KINDS: dict[str, type] = {kind.__name__.lower(): kind for kind in typing.get_args(Event)}
 
 
-def to_json(event: Heard) -> str:
-    """One line of JSON, without the line break."""
+def event_to_json(event: Heard) -> str:
+    """An event as one line of JSON, without the line break: {"event": "grown", ...}, its fields by
+    name. What a trace file holds, line by line; `event_from_json` reads it back."""
     body = {"event": type(event).__name__.lower(), **plain(event)}
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
 
 
-def from_json(line: str) -> Event:
-    """Raises TraceError if the line is not an event of this schema."""
+def event_from_json(line: str) -> Event:
+    """The event that a line of a trace holds: the opposite of `event_to_json`, for all events but
+    Progress. Raises TraceError if the line is not an event of this schema."""
     try:
         body = parse_json(line)
         name = body.pop("event", None) if isinstance(body, dict) else None

@@ -51,15 +51,15 @@ class Part:
         error = (ModelError if self.kind == "backend" else StrategyError)(
             f"The {self.kind} {self.label} {what}{'' if what.endswith('.') else '.'}", hint
         )
-        error.part = self  # type: ignore[attr-defined]
+        error.part = self
         return error
 
-    def method(self, name: str) -> Callable:
+    def method(self, name: str) -> Callable[..., Any]:
         """The part's method of that name. Raises StrategyError for a class in place of an object,
         or one that has no such method."""
         if isinstance(self.part, type):
             self.broke("is a class", f"Give an object of it: {self.part.__name__}().")
-        found = getattr(self.part, name, None)
+        found: Callable[..., Any] | None = getattr(self.part, name, None)
         if not callable(found):
             self.broke(f"has no method {name}()", f"A {self.kind} needs one.")
         return found
@@ -97,7 +97,7 @@ class guard:
         part = self.part
         if part.kind == "backend":
             return isinstance(error, CotEngineError)
-        inner = getattr(error, "part", None)
+        inner = getattr(error, "part", None)  # a stranger's error may have no such field
         if inner is not None and (inner is part or part.kind in ("judge", "scorer")):
             return True
         if part.kind not in ("judge", "scorer"):
@@ -116,7 +116,7 @@ _HINTS = {
 }
 
 
-def from_outside(error: BaseException, task: asyncio.Task | None = None) -> bool:
+def from_outside(error: BaseException, task: asyncio.Task[Any] | None = None) -> bool:
     """Whether an exception came upon a part, which ran in `task`, and was not raised by it."""
     if isinstance(error, asyncio.CancelledError):
         return task is not None and task.cancelling() > 0
@@ -126,7 +126,7 @@ def from_outside(error: BaseException, task: asyncio.Task | None = None) -> bool
     return isinstance(error, KeyboardInterrupt) and main
 
 
-def _task() -> asyncio.Task | None:
+def _task() -> asyncio.Task[Any] | None:
     try:
         return asyncio.current_task()
     except RuntimeError:  # no loop runs in this thread
@@ -149,7 +149,7 @@ class _Through:
     async def write(self, *args: Any, **named: Any) -> Any:
         return await self._noted("write", args, named)
 
-    async def _noted(self, method: str, args: tuple, named: dict) -> Any:
+    async def _noted(self, method: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if self._ask is None:
             raise RuntimeError("It asked after it had given its answer.")
         try:
@@ -160,7 +160,7 @@ class _Through:
 
 
 async def verdicts(
-    judge: Any, pairs: Sequence[tuple], case: Any, ask: Any, name: str = ""
+    judge: Any, pairs: Sequence[Any], case: Any, ask: Any, name: str = ""
 ) -> list[Verdict]:
     """What a judge says of ordered pairs: a sound verdict for each.
 
@@ -172,7 +172,9 @@ async def verdicts(
     return [_verdict(part, verdict) for verdict in given]
 
 
-async def scores(scorer: Any, chains: Sequence, case: Any, ask: Any, name: str = "") -> list[float]:
+async def scores(
+    scorer: Any, chains: Sequence[Any], case: Any, ask: Any, name: str = ""
+) -> list[float]:
     """What a scorer gives chains: a finite number for each. Raises as `verdicts` does."""
     part = Part("scorer", scorer, name)
     given = await _given(part, "score", chains, case, ask, ("numbers for", "number", "chain"))
@@ -185,8 +187,8 @@ async def scores(scorer: Any, chains: Sequence, case: Any, ask: Any, name: str =
 
 
 async def _given(
-    part: Part, method: str, items: Sequence, case: Any, ask: Any, words: tuple[str, str, str]
-) -> Sequence:
+    part: Part, method: str, items: Sequence[Any], case: Any, ask: Any, words: tuple[str, str, str]
+) -> Sequence[Any]:
     """What the part's method gives, if that is one thing for each item. `words` for errors: what it
     gives to how many, what that is, and what an item is."""
     given = await _answer(part, method, items, case, ask)
@@ -202,7 +204,7 @@ async def _given(
     return given
 
 
-async def _answer(part: Part, method: str, items: Sequence, case: Any, ask: Any) -> Any:
+async def _answer(part: Part, method: str, items: Sequence[Any], case: Any, ask: Any) -> Any:
     through = _Through(ask)
     try:
         with guard(part, through._errors):
@@ -267,7 +269,7 @@ def _verdict(part: Part, verdict: Any) -> Verdict:
         )
     if type(verdict) is Verdict and type(given) is float and type(verdict.text) is str:
         return verdict
-    return Verdict(outcome, margin, verdict.readable, str(verdict.text))  # type: ignore[arg-type]
+    return Verdict(outcome, margin, verdict.readable, str(verdict.text))
 
 
 # --- listeners -----------------------------------------------------------------------------------
@@ -336,7 +338,7 @@ def _plain(value: Any, left: list[int], depth: int) -> Any:
     return _named(value)
 
 
-def _some(items: Sequence, left: list[int]) -> Sequence:
+def _some(items: Sequence[Any], left: list[int]) -> Sequence[Any]:
     return items[: max(0, left[0])]
 
 

@@ -21,7 +21,7 @@ def plain(value: Any) -> Any:
     """The value as dicts, lists, texts and numbers."""
     if is_dataclass(value):
         value = value.written() if hasattr(value, "written") else value
-        return {name: plain(getattr(value, name)) for name in _fields(type(value))}
+        return {name: plain(getattr(value, name)) for name in _fields(value.__class__)}
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -61,7 +61,7 @@ def reader(kind: Any) -> Callable[[Any], Any]:
     further check of types.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return _record_reader(kind)
     if origin is tuple:
         return _tuple_reader(args)
@@ -135,7 +135,9 @@ def _tuple_reader(args: tuple[Any, ...]) -> Callable[[Any], Any]:
     return read
 
 
-def _dict_reader(key_of: Callable, value_of: Callable) -> Callable[[Any], Any]:
+def _dict_reader(
+    key_of: Callable[[Any], Any], value_of: Callable[[Any], Any]
+) -> Callable[[Any], Any]:
     is_object = _checked(lambda value: isinstance(value, dict), "an object")
 
     def read(value: Any) -> Any:

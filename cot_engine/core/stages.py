@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cot_engine.errors import ConfigError, UnknownNameError, shown
 from cot_engine.files.reading import read_toml
@@ -133,7 +133,7 @@ class Plan:
         return cls(tuple(_stage(table, str(path)) for table in tables))
 
 
-def _stage(table: dict, path: str) -> Stage:
+def _stage(table: dict[str, Any], path: str) -> Stage:
     kinds = {"tag": str, "purpose": str, "question": str, "length": int, "width": int}
     kinds |= {"optional": bool, "needs_image": bool}
     known = [f.name for f in fields(Stage)]

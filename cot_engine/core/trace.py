@@ -18,8 +18,8 @@ from cot_engine.core.events import (
     Scored,
     Selected,
     Started,
-    from_json,
-    to_json,
+    event_from_json,
+    event_to_json,
 )
 from cot_engine.core.usage import Role, Usage
 from cot_engine.errors import TraceError, shown
@@ -71,8 +71,9 @@ class Trace:
             raise TraceError(f"The trace lacks its answer's chain, {shown(self.finished.chain)}.")
         return chain
 
-    def canonical(self) -> list[dict]:
-        """The events without what may differ between two runs of the same search."""
+    def canonical(self) -> list[dict[str, Any]]:
+        """The events, as `event_to_json` writes them, without what may differ between two runs of
+        the same search: equal lists are the same search."""
 
         def strip(value: Any) -> Any:
             if isinstance(value, dict):
@@ -80,7 +81,7 @@ class Trace:
                 return {k: strip(v) for k, v in value.items() if k not in drop}
             return [strip(v) for v in value] if isinstance(value, list) else value
 
-        return [strip(json.loads(to_json(event))) for event in self.events]
+        return [strip(json.loads(event_to_json(event))) for event in self.events]
 
     def write(self, path: str | Path) -> None:
         """Raises TraceError if the file cannot be written (no space, no permission)."""
@@ -105,7 +106,7 @@ class Trace:
         events: list[Event] = []
         for number, line in enumerate([*lines, rest] if rest else lines, 1):
             try:
-                events.append(from_json(line.decode()))
+                events.append(event_from_json(line.decode()))
             except (TraceError, UnicodeDecodeError) as error:
                 if events and number > len(lines):
                     break  # without a line break at its end: an interrupted write
@@ -138,7 +139,7 @@ class TraceFile:
     def __call__(self, event: Heard) -> None:
         if self.error is None and not isinstance(event, Progress):
             try:
-                self._file.write(to_json(event) + "\n")
+                self._file.write(event_to_json(event) + "\n")
                 self._file.flush()
             except OSError as error:
                 self.error = self._error(error)
@@ -166,13 +167,11 @@ def usage_by_role(events: Iterable[Event]) -> dict[Role, Usage]:
     """What the recorded requests cost, added up by role."""
     total: dict[Role, Usage] = {}
     for event in events:
-        role: Role | None = None
-        if isinstance(event, Grown):
-            role = "generate"
-        elif isinstance(event, Selected):
-            role = "judge"
-        elif isinstance(event, Scored):
-            role = "score"
-        if role is not None and event.usage != Usage():  # type: ignore[union-attr]
-            total[role] = total.get(role, Usage()) + event.usage  # type: ignore[union-attr]
+        if not isinstance(event, (Grown, Selected, Scored)) or event.usage == Usage():
+            continue
+        role = _ROLES[type(event)]
+        total[role] = total.get(role, Usage()) + event.usage
     return total
+
+
+_ROLES: dict[type, Role] = {Grown: "generate", Selected: "judge", Scored: "score"}

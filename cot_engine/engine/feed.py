@@ -15,7 +15,7 @@ class Feed:
     `in_flight` that are not answered yet. Raises InputError where nothing can be taken from it."""
 
     def __init__(
-        self, problems: Iterable[Any], send: Callable[[int, Any], Future], in_flight: int
+        self, problems: Iterable[Any], send: Callable[[int, Any], Future[Any]], in_flight: int
     ) -> None:
         if not isinstance(problems, Iterable):
             raise InputError(
@@ -24,7 +24,7 @@ class Feed:
         self.problems = iter(problems)
         self.send = send
         self.in_flight = in_flight
-        self.sent: deque[Future] = deque()  # not taken yet, in order
+        self.sent: deque[Future[Any]] = deque()  # not taken yet, in order
         self.count = 0
         self.over = False
         self.error: Exception | None = None

@@ -7,6 +7,7 @@ ModelError. Nothing here starts a thread in order to clean up, and nobody waits 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -42,7 +43,7 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ended = False
-        self._open: dict[Sent[Any], asyncio.Task | None] = {}
+        self._open: dict[Sent[Any], asyncio.Task[Any] | None] = {}
 
     @property
     def inside(self) -> bool:
@@ -57,10 +58,9 @@ class LoopThread:
             self._check()
             with self._lock:
                 self._check()
-                if self._loop is None:
-                    self._start()
+                loop = self._loop or self._start()
                 self._open[sent] = None
-                self._loop.call_soon_threadsafe(self._begin, coroutine, sent)  # type: ignore[union-attr]
+                loop.call_soon_threadsafe(self._begin, coroutine, sent)
         except BaseException:
             coroutine.close()
             raise
@@ -78,24 +78,24 @@ class LoopThread:
         with self._lock:
             begun, self.closed = self.closed, True
             loop, thread = self._loop, self._thread
-            if loop is None or begun:
+            if loop is None or thread is None or begun:
                 return
             # Behind whatever was sent before; nothing is sent after it.
             loop.call_soon_threadsafe(self._end)
         if wait and not self.inside:
-            thread.join(GRACE)  # type: ignore[union-attr]
+            thread.join(GRACE)
             self._answer_all()  # a listener that does not return holds up the loop, nobody else
 
     # --- in the thread ---------------------------------------------------------------------------
 
-    def _start(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+    def _start(self) -> asyncio.AbstractEventLoop:
+        self._loop = loop = asyncio.new_event_loop()
+        run = functools.partial(self._run, loop)
+        self._thread = threading.Thread(target=run, name=self.name, daemon=True)
         self._thread.start()
+        return loop
 
-    def _run(self) -> None:
-        loop = self._loop
-        assert loop is not None
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
         while not self._ended:
             # asyncio lets SystemExit and KeyboardInterrupt of a task out. The task has it as its
@@ -113,7 +113,14 @@ class LoopThread:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._open[sent] = task
         task.add_done_callback(lambda _: self._settle(task, sent))
-        sent.result.add_done_callback(lambda it: it.cancelled() and self._soon(task.cancel))
+        soon = asyncio.get_running_loop().call_soon_threadsafe
+
+        def given_up(result: Future[T]) -> None:
+            with suppress(RuntimeError):  # the loop was closed: nothing is left to be done
+                if result.cancelled():
+                    soon(task.cancel)
+
+        sent.result.add_done_callback(given_up)
 
     def _settle(self, task: asyncio.Task[T], sent: Sent[T]) -> None:
         with suppress(InvalidStateError):  # somebody gave it up
@@ -148,10 +155,6 @@ class LoopThread:
         self._last = loop.create_task(ended())  # kept, or it may be collected
 
     # --- in any thread ---------------------------------------------------------------------------
-
-    def _soon(self, act: Callable[[], object]) -> None:
-        with suppress(RuntimeError):  # the loop was closed: nothing is left to be done
-            self._loop.call_soon_threadsafe(act)  # type: ignore[union-attr]
 
     def _answer_all(self) -> None:
         with self._lock:

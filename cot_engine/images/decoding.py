@@ -165,7 +165,7 @@ def rgb(picture: PILImage, notes: list[str], ours: bool) -> PILImage:
             band = pil.fromarray(eight_bits(_values(band)))
         if clear:
             layer = band.convert("RGBA")
-            opaque = opaque and layer.getextrema()[3][0] == 255
+            opaque = opaque and layer.getchannel("A").getextrema()[0] == 255
             band = pil.alpha_composite(pil.new("RGBA", layer.size, "white"), layer)
         made.paste(band.convert("RGB"), (0, top))
     if not opaque:

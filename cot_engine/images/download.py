@@ -155,7 +155,7 @@ def _connected(url: str, inner: bool, deadline: float) -> tuple[http.client.HTTP
         sock.close()
         raise
     wire = _Wire(sock, deadline)
-    connection.sock = wire  # type: ignore[assignment]
+    connection.sock = wire
     return connection, wire
 
 
@@ -190,7 +190,8 @@ def _resolved(host: str, port: int, deadline: float) -> list[Any]:
         raise TimeoutError
     if isinstance(found[0], Exception):
         raise found[0]
-    return found[0]
+    addresses: list[Any] = found[0]
+    return addresses
 
 
 def _opened(addresses: list[Any], deadline: float) -> socket.socket:

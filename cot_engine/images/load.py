@@ -16,7 +16,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cot_engine.errors import ImageError
 from cot_engine.images import decoding
@@ -27,7 +27,10 @@ if TYPE_CHECKING:  # PIL is imported where it is used, so that `import cot_engin
 
     from PIL.Image import Image as PILImage
 
-    Source = str | os.PathLike[str] | bytes | bytearray | memoryview | PILImage | "Image" | Any
+    Source: TypeAlias = (
+        "str | os.PathLike[str] | bytes | bytearray | memoryview | PILImage | NDArray[Any] | Image"
+    )
+    from numpy.typing import NDArray
 
 MAX_PIXELS = 100_000_000
 """The largest picture read by default. What decoding may take follows from it: see `decoding`."""

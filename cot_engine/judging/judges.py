@@ -201,7 +201,7 @@ class OracleJudge:
         return float(given == normalise_answer(self.answer))
 
 
-JUDGES: dict[str, Callable[[], Judge]] = {
+JUDGES: dict[str, Callable[..., Judge]] = {
     "self": SelfJudge,
     "rationale": RationaleJudge,
     "likelihood": ScorerJudge,

@@ -114,7 +114,9 @@ class Profile:
         Raises UnknownNameError, ConfigError if the weight of self+likelihood was never fitted, or
         StrategyError if a package's judge cannot be made.
         """
-        return plugins.make("judge", self.name_of(name), self.parameters(self.name_of(name)))
+        name = self.name_of(name)
+        judge: Judge = plugins.make("judge", name, self.parameters(name))
+        return judge
 
     def name_of(self, name: str) -> str:
         """The judge that a name stands for, which may be "auto"."""

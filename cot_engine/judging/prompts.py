@@ -11,6 +11,7 @@ from cot_engine.core.requests import Prompt
 from cot_engine.core.stages import Detail, Plan, Stage
 
 if TYPE_CHECKING:
+    from cot_engine.images.load import Image
     from cot_engine.judging.protocol import Case
 
 Form = Literal["full", "brief"]  # of a judge's turn: with instructions, or for one trained to judge
@@ -158,7 +159,7 @@ def _briefly(case: Case, chain: Chain, shared: int) -> str:
 
 
 def judge_head(
-    problem: Problem, images: tuple, context: str, question: str, how_to_reply: str
+    problem: Problem, images: tuple[Image, ...], context: str, question: str, how_to_reply: str
 ) -> Prompt:
     """The part of a judge's turn that all pairs of a selection share."""
     looked = " about the image" if images else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from cot_engine.core.boundaries import Until
 from cot_engine.core.chain import Chain
@@ -13,6 +13,9 @@ from cot_engine.core.parts import OutOfBudget as OutOfBudget
 from cot_engine.core.problem import Problem
 from cot_engine.core.requests import Prompt, Sampling
 from cot_engine.core.stages import Plan, Stage
+
+if TYPE_CHECKING:
+    from cot_engine.images.load import Image
 
 Pair = tuple[Chain, Chain]
 
@@ -29,7 +32,7 @@ class Case:
     plan: Plan
     about: Literal["step", "whole"]
     stage: Stage | None
-    images: tuple
+    images: tuple[Image, ...]
 
 
 class Ask(Protocol):
@@ -50,21 +53,31 @@ class Ask(Protocol):
 
 @runtime_checkable
 class Judge(Protocol):
-    """Anything with these two passes. `symmetric` judges are asked in one order only, because
-    their verdict on (b, a) is by construction the reverse of that on (a, b).
+    """Anything with these two passes; `symmetric` may be a plain attribute of the class."""
 
-    It gives one sound Verdict for each pair, in order: a finite margin whose sign does not
-    contradict the outcome, a tie for what cannot be read. It may raise InputError for what it
-    cannot judge: those matches are ties, and a notice says so. Anything else that it raises or
-    gives ends that search with a StrategyError."""
+    @property
+    def symmetric(self) -> bool:
+        """Whether its verdict on (b, a) is by construction the reverse of that on (a, b): then it
+        is asked in one order only."""
+        ...
 
-    symmetric: bool
+    async def compare(self, pairs: Sequence[Pair], case: Case, ask: Ask) -> list[Verdict]:
+        """One sound Verdict for each ordered pair, in order: a finite margin whose sign does not
+        contradict the outcome, a tie for what cannot be read.
 
-    async def compare(self, pairs: Sequence[Pair], case: Case, ask: Ask) -> list[Verdict]: ...
+        May raise InputError for what it cannot judge: those matches are ties, and a notice says
+        so. Anything else that it raises or gives ends that search with a StrategyError.
+        """
+        ...
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Gives each chain a finite number on its own, in order; higher is better."""
+    """Gives each chain a number on its own: a reward model, a likelihood, a rule."""
 
-    async def score(self, chains: Sequence[Chain], case: Case, ask: Ask) -> list[float]: ...
+    async def score(self, chains: Sequence[Chain], case: Case, ask: Ask) -> list[float]:
+        """One finite number for each chain, in order; higher is better.
+
+        What it raises or gives otherwise ends that search with a StrategyError.
+        """
+        ...

@@ -44,7 +44,7 @@ async def bounded(
         await cancel(waiting)
 
 
-async def cancel(tasks: Iterable[asyncio.Task]) -> None:
+async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait until they have ended."""
     tasks = list(tasks)
     for task in tasks:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from cot_engine.core.events import Doing, Progress
 from cot_engine.core.headway import Headway
@@ -64,7 +65,7 @@ class Reporter:
         self.listen = listen
         self.now: _Now | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.task: asyncio.Task | None = None  # that of the search
+        self.task: asyncio.Task[Any] | None = None  # that of the search
         self.last: Progress | None = None
         self.error: BaseException | None = None
 
@@ -136,6 +137,6 @@ class Reporter:
             self.task.cancel()
 
 
-def _without_time(progress: Progress) -> tuple:
+def _without_time(progress: Progress) -> tuple[object, ...]:
     p = progress
     return p.doing, p.unit, p.done, p.of, p.tokens, p.tokens_per_second

@@ -184,7 +184,7 @@ class _AsSearched:
     backend: Backend
     scope: str
     prompt: Prompt
-    reading: asyncio.Future | None = field(default=None, repr=False)
+    reading: asyncio.Future[Generated] | None = field(default=None, repr=False)
 
     async def _read(self) -> None:
         if self.reading is None:

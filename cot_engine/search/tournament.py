@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 Pair = tuple[int, int]
 
+_NOBODY = -1  # at a node of a bracket: nobody has come there yet, or whoever had has been ranked
+
 
 class Result(NamedTuple):
     """One match's outcome: the winner's index, and a margin that is > 0 in favour of the pair's
@@ -76,20 +78,20 @@ def knockout(n: int, keep: int, rng: random.Random) -> Rounds:
     order = rng.sample(range(n), n)
     size = 1 << (n - 1).bit_length()  # leaves; node k has children 2k and 2k+1, leaves are last
     byes = set(rng.sample(range(size // 2), size - n))
-    at: list[int | None] = [None] * (2 * size)  # who stands at each node of the bracket
+    at = [_NOBODY] * (2 * size)  # who stands at each node of the bracket
     for number in range(size // 2):
         at[size + 2 * number] = order.pop()
         if number not in byes:
             at[size + 2 * number + 1] = order.pop()
-    leaf = {who: node for node, who in enumerate(at) if who is not None}
+    leaf = {who: node for node, who in enumerate(at) if who != _NOBODY}
 
     def decide(nodes: Iterable[int]) -> Rounds:
         """Fill these nodes, all of one level, from their children."""
         open_nodes, pairs = [], []
         for node in nodes:
             a, b = at[2 * node], at[2 * node + 1]
-            if a is None or b is None:
-                at[node] = b if a is None else a
+            if _NOBODY in (a, b):
+                at[node] = max(a, b)
             else:
                 open_nodes.append(node)
                 pairs.append((a, b) if rng.random() < 0.5 else (b, a))
@@ -105,7 +107,7 @@ def knockout(n: int, keep: int, rng: random.Random) -> Rounds:
     place = {at[1]: 0}
     while len(place) < min(keep, n):
         node = leaf[at[1]]
-        at[node] = None
+        at[node] = _NOBODY
         while node > 1:
             node //= 2
             yield from decide([node])
@@ -113,7 +115,7 @@ def knockout(n: int, keep: int, rng: random.Random) -> Rounds:
     nodes = [1]  # who is left, from the root down; the better conqueror's victim first
     while nodes:
         children = (child for node in nodes for child in (2 * node, 2 * node + 1))
-        nodes = [child for child in children if child < 2 * size and at[child] is not None]
+        nodes = [child for child in children if child < 2 * size and at[child] != _NOBODY]
         nodes.sort(key=lambda node: place[at[node // 2]])
         for node in nodes:
             place.setdefault(at[node], len(place))
@@ -261,4 +263,5 @@ def play(
         while True:
             pairs = rounds.send([judge(i, j) for i, j in pairs])
     except StopIteration as end:
-        return end.value
+        ranking: list[int] = end.value
+        return ranking

@@ -42,21 +42,23 @@ class _Checked:
         self.backend, self.part = backend, Part("backend", backend)
 
     async def generate(self, request: Generate) -> Generated:
-        given = await self._answer(request, self.backend.generate, replies.generated)
+        given: Generated = await self._answer(request, self.backend.generate, replies.generated)
         for each in given.generations:
             assert bool(each.text) <= bool(each.ids), "text comes from tokens"
             assert each.logprob <= 1e-3, "a log-probability is not above 0"
         return given
 
     async def choose(self, request: Choose) -> Chosen:
-        given = await self._answer(request, self.backend.choose, replies.chosen)
+        given: Chosen = await self._answer(request, self.backend.choose, replies.chosen)
         rows = given.logprobs
         assert all(value <= 1e-3 for row in rows for value in row), (
             "a log-probability is not above 0"
         )
         return given
 
-    async def _answer(self, request: Any, ask: Callable, check: Callable) -> Any:
+    async def _answer(
+        self, request: Any, ask: Callable[..., Any], check: Callable[..., None]
+    ) -> Any:
         with guard(self.part):
             estimate = self.estimate(request)
             given = await ask(request)
@@ -99,8 +101,8 @@ async def _check(backend: _Checked, problem: Problem, tolerance: float) -> None:
 
     if mine.text:  # the boundary is its first character, which takes four tokens at most
         stopped = await backend.generate(replace(ask, seeds=(2,), until=Until((mine.text[0],))))
-        one = stopped.generations[0]
-        fine = mine.text.startswith(one.text) and len(one.ids) <= 4 and one.finish == "stop"
+        cut = stopped.generations[0]
+        fine = mine.text.startswith(cut.text) and len(cut.ids) <= 4 and cut.finish == "stop"
         assert fine, "a continuation ends with the token at its boundary, and says so"
 
     prefix = (Segment(mine.text, mine.ids), Segment(" <CONCLUSION>"))

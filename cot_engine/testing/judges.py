@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from cot_engine.core.problem import Problem
 from cot_engine.core.requests import Choose, Prompt, Sampling, Segment
 from cot_engine.core.stages import DEFAULT_PLAN
 from cot_engine.errors import InputError, ModelError
-from cot_engine.images.load import load_image
+from cot_engine.images.load import Image, load_image
 from cot_engine.judging.protocol import Case, Judge, Scorer
 from cot_engine.search.session import check_choose, check_write
 from cot_engine.testing.apart import apart
@@ -42,7 +42,7 @@ def _check_judge(judge: Judge) -> None:
     for case, chains in _cases():
         pairs = [(a, b) for a in chains for b in chains if a is not b]
 
-        async def verdicts(some: Sequence, ask: Any, case: Case = case) -> list[Verdict]:
+        async def verdicts(some: Sequence[Any], ask: Any, case: Case = case) -> list[Verdict]:
             return await parts.verdicts(judge, some, case, ask)
 
         given = _same(verdicts, pairs, "verdict")
@@ -71,7 +71,7 @@ def _check_scorer(scorer: Scorer) -> None:
     scored = 0
     for case, chains in _cases():
 
-        async def scores(some: Sequence, ask: Any, case: Case = case) -> list[float]:
+        async def scores(some: Sequence[Any], ask: Any, case: Case = case) -> list[float]:
             return await parts.scores(scorer, some, case, ask)
 
         scored += _same(scores, chains, "score") is not None
@@ -79,10 +79,10 @@ def _check_scorer(scorer: Scorer) -> None:
     assert scored, "it scores something"
 
 
-Give = Callable[[Sequence, Any], Awaitable[list[T]]]
+Give = Callable[[Sequence[Any], Any], Coroutine[Any, Any, list[T]]]
 
 
-def _same(give: Give[T], items: Sequence, what: str) -> list[T] | None:
+def _same(give: Give[T], items: Sequence[Any], what: str) -> list[T] | None:
     """What is given for `items`, if it is the same again, at the same time and one by one; None
     if they are nothing for this part."""
 
@@ -101,15 +101,15 @@ def _same(give: Give[T], items: Sequence, what: str) -> list[T] | None:
         return None
 
 
-def _check_asking(give: Give[T], items: Sequence) -> None:
+def _check_asking(give: Give[T], items: Sequence[Any]) -> None:
     """Whatever the model answers is no fault of the part; what the engine raises reaches it."""
     for ask in (MadeAsk(mass=-30.0), MadeAsk(reply=""), MadeAsk(reply="Choice: 1. Choice: 2.")):
         with suppress(InputError):
-            asyncio.run(give(items, ask))  # type: ignore[arg-type]
+            asyncio.run(give(items, ask))
     for error in (OutOfBudget(), InputError("Too long."), ModelError("The model is gone.")):
         ask = MadeAsk(error=error)
         try:
-            asyncio.run(give(items, ask))  # type: ignore[arg-type]
+            asyncio.run(give(items, ask))
         except (OutOfBudget, InputError) as raised:
             lost = isinstance(error, ModelError)
             assert not lost or not ask.asked, f"{raised!r} hides that the model is gone"
@@ -117,7 +117,7 @@ def _check_asking(give: Give[T], items: Sequence) -> None:
             if raised is not error:
                 raise
         else:
-            lost = isinstance(error, ModelError) and ask.asked
+            lost = isinstance(error, ModelError) and ask.asked > 0
             assert not lost, "what the engine raises is not swallowed: the model is gone"
 
 
@@ -162,12 +162,13 @@ def _cases() -> list[tuple[Case, list[Chain]]]:
 
     picture = load_image(Pillow.new("RGB", (8, 8), (200, 30, 30)))
     found = []
-    for images in ((), (picture,)):
+    shown: tuple[tuple[Image, ...], ...] = ((), (picture,))
+    for images in shown:
         plan = DEFAULT_PLAN.fit(len(images))
         problem, first, last = Problem("p", "Which?", images), plan.stages[0], plan.last
         told = [f"{first.open}{text}{first.close}" for text in ("one", "two two", "three 3 ≤ 3")]
         ends = [f"{last.open}{text}{last.close}" for text in ("1", "2", "")]
-        some = [
+        some: list[tuple[Case, list[tuple[str, ...]]]] = [
             (Case(problem, plan, "step", first, images), [(text,) for text in told]),
             (
                 Case(problem, plan, "step", None, images),

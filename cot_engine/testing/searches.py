@@ -11,7 +11,7 @@ from cot_engine import plugins
 from cot_engine.backends.protocol import Backend
 from cot_engine.backends.scripted import ScriptedBackend
 from cot_engine.core.answers import Answer
-from cot_engine.core.events import Event
+from cot_engine.core.events import Heard
 from cot_engine.core.problem import Problem
 from cot_engine.judging.judges import ScorerJudge
 from cot_engine.judging.protocol import Judge, Scorer
@@ -22,7 +22,8 @@ from cot_engine.search.strategy import Strategy
 
 def scorer_of(name: str) -> Scorer:
     """The scorer of that name, as an engine makes it."""
-    return plugins.make("scorer", name, {})
+    scorer: Scorer = plugins.make("scorer", name, {})
+    return scorer
 
 
 def solve_scripted(
@@ -32,7 +33,7 @@ def solve_scripted(
     judge: Judge | None = None,
     problem: Problem | None = None,
     settings: Settings | None = None,
-    listen: Callable[[Event], None] | None = None,
+    listen: Callable[[Heard], None] | None = None,
     scorers: Callable[[str], Scorer] | None = None,
 ) -> Answer:
     """Run one search from synchronous code, on the scripted backend unless told otherwise.
@@ -59,4 +60,4 @@ def alike(a: Any, b: Any, tolerance: float = 1e-3) -> bool:
         return a.keys() == b.keys() and all(alike(a[key], b[key], tolerance) for key in a)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(alike(x, y, tolerance) for x, y in zip(a, b, strict=True))
-    return a == b
+    return bool(a == b)

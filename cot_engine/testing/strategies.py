@@ -10,7 +10,7 @@ from typing import Literal
 
 from cot_engine.backends.scripted import ScriptedBackend
 from cot_engine.core.answers import Answer
-from cot_engine.core.events import Grown, Selected, from_json, to_json
+from cot_engine.core.events import Grown, Selected, event_from_json, event_to_json
 from cot_engine.core.problem import Problem
 from cot_engine.core.stages import DEFAULT_PLAN, Plan, Stage
 from cot_engine.core.trace import usage_by_role
@@ -25,13 +25,15 @@ from cot_engine.testing.apart import apart
 from cot_engine.testing.searches import scorer_of, solve_scripted
 
 UNITS: tuple[Unit, ...] = ("flops", "new tokens", "tokens", "calls")
+MODES: tuple[Literal["trained", "prompted"], ...] = ("trained", "prompted")
 
 
 def check_strategy(strategy: Strategy) -> None:
     """Raises AssertionError, naming the rule, if a strategy breaks what the core relies on."""
     assert not isinstance(strategy, type), "give an object of the strategy, not its class"
     assert is_dataclass(strategy), "a strategy is a frozen dataclass: its fields are its parameters"
-    assert strategy.__dataclass_params__.frozen, "the dataclass must be frozen"  # type: ignore[attr-defined]
+    frozen = getattr(strategy, "__dataclass_params__").frozen  # noqa: B009  # no type has it
+    assert frozen, "the dataclass must be frozen"
     apart(lambda: _check(strategy))
 
 
@@ -44,7 +46,9 @@ def _check(strategy: Strategy) -> None:
     for one, other in zip(alone, _at_once(strategy, _PROBLEMS), strict=True):
         same = one.trace.canonical() == other.trace.canonical()
         assert same, "searches at the same time do not touch each other: it keeps no state"
-    assert [from_json(to_json(e)) for e in first.trace] == first.trace.events, "traces round-trip"
+    assert [event_from_json(event_to_json(e)) for e in first.trace] == first.trace.events, (
+        "traces round-trip"
+    )
     spent = usage_by_role(first.trace)
     assert spent == first.usage, "every token is in the trace"
     grown = {c.id for e in first.trace if isinstance(e, Grown) for c in e.chains}
@@ -53,13 +57,13 @@ def _check(strategy: Strategy) -> None:
         if isinstance(event, Selected):
             assert set(event.kept) <= set(event.candidates), "only candidates are kept"
     for plan in (_ONE_STAGE, DEFAULT_PLAN):
-        for mode in ("trained", "prompted"):
+        for mode in MODES:
             answer = solve_scripted(strategy, settings=Settings(plan=plan, mode=mode, seed=1))
             assert answer.text.strip(), f"it answers with {len(plan)} stages, {mode}"
     for unit, share in itertools.product(UNITS, (0.2, 0.5, 0.9, 3.0)):
         amount = max(1, round(Budget(1, unit).of(first.total) * share))
-        _check_budget(strategy, Budget(amount, unit), "trained")
-        _check_budget(strategy, Budget(amount, unit), "prompted")
+        for mode in MODES:
+            _check_budget(strategy, Budget(amount, unit), mode)
     broken = ScriptedBackend(script=lambda request, seed: "no tags at all")
     assert solve_scripted(strategy, backend=broken).text, "malformed output still gives an answer"
     no_end = ScriptedBackend(script=lambda request, seed: "")

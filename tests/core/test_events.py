@@ -27,8 +27,8 @@ from cot_engine.core.events import (
     Scored,
     Selected,
     Started,
-    from_json,
-    to_json,
+    event_from_json,
+    event_to_json,
 )
 from cot_engine.core.match import Match, Verdict
 from cot_engine.core.requests import GREEDY, BackendInfo, Segment
@@ -101,10 +101,10 @@ def test_there_is_an_example_of_every_event():
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda e: type(e).__name__)
 def test_an_event_survives_json(event):
-    line = to_json(event)
+    line = event_to_json(event)
     assert "\n" not in line
     assert json.loads(line)["event"] == type(event).__name__.lower()
-    assert from_json(line) == event
+    assert event_from_json(line) == event
 
 
 @given(
@@ -119,7 +119,7 @@ def test_any_values_survive_json(text, number, counts):
         replace(STARTED, question=text, parameters=counts),
         Grown(text, (Chain("r.0", (replace(STEP, text=text, logprob=number),)),), Usage()),
     ):
-        assert from_json(to_json(event)) == event
+        assert event_from_json(event_to_json(event)) == event
 
 
 @given(st.text(st.characters(exclude_categories=())))
@@ -147,24 +147,24 @@ def test_any_text_survives_a_file(tmp_path_factory, text):
 )
 def test_what_is_no_event_is_refused(line):
     with pytest.raises(TraceError):
-        from_json(line)
+        event_from_json(line)
 
 
 def test_another_schema_is_refused_with_the_next_step(tmp_path):
-    line = to_json(replace(STARTED, schema=99))
+    line = event_to_json(replace(STARTED, schema=99))
     with pytest.raises(TraceError, match=r"schema 99.*Use the cot-engine version that wrote it"):
-        from_json(line)
+        event_from_json(line)
     path = tmp_path / "t.jsonl"
-    path.write_text(line + "\n" + to_json(EVENTS[1]) + "\n")
+    path.write_text(line + "\n" + event_to_json(EVENTS[1]) + "\n")
     with pytest.raises(TraceError, match=r"Line 1.*schema 99.*Use the"):
         Trace.read(path)
 
 
 def test_a_plan_that_could_not_be_is_refused():
-    body = json.loads(to_json(STARTED))
+    body = json.loads(event_to_json(STARTED))
     body["plan"]["stages"][0]["tag"] = "lower case"
     with pytest.raises(TraceError, match="lower case"):
-        from_json(json.dumps(body))
+        event_from_json(json.dumps(body))
 
 
 def test_a_trace_survives_a_file(tmp_path):
@@ -177,7 +177,7 @@ def test_a_trace_survives_a_file(tmp_path):
 
 def test_a_last_line_that_was_cut_off_is_left_out_wherever_it_was_cut(tmp_path):
     path = tmp_path / "t.jsonl"
-    lines = [to_json(event).encode() for event in EVENTS[:3]]
+    lines = [event_to_json(event).encode() for event in EVENTS[:3]]
     whole = b"\n".join(lines[:2]) + b"\n"
     for cut in range(0, len(lines[2]), 3):  # also in the middle of a character
         path.write_bytes(whole + lines[2][:cut])
@@ -188,7 +188,12 @@ def test_a_last_line_that_was_cut_off_is_left_out_wherever_it_was_cut(tmp_path):
 
 def test_a_broken_line_elsewhere_is_an_error(tmp_path):
     path = tmp_path / "t.jsonl"
-    for text in ("{\n" + to_json(EVENTS[1]), to_json(STARTED) + "\n{\n", "{", "not json\n"):
+    for text in (
+        "{\n" + event_to_json(EVENTS[1]),
+        event_to_json(STARTED) + "\n{\n",
+        "{",
+        "not json\n",
+    ):
         path.write_text(text)
         with pytest.raises(TraceError, match=r"Line [12]"):
             Trace.read(path)

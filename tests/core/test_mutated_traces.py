@@ -6,7 +6,7 @@ import make_traces
 import pytest
 from mutated_traces import mutants, use
 
-from cot_engine.core.events import from_json, to_json
+from cot_engine.core.events import event_from_json, event_to_json
 from cot_engine.errors import TraceError
 
 
@@ -39,7 +39,7 @@ def test_a_trace_with_any_leaf_replaced(name):
     ],
 )
 def test_the_place_is_named(old, new, said):
-    lines = [to_json(event) for event in make_traces.stage_beam()]
+    lines = [event_to_json(event) for event in make_traces.stage_beam()]
     line = next(line for line in lines if old in line)
     with pytest.raises(TraceError, match=said):
-        from_json(line.replace(old, new, 1))
+        event_from_json(line.replace(old, new, 1))

@@ -24,8 +24,8 @@ from cot_engine.core.events import (
     Progress,
     Scored,
     Selected,
-    from_json,
-    to_json,
+    event_from_json,
+    event_to_json,
 )
 from cot_engine.core.match import Verdict
 from cot_engine.errors import StrategyError
@@ -52,7 +52,7 @@ SPOKEN = st.one_of(
 
 def strict(events):
     for event in events:
-        body = json.loads(to_json(event), parse_constant=pytest.fail)
+        body = json.loads(event_to_json(event), parse_constant=pytest.fail)
         assert json.loads(json.dumps(body, allow_nan=False)) == body
 
 
@@ -133,7 +133,7 @@ def test_parameters_that_cannot_be_copied_or_have_no_end():
     for what in (endless, deep, wide, odd, {Nameless(): 1}, {frozenset(): {1, "a"}}):
         trace = solve_scripted(Holding(what)).trace
         strict(trace)
-        assert len(to_json(trace.started)) < 50_000
+        assert len(event_to_json(trace.started)) < 50_000
     kept = solve_scripted(Holding(odd)).trace.started.parameters["what"]
     assert kept[1:3] == ["<generator object test_parameters_that_cannot_be_copied_or_have_no_end"
                          ".<locals>.<genexpr>>", kept[2]]  # fmt: skip
@@ -146,4 +146,4 @@ def test_usual_parameters_are_kept_as_json_has_them():
     kept = started.parameters["what"]
     assert kept == {"a": [1, 2.5, None, True], "b": repr(Path("x")), "c": [3, 0.5]}
     assert [type(value) for value in kept["c"]] == [int, float]
-    assert from_json(to_json(started)) == started
+    assert event_from_json(event_to_json(started)) == started

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cot_engine.core.chain import Chain, Step
-from cot_engine.core.events import Finished, from_json, to_json
+from cot_engine.core.events import Finished, event_from_json, event_to_json
 from cot_engine.core.grammar import incomplete
 from cot_engine.core.requests import Segment
 from cot_engine.core.stages import DEFAULT_PLAN
@@ -139,10 +139,10 @@ def test_concluding_may_take_what_the_budget_still_pays_for():
 def test_a_trace_from_before_it_was_recorded_is_read():
     assert Trace.read(OLD).finished.incomplete == ""
     finished = Finished("a", "r.0", {}, {}, incomplete="The budget ended.")
-    body = json.loads(to_json(finished))
-    assert from_json(json.dumps(body)) == finished
+    body = json.loads(event_to_json(finished))
+    assert event_from_json(json.dumps(body)) == finished
     del body["incomplete"]
-    assert from_json(json.dumps(body)) == Finished("a", "r.0", {}, {})
+    assert event_from_json(json.dumps(body)) == Finished("a", "r.0", {}, {})
 
 
 def test_the_drawings_say_it():

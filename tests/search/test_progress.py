@@ -17,7 +17,7 @@ from cot_engine import (
     SelfJudge,
     TraceFile,
 )
-from cot_engine.core.events import Grown, Judging, from_json, to_json
+from cot_engine.core.events import Grown, Judging, event_from_json, event_to_json
 from cot_engine.core.trace import Trace
 from cot_engine.errors import StrategyError, TraceError
 from cot_engine.search.loop import Named, search
@@ -96,10 +96,10 @@ def test_a_listener_changes_no_trace_and_none_records_it(tmp_path):
     assert len(progress) > 6 and not any(isinstance(event, Progress) for event in trace)
     assert trace.canonical() == alone.canonical()
     assert Trace(heard) == trace == Trace.read(tmp_path / "trace.jsonl")
-    line = to_json(progress[0])  # a page may want it
+    line = event_to_json(progress[0])  # a page may want it
     assert line.startswith('{"event":"progress","doing":"growing"')
     with pytest.raises(TraceError):
-        from_json(line)
+        event_from_json(line)
 
 
 def test_nothing_is_counted_where_nobody_listens():

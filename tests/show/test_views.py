@@ -21,7 +21,7 @@ from html_page import Page
 from make_traces import HOSTILE, TRACES, Recorder, best_of_n, match, tag
 from rich.console import Console
 
-from cot_engine.core.events import Grown, from_json, to_json
+from cot_engine.core.events import Grown, event_from_json, event_to_json
 from cot_engine.core.trace import Trace
 from cot_engine.errors import TraceError
 from cot_engine.judging.judges import RandomJudge
@@ -132,13 +132,13 @@ def test_page_is_self_contained(name):
 @pytest.mark.parametrize("name", sorted(TRACES.keys() - {"hostile"}))
 def test_trace_survives_its_file(name):
     trace = TRACES[name]()
-    again = Trace([from_json(to_json(event)) for event in trace])
+    again = Trace([event_from_json(event_to_json(event)) for event in trace])
     assert render_html(again) == render_html(trace)
 
 
 def test_pixels_that_are_none_are_not_read_from_a_file():
     with pytest.raises(TraceError, match="base64"):
-        from_json(to_json(TRACES["hostile"]().started))
+        event_from_json(event_to_json(TRACES["hostile"]().started))
 
 
 def test_page_tells_the_whole_search():
@@ -189,8 +189,8 @@ def test_unfinished_search_says_so():
 
 def test_image_that_was_not_kept():
     trace = TRACES["stage-beam"]()
-    started = to_json(trace.started).replace(trace.started.images[0].data, "")
-    drawn = page(Trace([from_json(started), *trace.events[1:]]))
+    started = event_to_json(trace.started).replace(trace.started.images[0].data, "")
+    drawn = page(Trace([event_from_json(started), *trace.events[1:]]))
     assert "not kept in this trace" in drawn.text and not drawn.all("img")
 
 
