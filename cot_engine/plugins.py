@@ -1,10 +1,13 @@
-"""Strategies, judges and scorers by name: built in, or from entry points of installed packages.
+"""Strategies, judges, scorers and backends: an object, or a name with parameters, made once.
 
-A package adds one with two lines in its pyproject.toml; each is imported only when it is asked
-for, and one that is broken is explained and hides no other:
+A name is built in, or an entry point of an installed package: two lines in its pyproject.toml. Each
+is imported only when it is asked for, and one that is broken is explained and hides no other:
 
     [project.entry-points."cot_engine.strategies"]
     my-beam = "my_package:MyBeam"
+
+Parameters are the fields of the dataclass. They are given beside the name, or in it, as they are
+where only a text can be given: "rationale(length=100)".
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import re
 import sys
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module, metadata
+from types import MappingProxyType
 from typing import Any, Literal
 
 from cot_engine.core.parts import from_outside
@@ -30,17 +35,20 @@ from cot_engine.errors import (
     shown,
 )
 
-Kind = Literal["strategy", "judge", "scorer"]
+Kind = Literal["strategy", "judge", "scorer", "backend"]
 GROUPS: dict[str, str] = {
     "strategy": "cot_engine.strategies",
     "judge": "cot_engine.judges",
     "scorer": "cot_engine.scorers",
+    "backend": "cot_engine.backends",
 }
 _BUILT_IN: dict[str, tuple[str, str]] = {
     "judge": ("cot_engine.judging.judges", "JUDGES"),
     "scorer": ("cot_engine.judging.judges", "SCORERS"),
+    "backend": ("cot_engine.backends.opening", "BACKENDS"),
 }
-_METHOD = {"strategy": "search", "judge": "compare", "scorer": "score"}
+_METHOD = {"strategy": "search", "judge": "compare", "scorer": "score", "backend": "open"}
+_CALL = re.compile(r"([^()]*)\((.*)\)", re.DOTALL)
 _OURS = "cot-engine"
 _log = logging.getLogger("cot_engine")
 
@@ -51,12 +59,14 @@ def names(kind: Kind) -> list[str]:
 
 
 def load(kind: Kind, name: str) -> Any:
-    """What the name stands for: a class, a function that makes one, or an object.
+    """What the name, its parameters left aside, stands for: a class, a function that makes one, or
+    an object.
 
     A built-in goes before a package's part of the same name, and a package's before that of one
     later in the alphabet; that is logged as a warning. Raises UnknownNameError with the near
     misses, or StrategyError naming the package if the part cannot be imported.
     """
+    name, _ = spelled(name)
     built_in, found = _built_in(kind), _found(kind).get(name, [])
     if name in built_in:
         _warn_of_others(kind, name, _OURS, found)
@@ -77,13 +87,25 @@ def load(kind: Kind, name: str) -> Any:
         ) from error
 
 
-def make(kind: Kind, name: str, parameters: Mapping[str, Any]) -> Any:
-    """Load a part and give it its parameters, the fields of its dataclass.
+def make(kind: Kind, given: Any, parameters: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """A part from its name, with its parameters, the fields of its dataclass; an object is the part
+    itself, and takes none.
 
     Text, as a command line gives it, becomes what the field's type says ("4" an int, "true" a
-    bool, "none" a None). Raises ConfigError or UnknownNameError for a parameter that is wrong.
+    bool, "none" a None). Raises ConfigError or UnknownNameError for a parameter that is wrong,
+    StrategyError for what is no part of that kind.
     """
-    part = load(kind, name)
+    if not isinstance(given, str):
+        if parameters:
+            raise ConfigError(
+                f"A {kind} object was given beside {', '.join(parameters)}.",
+                "The object carries its own; leave these out.",
+            )
+        return _sound(kind, given, f"{shown(given)} is not a {kind}.")
+    name, own = spelled(given)
+    if twice := sorted(own.keys() & parameters.keys()):
+        raise ConfigError(f"{shown(given)} has {twice[0]}, which is also given beside it.")
+    parameters, part = {**parameters, **own}, load(kind, name)
     ready = _ready(kind, part)
     known = _parameters(kind, part)
     unknown = sorted(set(parameters) - {f.name for f in known})
@@ -105,17 +127,33 @@ def make(kind: Kind, name: str, parameters: Mapping[str, Any]) -> Any:
         if from_outside(error):
             raise
         raise StrategyError(f"The {kind} {name!r} cannot be made: {said(error)}.") from error
-    if isinstance(made, type) or not callable(getattr(made, _METHOD[kind], None)):
-        raise StrategyError(
-            f"The {kind} {name!r} is {shown(made)}.",
-            f"It must be an object with a method {_METHOD[kind]}().",
-        )
-    return made
+    return _sound(kind, made, f"The {kind} {name!r} is {shown(made)}.")
 
 
 def parameters(kind: Kind, name: str) -> list[str]:
     """The names of a part's parameters. Raises what `load` raises."""
     return _names(_parameters(kind, load(kind, name)))
+
+
+def spelled(text: str) -> tuple[str, dict[str, str]]:
+    """ "rationale(length=100)" as its name and parameters, which are text still. Raises
+    ConfigError."""
+    found = _CALL.fullmatch(text)
+    if found is None:
+        return text, {}
+    pairs = [pair.partition("=") for pair in found[2].split(",") if pair.strip()]
+    own = {key.strip(): value.strip() for key, _, value in pairs}
+    if len(own) < len(pairs) or not all(key.isidentifier() and own[key] for key in own):
+        raise ConfigError(
+            f"{shown(text)} cannot be read.", "Write its parameters like this: name(a=1, b=2)."
+        )
+    return found[1].strip(), own
+
+
+def _sound(kind: Kind, part: Any, otherwise: str) -> Any:
+    if isinstance(part, type) or not callable(getattr(part, _METHOD[kind], None)):
+        raise StrategyError(otherwise, f"It must be an object with a method {_METHOD[kind]}().")
+    return part
 
 
 def _ready(kind: Kind, part: Any) -> bool:

@@ -29,7 +29,7 @@ ROOMS = {
     "images": {"errors", "files"},
     "core": LEAVES - {"statistics"},
     "plugins": {"errors", "core"},
-    "backends": CORE - {"statistics"},
+    "backends": CORE - {"statistics"} | {"plugins"},
     "judging": CORE | {"plugins"},
     "search": SEARCH,
     "scenes": LEAVES,

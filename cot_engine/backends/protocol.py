@@ -6,6 +6,7 @@ a backend can reuse (an encoded image, keys and values of a prefix) it keeps beh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from cot_engine.core.requests import BackendInfo, Choose, Chosen, Generate, Generated
@@ -14,7 +15,8 @@ from cot_engine.core.usage import Usage
 
 @runtime_checkable
 class Backend(Protocol):
-    """Implementations must pass `cot_engine.testing.check_backend`.
+    """Implementations must pass `cot_engine.testing.check_backend`, and `check_exact` where they
+    compute in this process and promise what that one asks.
 
     All methods may be called from many searches at once, on one event loop.
     """
@@ -49,4 +51,17 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Stop and free the model. Requests in flight fail with an error."""
+        ...
+
+
+class Opener(Protocol):
+    """How a kind of backend comes to a model: the plug-in kind "backend" (see `plugins`).
+
+    A frozen dataclass; its fields are the parameters, such as a device. It may have a `models`, a
+    regular expression: it then opens what is called so where nobody names a backend.
+    """
+
+    def open(self, model: str, *, on_notice: Callable[[str], None] | None = None) -> Backend:
+        """The backend for a model as its user calls it. `on_notice` is told, in any thread, what
+        the user should know. Raises ModelError if there is no such model."""
         ...

@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from cot_engine import plugins
-from cot_engine.backends.protocol import Backend
+from cot_engine.backends.local.opener import BUNDLED as BUNDLED
+from cot_engine.backends.local.opener import model_path as model_path
+from cot_engine.backends.opening import open_backend
+from cot_engine.backends.protocol import Backend, Opener
 from cot_engine.core.answers import Answer
 from cot_engine.core.events import Heard
 from cot_engine.core.problem import Problem
@@ -37,17 +40,10 @@ from cot_engine.options.run import Run
 from cot_engine.search.loop import search
 from cot_engine.search.rejudge import Rejudged, rejudge
 
-BUNDLED = "bundled"
-
 T = TypeVar("T")
 Listener = Callable[[Heard], None]
 
 _LOADING = 32  # problems whose pictures are read, or waited for, at once: each takes a thread
-
-
-def model_path(model: str | Path) -> str | Path:
-    """The folder of the bundled model for its name; anything else as it is."""
-    return Path(__file__).parents[1] / "bundled" if model == BUNDLED else model
 
 
 class Engine:
@@ -63,6 +59,7 @@ class Engine:
         self.profile = profile or Profile()
         self.in_flight = in_flight
         self._scopes = itertools.count()
+        self._scorer = functools.cache(functools.partial(plugins.make, "scorer"))  # made once
         self._modes = Modes(backend)
         self._loading = asyncio.Semaphore(_LOADING)
         self._loop = LoopThread("cot-engine")
@@ -74,31 +71,26 @@ class Engine:
         cls,
         model: str | Path = BUNDLED,
         *,
+        backend: str | Opener | None = None,
         device: str = "auto",
         dtype: str = "auto",
         quantize: Literal["8bit", "4bit"] | None = None,
         in_flight: int = 32,
         on_notice: Callable[[str], None] | None = None,
+        **parameters: Any,
     ) -> Engine:
-        """Load a checkpoint folder (or hub id), or the bundled model.
+        """Load a checkpoint folder (or hub id), or the bundled model, or whatever an installed
+        `backend` opens (`backends.opening.open_backend`); `parameters` are that one's own.
 
         `in_flight` bounds the searches that run at once. `on_notice` hears what the user should
         know, such as a batch that was halved for lack of memory. Raises ModelError, and
         ConfigError or UnknownNameError for a profile in the folder that will not do.
         """
-        from cot_engine.backends.local.backend import LocalBackend
-
-        path = model_path(model)
-        profile = Profile.of(path)  # before what takes long
-        backend = LocalBackend.load(
-            path,
-            device=device,
-            dtype=dtype,
-            quantize=quantize,
-            on_notice=on_notice,
-            name=str(model),  # "bundled" means the same model on every machine, its path does not
-        )
-        return cls(backend, profile=profile, in_flight=in_flight)
+        profile = Profile.of(model_path(model))  # before what takes long
+        asked = {"device": device, "dtype": dtype, "quantize": quantize}
+        parameters |= {k: v for k, v in asked.items() if v not in ("auto", None)}
+        opened = open_backend(model, backend, parameters, on_notice=on_notice)
+        return cls(opened, profile=profile, in_flight=in_flight)
 
     # --- one problem ---
 
@@ -331,7 +323,7 @@ class Engine:
             run.judge,
             self.backend,
             replace(run.settings, mode=mode),
-            scorers=lambda name: plugins.make("scorer", name, {}),
+            scorers=self._scorer,
             judge_images=seen,
             scope=f"{problem.id}#{next(self._scopes)}",
             notes=notes,

@@ -124,17 +124,19 @@ class Profile:
 
     def parameters(self, name: str) -> dict[str, Any]:
         """What this profile gives to the judge of that name. Raises ConfigError as `make_judge`."""
-        if name == "self":
-            return {"prompt": self.judge_prompt}
-        if name != "self+likelihood":
+        name, own = plugins.spelled(name)  # what stands in it goes before the profile's
+        if name not in ("self", "self+likelihood"):
             return {}
-        if self.likelihood_weight is None:
-            raise ConfigError(
-                "The judge self+likelihood needs a weight, and the model's profile"
-                f" ({FILE}) has no likelihood_weight.",
-                "Fit one: cot-engine judge-report --model FOLDER --fit --write-profile.",
-            )
-        return {"prompt": self.judge_prompt, "weight": self.likelihood_weight}
+        given: dict[str, Any] = {"prompt": self.judge_prompt}
+        if name == "self+likelihood" and "weight" not in own:
+            if self.likelihood_weight is None:
+                raise ConfigError(
+                    "The judge self+likelihood needs a weight, and the model's profile"
+                    f" ({FILE}) has no likelihood_weight.",
+                    "Fit one: cot-engine judge-report --model FOLDER --fit --write-profile.",
+                )
+            given["weight"] = self.likelihood_weight
+        return {key: value for key, value in given.items() if key not in own}
 
 
 def _weight(value: Any) -> bool:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "third_party_strategy"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLE = EXAMPLES / "third_party_strategy"
 SCRIPTED = Path(__file__).parents[1] / "scripted_cli.py"
 
 
@@ -104,3 +105,54 @@ def test_a_broken_one_hides_no_other_and_is_named(example, broken):
     bad = run(*command, "broken-beam", path=[broken, example])
     assert bad.returncode == 2 and bad.stdout == ""
     assert "cot-engine-broken" in bad.stderr and "Traceback" not in bad.stderr
+
+
+# --- a backend -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def urn(tmp_path_factory):
+    return installed(EXAMPLES / "third_party_backend", tmp_path_factory.mktemp("urn"))
+
+
+def test_a_strangers_backend_is_opened_by_the_name_of_its_model(urn, tmp_path):
+    trace = tmp_path / "t.jsonl"
+    command = ["-m", "cot_engine", "solve", "Will it rain?", "--model", "urn:yes,no"]
+    done = run(*command, "--trace", str(trace), path=[urn])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in {"yes", "no"}
+    started = json.loads(trace.read_text("utf-8").splitlines()[0])
+    assert (started["backend"]["name"], started["backend"]["model"]) == ("urn", "urn:yes,no")
+    bad = run(*command[:-1], "urn:", path=[urn])
+    assert bad.returncode == 2 and "is empty" in bad.stderr and "Traceback" not in bad.stderr
+    assert "no model folder 'urn:yes,no'" in run(*command, path=[]).stderr
+
+
+def test_a_strangers_backend_gets_its_parameters(urn):
+    code = """
+from cot_engine import CotEngineError, Engine
+from urn import Urn
+
+for model, backend, given in [
+    ("urn:yes", None, {"chatty": True}),
+    ("urn:yes", "urn(chatty=true)", {}),
+    ("yes", Urn(chatty=True), {}),
+]:
+    with Engine.from_pretrained(model, backend=backend, **given) as engine:
+        text = engine.solve(None, "Will it rain?", strategy="greedy").text
+        assert "hold yes" in text, text
+for given, said in [
+    ({"device": "cuda"}, "no parameter of backend urn called 'device'"),
+    ({"chaty": True}, "Did you mean chatty"),
+    ({"backend": "urm"}, "Did you mean urn"),
+    ({"backend": Urn(), "chatty": True}, "beside chatty"),
+    ({"backend": Urn}, "is not a backend"),
+]:
+    try:
+        Engine.from_pretrained("urn:yes", **given)
+        raise SystemExit(said)
+    except CotEngineError as error:
+        assert said in str(error), error
+"""
+    done = run("-c", code, path=[urn])
+    assert done.returncode == 0, done.stderr
