@@ -1,12 +1,10 @@
-"""What a model or a user wrote, made harmless: for a terminal and for HTML.
+"""What a model or a user wrote, made harmless for a terminal. (Pages: `show/templates.py`.)
 
 Control characters, escape sequences and bidirectional overrides are shown as what they are
 instead of being obeyed: ESC as "␛", U+202E as "⟨U+202E⟩". Line breaks and tabs stay.
 """
 
 from __future__ import annotations
-
-import html as _html
 
 _NAMED: dict[int, int | str | None] = {
     code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"
@@ -35,8 +33,3 @@ def visible(text: str) -> str:
 def terminal(text: str) -> str:
     """For a terminal, or a `rich.text.Text`, which reads no markup."""
     return visible(text)
-
-
-def html(text: str) -> str:
-    """For HTML text or a quoted attribute."""
-    return _html.escape(visible(text), quote=True)

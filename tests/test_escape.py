@@ -1,14 +1,13 @@
-"""What a model or a user wrote must not act on a terminal or in a page."""
+"""What a model or a user wrote must not act on a terminal."""
 
 from __future__ import annotations
 
 import unicodedata
-from html.parser import HTMLParser
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cot_engine.escape import html, terminal
+from cot_engine.escape import terminal
 
 ANY = st.text(st.characters(exclude_categories=[]))
 BIDI = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
@@ -19,24 +18,6 @@ def test_nothing_acts_on_a_terminal(text):
     shown = terminal(text)
     assert not BIDI & set(shown)
     assert all(unicodedata.category(c) not in ("Cc", "Cs") or c in "\n\t" for c in shown)
-
-
-@given(ANY)
-def test_html_is_one_text(text):
-    parts: list[str] = []
-
-    class Reader(HTMLParser):
-        def handle_starttag(self, tag, attrs):
-            assert (tag, len(attrs)) == ("p", 1)
-            parts.append(attrs[0][1])
-
-        def handle_data(self, data):
-            parts.append(data)
-
-    reader = Reader()
-    reader.feed(f'<p title="{html(text)}">{html(text)}</p>')
-    reader.close()
-    assert parts[0] == terminal(text) and "".join(parts[1:]) == terminal(text)
 
 
 def test_what_acts_is_shown():

@@ -31,7 +31,9 @@ class Plot:
 
 def plot(name: str, label: str, note: str, make: Callable[[int], Drawing]) -> Plot:
     wide, narrow = (make(width).svg(f"{name}-{width}", label) for width in (svg.WIDE, svg.NARROW))
-    return Plot(name, note, wide, narrow)
+    from markupsafe import Markup
+
+    return Plot(name, note, Markup(wide), Markup(narrow))
 
 
 def text(ax: Axes, x: float, y: float, said: str, **how: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
 import re
@@ -13,7 +14,7 @@ from typing import Any, TextIO
 from cot_engine.ablation.records import Run
 from cot_engine.ablation.store import Store
 from cot_engine.core.usage import Usage
-from cot_engine.escape import html, terminal
+from cot_engine.escape import terminal
 from cot_engine.report.amounts import axis, bounds, figures, interval, probability, share
 from cot_engine.report.findings import Findings, Standing
 from cot_engine.report.judging import Card
@@ -243,7 +244,7 @@ def _bullets(sentences: Iterable[str]) -> str:
 
 def _safe(text: str) -> str:
     """A text on one line in which Markdown, HTML and links are what is read, not what is done."""
-    flat = " ".join(html(text).replace("&quot;", '"').replace("&#x27;", "'").split())
+    flat = " ".join(html.escape(terminal(text), quote=False).split())
     marked = re.sub(r"([\\`*_\[\]|~$#])|^(?=[-+])|(?<=^\d)(?=[.)])", r"\\\1", flat)
     return marked.replace("://", "&#58;//")
 

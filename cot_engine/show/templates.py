@@ -19,6 +19,11 @@ def render(name: str, **values: Any) -> str:
     return environment().get_template(name).render(values)
 
 
+def part(name: str, macro: str, *values: Any) -> str:
+    """What one macro of a template makes of these values, as markup to be printed in a page."""
+    return getattr(environment().get_template(name).module, macro)(*values)
+
+
 @cache
 def environment() -> jinja2.Environment:
     """What all templates are read with; they are named by their place in the package."""

@@ -31,6 +31,7 @@ from cot_engine.report import amounts, plots, problems, svg
 from cot_engine.report.analysis import analyse
 from cot_engine.report.findings import Findings, Outcome
 from cot_engine.report.page import page
+from cot_engine.show import templates
 from cot_engine.statistics import Interval
 
 NAMES = ("accuracy", "scaling", "forest", "cost", "headroom", "calibration")
@@ -131,7 +132,7 @@ def test_each_outcome_leads_to_its_search(html, found, store):
     commands = re.findall(r'<code id="p(\d+)">(.*?)</code>', html)
     assert {n for n, _ in commands} == {str(n) for n in range(len(rows))} - shown
     for number, command in commands:
-        words = shlex.split(command.replace("&#x27;", "'").split(" | ")[0])
+        words = shlex.split(command.replace("&#39;", "'").split(" | ")[0])
         assert words[:3] == ["cot-engine", "report", str(store.path)]
         (key,) = _named(found.run, words[words.index("--trace") + 1])
         item = next(o.item for o in found.outcomes if o.problem == rows[int(number)])
@@ -269,6 +270,14 @@ def test_hostile_text_stays_text(tmp_path):
     assert '<img src=x onerror=alert(1)> "quoted' in seen.text and HOSTILE[:10] in seen.text
     for plot in re.findall(r"<svg .*?</svg>", html, re.DOTALL):
         ElementTree.fromstring(plot)
+
+
+def test_a_report_that_does_not_escape_would_tell(found, store, monkeypatch, as_drawn):
+    """The negative control: questions of the store have markup in them."""
+    bare = templates.environment().overlay(autoescape=False)
+    assert "<script" not in page(found, store)
+    monkeypatch.setattr(templates, "environment", lambda: bare)
+    assert "<script" in page(found, store)
 
 
 def test_without_matplotlib(found, store, monkeypatch):

@@ -64,10 +64,8 @@ def test_a_name_that_is_not_there_is_an_error():
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
-def test_no_template_and_no_module_goes_round_it(path):
+def test_no_template_goes_round_it(path):
     """Nothing is declared safe; a value in an attribute stands in quotes."""
     source = path.read_text("utf-8")
     assert not re.search(r"\|\s*safe\b|\bautoescape\b|Markup", source)
     assert not re.search(r"=\{\{", source)
-    for module in path.parent.glob("*.py"):
-        assert not re.search(r"Markup\(|html\.escape|import html\b", module.read_text("utf-8"))
