@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _explain(error: Exception) -> int:
     """Two lines on stderr: what was wrong, and what to do next."""
     from cot_engine.errors import CotEngineError
+    from cot_engine.files.writing import is_full
 
     if isinstance(error, CotEngineError):
         _say(error.message, error.hint or "See cot-engine --help.")
@@ -66,7 +67,7 @@ def _explain(error: Exception) -> int:
     if type(error).__name__ == "Abort":
         _say("Interrupted.")
         return INTERRUPTED
-    if isinstance(error, OSError) and sys.stdout is not None and _is_full(error):
+    if isinstance(error, OSError) and sys.stdout is not None and is_full(error):
         _say(f"The output cannot be written: {error.strerror}.", "Free some space.")
         _close_quietly()
         return 2
@@ -81,12 +82,6 @@ def _explain(error: Exception) -> int:
         "This is a defect. Re-run with --verbose to see where it happened.",
     )
     return 1
-
-
-def _is_full(error: OSError) -> bool:
-    import errno
-
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _say(*lines: str) -> None:

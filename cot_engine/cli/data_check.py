@@ -7,7 +7,7 @@ import json as _json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ from cot_engine.errors import CotEngineError, InputError
 from cot_engine.files.outputs import check_outputs
 
 if TYPE_CHECKING:
+    from cot_engine.files.writing import Put
     from cot_engine.training.check import Finding, OnRow, Report
     from cot_engine.training.rows import BadRow, Row
 
@@ -104,9 +105,9 @@ def run(
 ) -> None:
     """Raises FaultyData, after all is told and written, if a row has an error."""
     from cot_engine.core.stages import DEFAULT_PLAN, Plan
+    from cot_engine.files.writing import writing
     from cot_engine.training.check import check as check_data
     from cot_engine.training.check import load_tokenizer
-    from cot_engine.training.rows import writing
 
     if max_tokens is not None and model is None:
         raise InputError("--max-tokens needs a tokenizer.", "Name the model that has it: --model.")
@@ -116,8 +117,8 @@ def run(
     stages = DEFAULT_PLAN if plan is None else Plan.from_toml(plan)
     tokenizer = None if model is None else load_tokenizer(model)
     with ExitStack() as stack:
-        put_good = write_good and stack.enter_context(writing(write_good))
-        put_bad = write_bad and stack.enter_context(writing(write_bad))
+        put_good = write_good and stack.enter_context(writing(write_good, "", InputError))
+        put_bad = write_bad and stack.enter_context(writing(write_bad, "", InputError))
         report = check_data(
             file,
             images=images,
@@ -146,9 +147,7 @@ def _check_there(good: str | None, bad: str | None, overwrite: bool) -> None:
             )
 
 
-def _on_row(
-    good: Callable[[str], None] | None, bad: Callable[[str], None] | None, begun: float | None
-) -> OnRow:
+def _on_row(good: Put | None, bad: Put | None, begun: float | None) -> OnRow:
     """Writes a row where it belongs, and says on stderr how far it is."""
     from cot_engine.training.rows import row_json
 
@@ -159,9 +158,9 @@ def _on_row(
         number += 1
         faulty = any(each.severity == "error" for each in found)
         if faulty and bad is not None:
-            bad(_bad_json(line, row, found))
+            bad(_bad_json(line, row, found) + "\n")
         elif not faulty and good is not None:
-            good(row_json(row))  # type: ignore[arg-type]  # a BadRow has an error
+            good(row_json(row) + "\n")  # type: ignore[arg-type]  # a BadRow has an error
         if said is not None and begun is not None and (now := time.monotonic()) - said > _EVERY:
             said = now
             with suppress(OSError, ValueError):  # nobody is listening

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cot_engine.errors import ConfigError, InputError
 from cot_engine.files.outputs import check_outputs
+from cot_engine.files.writing import write_whole
 from cot_engine.options.config import MAX_N, RunConfig, files_of, load_config
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from cot_engine.report.judge_report import Examination, JudgeReport
 
 MAX_ROLLOUTS = 64
+_ELSEWHERE = "Choose another place with --out."
 
 
 def run(
@@ -180,14 +182,14 @@ def _check_writable(path: Path) -> None:
 def _write(path: Path, text: str) -> InputError | None:
     """What went wrong, if something did."""
     try:
-        path.write_text(text, "utf-8")
-    except OSError as error:
-        return _unwritable(path, error)
+        write_whole(path, text, "The report", InputError, _ELSEWHERE)
+    except InputError as error:
+        return error
     return None
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
     return InputError(
         f"The report {str(path)!r} cannot be written: {error.strerror}.",
-        "Choose another place with --out.",
+        _ELSEWHERE,
     )

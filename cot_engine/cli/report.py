@@ -12,6 +12,7 @@ from cot_engine.cli.process import put_document
 from cot_engine.errors import InputError, UnknownNameError
 from cot_engine.escape import terminal
 from cot_engine.files.outputs import check_outputs, side_files
+from cot_engine.files.writing import write_whole
 
 if TYPE_CHECKING:
     from cot_engine.ablation.records import Key, Run
@@ -92,11 +93,8 @@ def _inspect(store: Store, run: Run, out: str | None, where: str | None) -> None
 
     if out == "-":
         raise InputError("Inspect logs are files.", "Name a folder: --out logs.")
-    try:
-        for path in write_logs(store, run, Path(out or LOGS), where=where):
-            print(path)
-    except OSError as error:
-        raise _unwritable(out or LOGS, error) from None
+    for path in write_logs(store, run, Path(out or LOGS), where=where):
+        print(path)
 
 
 def _runs(store: Store) -> list[dict[str, Any]]:
@@ -157,17 +155,7 @@ def _put(text: str, out: str | None, *, document: bool) -> None:
         else:
             sys.stdout.write(terminal(text) if sys.stdout.isatty() else text)
         return
-    try:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(text, "utf-8", errors="backslashreplace", newline="")
-    except OSError as error:
-        raise _unwritable(out, error) from None
-
-
-def _unwritable(out: str, error: OSError) -> InputError:
-    return InputError(
-        f"{out!r} cannot be written: {error.strerror or error}.", "Choose another place with --out."
-    )
+    write_whole(out, text, "", InputError, "Choose another place with --out.")
 
 
 def _put_trace(trace: Trace, out: str | None) -> None:

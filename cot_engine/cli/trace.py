@@ -8,13 +8,13 @@ import os
 import shlex
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cot_engine.cli.process import put_document
 from cot_engine.core.trace import Trace
 from cot_engine.errors import ConfigError, InputError, TraceError, shown
 from cot_engine.files.outputs import check_outputs
+from cot_engine.files.writing import write_whole
 
 if TYPE_CHECKING:
     from cot_engine.search.rejudge import Rejudged
@@ -74,13 +74,7 @@ def _write_html(trace: Trace, path: str) -> None:
     if path == "-":
         put_document(page)
         return
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(page, "utf-8")
-    except OSError as error:
-        raise TraceError(
-            f"The page {path!r} cannot be written: {error.strerror}.", "Choose another place."
-        ) from None
+    write_whole(path, page, "The page", TraceError, "Choose another place.")
 
 
 def _print_tree(trace: Trace) -> None:

@@ -24,6 +24,9 @@ from cot_engine.core.events import (
 from cot_engine.core.usage import Role, Usage
 from cot_engine.errors import TraceError, shown
 from cot_engine.files.reading import read_bytes
+from cot_engine.files.writing import write_whole
+
+_ELSEWHERE = "Free some space or choose another place with --trace."
 
 
 @dataclass
@@ -85,9 +88,8 @@ class Trace:
 
     def write(self, path: str | Path) -> None:
         """Raises TraceError if the file cannot be written (no space, no permission)."""
-        with TraceFile(path) as file:
-            for event in self.events:
-                file(event)
+        lines = "".join(to_json(event) + "\n" for event in self.events)
+        write_whole(path, lines, "The trace", TraceError, _ELSEWHERE)
 
     @classmethod
     def read(cls, path: str | Path) -> Trace:
@@ -148,7 +150,7 @@ class TraceFile:
         return TraceError(
             f"The trace {str(self.path)!r} cannot be written:"
             f" {getattr(error, 'strerror', None) or error}.",
-            "Free some space or choose another place with --trace.",
+            _ELSEWHERE,
         )
 
     def __enter__(self) -> TraceFile:

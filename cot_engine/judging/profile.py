@@ -18,6 +18,7 @@ from typing import Any
 from cot_engine import plugins
 from cot_engine.errors import ConfigError, UnknownNameError, shown
 from cot_engine.files.reading import read_json
+from cot_engine.files.writing import write_whole
 from cot_engine.judging.prompts import FORMS, Form
 from cot_engine.judging.protocol import Judge
 
@@ -68,23 +69,16 @@ class Profile:
     def write(self, folder: str | Path) -> Path:
         """Write the profile to a model's folder, whole or not at all, and return the file's path.
         What is at its default is left out. Raises ConfigError."""
-        path, beside = Path(folder) / FILE, Path(folder) / f"{FILE}.{os.getpid()}.part"
+        path = Path(folder) / FILE
         values = {
             f.name: getattr(self, f.name)
             for f in fields(self)
             if getattr(self, f.name) != f.default
         }
-        try:
-            try:
-                beside.write_text(json.dumps(values) + "\n", "utf-8")
-                os.replace(beside, path)
-            finally:
-                beside.unlink(missing_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"The profile {str(path)!r} cannot be written: {error.strerror}.",
-                "It belongs into the model's own folder; write it there by hand, or use a copy.",
-            ) from None
+        hint = "It belongs into the model's own folder; write it there by hand, or use a copy."
+        write_whole(
+            path, json.dumps(values) + "\n", "The profile", ConfigError, hint, folders=False
+        )
         return path
 
     def after_training(self) -> tuple[Profile, str]:

@@ -16,13 +16,15 @@ import statistics
 from collections import Counter, defaultdict
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from cot_engine.ablation.records import ItemRecord, Key, Row, Run
 from cot_engine.ablation.store import Store
 from cot_engine.core.grammar import read
 from cot_engine.core.usage import Usage
-from cot_engine.errors import CotEngineError, NoTrace, install
+from cot_engine.errors import CotEngineError, InputError, NoTrace, install
+from cot_engine.files.writing import write_whole
 
 SCORER = "cot_engine"
 
@@ -45,7 +47,6 @@ def write_logs(store: Store, run: Run, folder: str | Path, where: str | None = N
     for row in store.rows(run, where):
         rows[row.key.cell].append(row)
     letters = all(r.correct in (None, 0, 1) for found in rows.values() for r in found)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for cell in run.cells:
         if cell in rows:
@@ -54,7 +55,9 @@ def write_logs(store: Store, run: Run, folder: str | Path, where: str | None = N
             parts = (log.eval.created, log.eval.task, log.eval.task_id)
             name = "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-") for part in parts)
             paths.append(folder / f"{name}.eval")
-            write_eval_log(log, str(paths[-1]))
+            with TemporaryDirectory() as place:
+                write_eval_log(log, made := f"{place}/log.eval")
+                write_whole(paths[-1], Path(made).read_bytes(), "", InputError)
     return paths
 
 

@@ -15,12 +15,14 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cot_engine.errors import CotEngineError, InputError
+from cot_engine.files.writing import writing_folder
 from cot_engine.judging import profile
 from cot_engine.training.network import share, take_profile
 
@@ -55,7 +57,16 @@ def average(models: Sequence[str | Path], weights: Sequence[float], out: str | P
                 f"{models[0]} and {model} are of different architectures: {strange[0]} is "
                 f"{found[0]} and {found[1]}."
             )
-    out.mkdir(parents=True)
+    with writing_folder(out, InputError, "Free some space.") as made:
+        _write(models, weights, places, made)
+        said = take_profile(models[0], made)
+        share(made)
+    return said
+
+
+def _write(
+    models: list[Path], weights: Sequence[float], places: list[dict[str, Any]], out: Path
+) -> None:
     for file in sorted({file for file, _ in places[0].values()}):
         summed: dict[str, torch.Tensor] = {}
         for name, first in load_file(file).items():
@@ -67,9 +78,6 @@ def average(models: Sequence[str | Path], weights: Sequence[float], out: str | P
         for file in models[0].glob(pattern):
             if file.name != profile.FILE:
                 shutil.copyfile(file, out / file.name)
-    said = take_profile(models[0], out)
-    share(out)
-    return said
 
 
 def _places(model: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:

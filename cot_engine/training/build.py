@@ -28,9 +28,10 @@ from cot_engine.errors import (
     cut,
     shown,
 )
+from cot_engine.files.writing import writing
 from cot_engine.training.journal import Journal, Spent
 from cot_engine.training.questions import Entry
-from cot_engine.training.rows import row_json, writing
+from cot_engine.training.rows import row_json
 from cot_engine.training.tasks import Draft, Fault, Task
 from cot_engine.training.teacher import Rejected, Reply, Stopped, Teacher, TeacherError, Unanswered
 
@@ -411,7 +412,7 @@ class _Outcomes:
         """Both files, each whole or not at all. Raises InputError."""
         files = files_of(out)
         for status, name in (("kept", "rows"), ("aside", "aside")):
-            with writing(files[name]) as put:
+            with writing(files[name], "", InputError) as put:
                 query = "select line from lines where status = ? order by at"
                 for (line,) in self._db.execute(query, (status,)):
-                    put(line)
+                    put(line + "\n")

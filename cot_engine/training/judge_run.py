@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cot_engine.ablation.worth import WHOLE
-from cot_engine.errors import ConfigError, CotEngineError, InputError
+from cot_engine.errors import ConfigError, CotEngineError, InputError, StoreError
 from cot_engine.files.outputs import check_outputs
+from cot_engine.files.writing import write_whole
 from cot_engine.options.config import RunConfig
 from cot_engine.training import sft
 from cot_engine.training.clock import Clock
@@ -105,7 +106,8 @@ def train_judge(
     if trained.model is None or not measure or rank:
         return JudgeOutcome(output, made, trained, None, trained.stopped)
     report = _measured(config, problems, held, trained.model, tell)
-    (output / REPORT).write_text(json.dumps(report.plain(), indent=1) + "\n", "utf-8")
+    text = json.dumps(report.plain(), indent=1) + "\n"
+    write_whole(output / REPORT, text, "The report", StoreError)
     return JudgeOutcome(output, made, trained, report)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cot_engine.errors import InputError, StoreError, said
+from cot_engine.errors import InputError, StoreError
+from cot_engine.files.writing import writing_folder
 from cot_engine.judging import profile
 from cot_engine.judging.profile import Profile
 from cot_engine.training.sft_config import SFTConfig
@@ -59,30 +59,14 @@ def save_model(
 ) -> None:
     """output/model (and, of a LoRA, output/adapter), each there when it is whole. Raises
     StoreError if the disk is full."""
-    from cot_engine.training.disk import is_full, sync
 
     def placed(name: str, write: Callable[[Path], None]) -> None:
-        beside = output / f".{name}"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        try:
+        hint = "Free some space and give the same command again: all steps are done and kept."
+        with writing_folder(output / name, StoreError, hint) as beside:
             write(beside)
             take_over(source, beside)
             (beside / "README.md").write_text(card, encoding="utf-8")
             share(beside)
-            sync(beside)
-        except Exception as error:
-            shutil.rmtree(beside, ignore_errors=True)
-            if not is_full(error):
-                raise
-            raise StoreError(
-                f"The {name} cannot be written: {said(error)}.",
-                "Free some space and give the same command again: all steps are done and kept.",
-            ) from error
-        target = output / name
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(beside, target)
 
     if config.lora is None:
         placed("model", trainer.model.save_pretrained)

@@ -10,8 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cot_engine.errors import CotEngineError
+from cot_engine.errors import CotEngineError, StoreError
 from cot_engine.escape import visible
+from cot_engine.files.writing import write_whole
 from cot_engine.training.sft_config import SFTConfig
 
 # The page's variables for a drawing that stands alone, by day and by night.
@@ -69,7 +70,8 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> bool:
         return False
     drawn = drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     head, _, rest = drawn.partition(">")
-    path.write_text(f"{head}><style>{_CSS}</style>{rest}\n", encoding="utf-8")
+    drawn = f"{head}><style>{_CSS}</style>{rest}\n"
+    write_whole(path, drawn, "The drawing of the curves", StoreError)
     return True
 
 

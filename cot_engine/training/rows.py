@@ -10,13 +10,14 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from cot_engine.errors import InputError
 from cot_engine.files.reading import DECODER, check_depth, opened, parse_json
+from cot_engine.files.writing import writing
 from cot_engine.training.row import SHOWN, BadRow, Row, beginning, row_json, row_of
 
 MAX_LINE = 8 * 2**20
@@ -60,53 +61,11 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Row]) -> int:
     """Write the rows, one a line, and return how many. The file is there when all are written, or
     stays as it was. Raises InputError if it cannot be written."""
     number = 0
-    with writing(path) as put:
+    with writing(path, "", InputError) as put:
         for row in rows:
-            put(row_json(row))
+            put(row_json(row) + "\n")
             number += 1
     return number
-
-
-@contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[Callable[[str], None]]:
-    """`put(line)` writes into a file beside `path` that takes its place when the block ends, and
-    is removed if it raises. Raises InputError if the file cannot be written."""
-    target = Path(os.path.realpath(path))  # a link stays one
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-
-    def failed(error: OSError) -> InputError:
-        return InputError(
-            f"{str(path)!r} cannot be written: {error.strerror or error}.",
-            "Free some space, or choose another place.",
-        )
-
-    try:
-        if target.is_dir():
-            raise InputError(f"{str(path)!r} is a folder.", "Name a file to write.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file = beside.open("w", encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise failed(error) from None
-
-    def put(line: str) -> None:
-        try:
-            file.write(line + "\n")
-        except OSError as error:
-            raise failed(error) from None
-
-    try:
-        yield put
-        try:
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            os.replace(beside, target)
-        except OSError as error:
-            raise failed(error) from None
-    finally:
-        with suppress(OSError):  # closing writes what is left, where the disk may be full
-            file.close()
-        beside.unlink(missing_ok=True)
 
 
 # --- lines ---------------------------------------------------------------------------------------

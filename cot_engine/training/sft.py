@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cot_engine.errors import ConfigError, InputError, ModelError, install
+from cot_engine.errors import ConfigError, InputError, ModelError, StoreError, install
 from cot_engine.files.outputs import check_outputs
+from cot_engine.files.writing import write_whole
 from cot_engine.training.sft_config import SFTConfig, differences
 
 OURS = {"checkpoints", "log.jsonl", "model", "adapter", "README.md", "curves.svg", "runs"}
@@ -408,5 +409,6 @@ def _kept_log(path: Path, first: int, rank: int) -> list[dict[str, Any]]:
             if row["step"] <= first:
                 rows.append(row)
         if rank == 0:
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            write_whole(path, text, "The log", StoreError)
     return rows

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +16,7 @@ from cot_engine.ablation.pictures import BytesPicture, FilePicture
 from cot_engine.core.grammar import read, tier
 from cot_engine.core.stages import DEFAULT_PLAN, Plan
 from cot_engine.errors import InputError, StoreError, shown
+from cot_engine.files.writing import write_whole
 from cot_engine.images.load import load_image
 from cot_engine.training.questions import Entry
 from cot_engine.training.rows import Row
@@ -187,18 +186,5 @@ def _kind(data: bytes) -> str:
 
 def _write_once(path: Path, data: bytes) -> None:
     """The name holds the content's digest: a file of that size is that file."""
-    try:
-        if path.is_file() and path.stat().st_size == len(data):
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{threading.get_ident()}.part")
-        try:
-            beside.write_bytes(data)
-            os.replace(beside, path)
-        finally:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(
-            f"The picture {str(path)!r} cannot be written: {error.strerror}.", "Free some space."
-        ) from None
+    if not (path.is_file() and path.stat().st_size == len(data)):
+        write_whole(path, data, "The picture", StoreError, "Free some space.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -24,8 +23,8 @@ from transformers import (
 )
 
 from cot_engine.errors import ModelError, StoreError, said
+from cot_engine.files.writing import is_full, put_folder
 from cot_engine.training.clock import Clock
-from cot_engine.training.disk import is_full, sync
 from cot_engine.training.examples import IGNORE
 from cot_engine.training.muon import Muon
 from cot_engine.training.network import take_over
@@ -259,10 +258,7 @@ class AnswerTrainer(Trainer):
         if self.args.should_save:
             made = beside / f"checkpoint-{self.state.global_step}"
             (made / "training.json").write_text(json.dumps(self.facts, indent=1))
-            sync(made)
-            target.parent.mkdir(exist_ok=True)
-            os.replace(made, target)
-            sync(target.parent)
+            put_folder(made, target)
             with suppress(OSError):
                 beside.rmdir()
             for old in checkpoints(output)[: -self.config.train.keep]:

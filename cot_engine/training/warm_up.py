@@ -10,6 +10,7 @@ train` begins with, the tower frozen. Runs are resumed; `--minutes` bounds one.
 from __future__ import annotations
 
 import argparse
+import io
 import queue
 import threading
 import time
@@ -21,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cot_engine.errors import StoreError
+from cot_engine.files.writing import write_whole
 from cot_engine.scenes import SceneProblem, sample
 from cot_engine.scenes.charts import TALLEST
 from cot_engine.scenes.model import PATCH, build_model, build_processor
@@ -182,8 +185,8 @@ def warm_up(out: str | Path, steps: int, size: int, minutes: float | None) -> No
 
     def save() -> None:
         state = {"tower": tower.state_dict(), "heads": heads.state_dict(), "done": done}
-        torch.save(state | {"opts": [o.state_dict() for o in opts]}, state_file.with_suffix(".tmp"))
-        state_file.with_suffix(".tmp").replace(state_file)
+        torch.save(state | {"opts": [o.state_dict() for o in opts]}, file := io.BytesIO())
+        write_whole(state_file, file.getvalue(), "The state", StoreError)
 
     for x, y in prefetch(lambda index: batch(index, size), done):
         if done >= steps or (minutes and time.monotonic() - start > 60 * minutes):

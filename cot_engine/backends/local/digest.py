@@ -7,10 +7,12 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from cot_engine.errors import CotEngineError
+from cot_engine.files.writing import write_whole
 
 LARGE = 1_000_000_000  # bytes; beyond it files are read in blocks, by several threads, once
 BLOCK = 64 << 20
@@ -115,15 +117,7 @@ def _remembered(note: Path | None, facts: list[list[int]]) -> str | None:
 
 def _remember(note: Path | None, facts: list[list[int]], digest: str) -> None:
     """Whole or not at all; a cache that cannot be written is none."""
-    if note is None:
-        return
-    with contextlib.suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=note.parent, prefix=note.stem, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"files": facts, "digest": digest}, file)
-            os.replace(name, note)
-        except BaseException:
-            os.unlink(name)
-            raise
+    if note is not None:
+        with contextlib.suppress(CotEngineError):
+            kept = json.dumps({"files": facts, "digest": digest})
+            write_whole(note, kept, "The digest", CotEngineError)
