@@ -12,8 +12,6 @@ kill -9 loses the searches in flight and nothing else.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -44,9 +42,7 @@ class Store(StoreFile):
 
     def begin(self, run: Run) -> None:
         """Record a run and what it is made of; one that is there already stays as it is."""
-        who = f"Process {os.getpid()} on {socket.gethostname()}, since {_now()},"
         with self._writing():
-            self._write("insert or replace into meta values ('writer', ?)", (who,))
             about = json.dumps(run.about)
             self._write(
                 "insert or ignore into runs values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -107,12 +103,6 @@ class Store(StoreFile):
         self._db.execute(statement, [_storable(value) for value in values])
 
     # --- reading ---
-
-    @property
-    def writer(self) -> str:
-        """Who began to write last."""
-        row = self._db.execute("select value from meta where key = 'writer'").fetchone()
-        return row[0] if row else "Another process"
 
     def runs(self) -> list[Run]:
         """All runs, the one begun last being last, each with its cells, items and seeds."""

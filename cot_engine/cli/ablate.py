@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cot_engine.errors import AblationFailed, ConfigError
+from cot_engine.files.locking import held
 from cot_engine.files.outputs import check_outputs, side_files
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ def run(
     quiet: bool,
 ) -> None:
     from cot_engine.ablation.data import load_data
-    from cot_engine.ablation.lock import writing
     from cot_engine.ablation.store import Store
     from cot_engine.engine.facade import model_path
 
@@ -53,7 +53,9 @@ def run(
         if not quiet:
             print(text, file=sys.stderr, flush=True)
 
-    with writing(path, wait=wait, tell=tell), Store(path, create=True) as opened:
+    hint = "Wait for it to end (--wait does), stop it, or use another --store."
+    lock = held(path, "the store", hint, wait=wait, tell=tell)
+    with lock, Store(path, create=True) as opened:
         data = load_data(
             **ablation.data | ({"n": problems} if problems is not None else {}),
             folder=ablation.folder,

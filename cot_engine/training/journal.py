@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cot_engine.errors import InputError, StoreError
+from cot_engine.files.locking import held
 from cot_engine.training.teacher import Reply, read_reply
 
 SCHEMA = "journal-1"
@@ -64,36 +65,24 @@ class Journal:
     def __init__(self, path: str | Path, recipe: dict[str, Any]) -> None:
         self.path = Path(path)
         self.spent: dict[str, Spent] = {}
-        with self._explained("opened"):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = self._held()
+        self._held = ExitStack()
+        hint = "Wait for it to end, stop it, or name another --out."
+        self._held.enter_context(held(self.path, "the journal", hint))
         try:
             with self._explained("opened"):
+                self._db = sqlite3.connect(self.path, timeout=0, isolation_level=None)
+                self._held.callback(self._db.close)
+                # Where nobody else may be, SQLite needs no file of shared memory beside it.
+                self._db.execute("pragma locking_mode = exclusive")
+                self._db.execute("pragma journal_mode = wal")
+                self._db.execute("pragma synchronous = full")
                 self._check(recipe)
                 rows = self._db.execute("select purpose, prompt, completion, cached from replies")
                 for purpose, *tokens in rows:
                     self._spend(purpose, Reply("", "", "", "", *tokens))
         except BaseException:
-            self._db.close()
+            self._held.close()
             raise
-
-    def _held(self) -> sqlite3.Connection:
-        while True:
-            db = sqlite3.connect(self.path, timeout=0, isolation_level=None)
-            try:
-                # In this mode the first lock taken is kept until the file is closed, and the system
-                # closes it however this process ends.
-                db.execute("pragma locking_mode = exclusive")
-                db.execute("pragma journal_mode = wal")
-                db.execute("pragma synchronous = full")
-                db.execute("begin exclusive")
-                db.execute("commit")
-            except BaseException:
-                db.close()
-                raise
-            if self.path.exists():
-                return db
-            db.close()  # who held it removed it in the meantime, for nothing was in it
 
     def _check(self, recipe: dict[str, Any]) -> None:
         tables = {row[0] for row in self._db.execute("select name from sqlite_master")}
@@ -160,11 +149,6 @@ class Journal:
         except (sqlite3.Error, OSError, ValueError) as error:
             name = repr(str(self.path))
             code = getattr(error, "sqlite_errorcode", 0) or 0
-            if code & 0xFF == sqlite3.SQLITE_BUSY:
-                raise StoreError(
-                    f"Another process has the journal {name} open.",
-                    "Wait for it to end, stop it, or name another --out.",
-                ) from None
             hint = "Check its name and permissions, or name another --out."
             if what == "written" or code & 0xFF == sqlite3.SQLITE_FULL:
                 hint = "Is the disk full? What is in it is kept: the same command goes on."
@@ -176,7 +160,7 @@ class Journal:
             self._db.execute("pragma journal_mode = delete")  # no log stays beside it
             if not self._db.execute("select 1 from replies").fetchone():
                 self.path.unlink()  # still held: nobody has begun to write into it
-        self._db.close()
+        self._held.close()
 
     def __enter__(self) -> Journal:
         return self

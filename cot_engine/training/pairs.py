@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from cot_engine.core.problem import Problem
 from cot_engine.core.requests import Prompt
 from cot_engine.core.stages import Plan
 from cot_engine.errors import InputError, StoreError
+from cot_engine.files.locking import held
 from cot_engine.judging.prompts import judge_turn
 from cot_engine.judging.protocol import Case
 
@@ -172,12 +174,13 @@ class PairsFile:
     def __init__(self, path: str | Path, recipe: dict[str, Any] | None = None) -> None:
         self.path = Path(path)
         self.done: dict[int, Done] = {}
+        self._held = ExitStack()
         self._file: Any = None
         try:
             if recipe is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("a+b")
-                self._hold()
+                hint = "Wait for it to end, stop it, or name another output."
+                self._held.enter_context(held(self.path, "the pairs file", hint))
+                self._file = self._held.enter_context(self.path.open("a+b"))
             self._read(recipe)
         except OSError as error:
             self.close()
@@ -185,19 +188,6 @@ class PairsFile:
         except BaseException:
             self.close()
             raise
-
-    def _hold(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # not on Windows
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StoreError(
-                f"Another process is writing to {str(self.path)!r}.",
-                "Wait for it to end, stop it, or name another output.",
-            ) from None
 
     def _read(self, recipe: dict[str, Any] | None) -> None:
         data = self.path.read_bytes()
@@ -249,8 +239,7 @@ class PairsFile:
         return StoreError(f"The pairs file {str(self.path)!r} cannot be used: {why}.")
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._held.close()
 
     def __enter__(self) -> PairsFile:
         return self

@@ -22,7 +22,6 @@ from PIL import Image
 from cot_engine.ablation import ray_workers
 from cot_engine.ablation.data import load_data
 from cot_engine.ablation.grid import parse_ablation
-from cot_engine.ablation.lock import writing
 from cot_engine.ablation.pictures import FilePicture
 from cot_engine.ablation.records import Key
 from cot_engine.ablation.runner import ablate, plan_run, run_local, told
@@ -30,6 +29,7 @@ from cot_engine.ablation.store import Store
 from cot_engine.cli import main
 from cot_engine.engine.facade import Engine
 from cot_engine.errors import ModelError
+from cot_engine.files.locking import held
 from cot_engine.testing import alike
 
 GRID = """
@@ -321,7 +321,10 @@ def run(args, cwd, timeout=300):
 
 
 def test_the_second_of_two_runs_says_who_is_first(tmp_path):
-    with writing(tmp_path / "grid.sqlite"), Store(tmp_path / "grid.sqlite", create=True):
+    with (
+        held(tmp_path / "grid.sqlite", "the store", ""),
+        Store(tmp_path / "grid.sqlite", create=True),
+    ):
         second = run(command(tmp_path), tmp_path)
     assert second.returncode == 2
     assert "is writing to the store" in second.stderr and "--wait" in second.stderr

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from make_store import make_cells, make_run, make_store, plain, put
 
-from cot_engine.ablation.lock import writing
 from cot_engine.ablation.records import Candidate, Key, Row, Selection, pack, unpack
 from cot_engine.ablation.store import Store
 from cot_engine.core.usage import Usage
 from cot_engine.errors import StoreError
+from cot_engine.files.locking import held
 from cot_engine.report.analysis import analyse
 
 HERE = Path(__file__).parents[1]
@@ -372,6 +372,10 @@ def test_what_cannot_be_locked_is_said_and_not_waited_for(tmp_path):
             pass
 
 
+def writing(path, **how):
+    return held(path, "the store", "Stop it.", **how)
+
+
 # --- what stays behind ---------------------------------------------------------------------------
 
 
@@ -454,10 +458,10 @@ WRITER = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from make_store import make_run, put
-from cot_engine.ablation.lock import writing
+from cot_engine.files.locking import held
 from cot_engine.ablation.store import Store
 
-with writing(sys.argv[1]), Store(sys.argv[1], create=True) as store:
+with held(sys.argv[1], "the store", ""), Store(sys.argv[1], create=True) as store:
     run = make_run(200, (0,))
     store.begin(run)
     for problem in range(200):

@@ -274,7 +274,9 @@ def test_one_writer_at_a_time(tmp_path):
     )
     with process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(StoreError, match="Another process has the journal"):
+        with pytest.raises(
+            StoreError, match=f"Process {process.pid} on .* is writing to the journal"
+        ):
             Journal(path, RECIPE)
         process.kill()
     with Journal(path, RECIPE) as journal:  # the system let go of it
