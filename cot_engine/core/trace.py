@@ -88,7 +88,7 @@ class Trace:
 
     def write(self, path: str | Path) -> None:
         """Raises TraceError if the file cannot be written (no space, no permission)."""
-        lines = "".join(to_json(event) + "\n" for event in self.events)
+        lines = "".join(event_to_json(event) + "\n" for event in self.events)
         write_whole(path, lines, "The trace", TraceError, _ELSEWHERE)
 
     @classmethod
