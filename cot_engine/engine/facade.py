@@ -14,11 +14,11 @@ import itertools
 import queue
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
 from cot_engine import plugins
 from cot_engine.backends.local.opener import BUNDLED as BUNDLED
@@ -40,8 +40,15 @@ from cot_engine.options.run import Run
 from cot_engine.search.loop import search
 from cot_engine.search.rejudge import Rejudged, rejudge
 
+if TYPE_CHECKING:
+    from cot_engine.images.load import Source
+
 T = TypeVar("T")
 Listener = Callable[[Heard], None]
+HearingMany = Callable[[int, Heard], None]
+Pictures: TypeAlias = "Source | Sequence[Source] | Problem | None"
+"""What a question is asked about: a picture, several, none, or a Problem that holds both."""
+Problems: TypeAlias = "Iterable[Problem | tuple[Pictures, str]]"
 
 _LOADING = 32  # problems whose pictures are read, or waited for, at once: each takes a thread
 
@@ -96,7 +103,7 @@ class Engine:
 
     def solve(
         self,
-        image: Any,
+        image: Pictures,
         question: str | None = None,
         *,
         config: RunConfig | None = None,
@@ -116,7 +123,7 @@ class Engine:
 
     async def asolve(
         self,
-        image: Any,
+        image: Pictures,
         question: str | None = None,
         *,
         config: RunConfig | None = None,
@@ -130,7 +137,7 @@ class Engine:
 
     def stream(
         self,
-        image: Any,
+        image: Pictures,
         question: str | None = None,
         *,
         config: RunConfig | None = None,
@@ -152,7 +159,7 @@ class Engine:
 
     async def astream(
         self,
-        image: Any,
+        image: Pictures,
         question: str | None = None,
         *,
         config: RunConfig | None = None,
@@ -173,12 +180,32 @@ class Engine:
 
     # --- many problems ---
 
+    @overload
     def solve_many(
         self,
-        problems: Iterable[Problem | tuple[Any, str]],
+        problems: Problems,
         *,
         config: RunConfig | None = None,
-        on_event: Callable[[int, Heard], None] | None = None,
+        on_event: HearingMany | None = None,
+        on_error: Literal["raise"] = "raise",
+        **options: Any,
+    ) -> Iterator[Answer]: ...
+    @overload
+    def solve_many(
+        self,
+        problems: Problems,
+        *,
+        config: RunConfig | None = None,
+        on_event: HearingMany | None = None,
+        on_error: Literal["keep"],
+        **options: Any,
+    ) -> Iterator[Answer | CotEngineError]: ...
+    def solve_many(
+        self,
+        problems: Problems,
+        *,
+        config: RunConfig | None = None,
+        on_event: HearingMany | None = None,
         on_error: Literal["raise", "keep"] = "raise",
         **options: Any,
     ) -> Iterator[Answer | CotEngineError]:
@@ -204,12 +231,32 @@ class Engine:
         finally:
             feed.cancel()
 
-    async def asolve_many(
+    @overload
+    def asolve_many(
         self,
-        problems: Iterable[Problem | tuple[Any, str]],
+        problems: Problems,
         *,
         config: RunConfig | None = None,
-        on_event: Callable[[int, Heard], None] | None = None,
+        on_event: HearingMany | None = None,
+        on_error: Literal["raise"] = "raise",
+        **options: Any,
+    ) -> AsyncIterator[Answer]: ...
+    @overload
+    def asolve_many(
+        self,
+        problems: Problems,
+        *,
+        config: RunConfig | None = None,
+        on_event: HearingMany | None = None,
+        on_error: Literal["keep"],
+        **options: Any,
+    ) -> AsyncIterator[Answer | CotEngineError]: ...
+    async def asolve_many(
+        self,
+        problems: Problems,
+        *,
+        config: RunConfig | None = None,
+        on_event: HearingMany | None = None,
         on_error: Literal["raise", "keep"] = "raise",
         **options: Any,
     ) -> AsyncIterator[Answer | CotEngineError]:
@@ -313,7 +360,8 @@ class Engine:
             )
         seen = await self._load(lambda: run.judge_images(problem))
         plan = run.settings.plan.fit(len(problem.images), run.settings.detail)
-        mode, notes = run.mode, ()
+        mode = run.mode
+        notes: tuple[str, ...] = ()
         if mode is None:
             mode = await self._modes.of(plan)
             notes = (SAID[mode].format(plan.stages[0].open),)
@@ -337,12 +385,12 @@ class Engine:
 
     def _feed(
         self,
-        problems: Iterable[Problem | tuple[Any, str]],
+        problems: Problems,
         config: RunConfig | None,
-        on_event: Callable[[int, Heard], None] | None,
+        on_event: HearingMany | None,
         on_error: Literal["raise", "keep"],
         options: dict[str, Any],
-        send: Callable[[Coroutine], Sent],
+        send: Callable[[Coroutine[Any, Any, Any]], Sent[Any]],
         wake: Callable[[], None],
     ) -> Feed:
         """What `solve_many` and its twin take their answers from; they differ in how they wait."""
@@ -359,7 +407,7 @@ class Engine:
                     return error
                 raise
 
-        def sent(index: int, item: Any) -> Future:
+        def sent(index: int, item: Any) -> Future[Any]:
             result = send(one(index, item)).result
             result.add_done_callback(lambda _: wake())
             return result
@@ -398,7 +446,7 @@ class Engine:
             raise
 
 
-def _of_one(index: int, on_event: Callable[[int, Heard], None]) -> Listener:
+def _of_one(index: int, on_event: HearingMany) -> Listener:
     """The listener of one of many, under the name of the one that hears them all."""
 
     def listen(event: Heard) -> None:
