@@ -1,5 +1,6 @@
 """What a model must be able to do for a search (`protocol`), and what does it.
 
-`local` runs one model in this process, `models` has what differs between families, `scripted` is
-made of arithmetic. Imports `core`, `errors` and, for pixels, `images`.
+`opening` finds the backend for a model. `local` runs one model in this process, `models` has a file
+for each family, `scripted` is made of arithmetic. Imports `core`, `errors`, `plugins` and, for
+pixels, `images`.
 """

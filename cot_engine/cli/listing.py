@@ -16,20 +16,6 @@ from cot_engine.escape import terminal
 
 Row = dict[str, Any]
 
-# The backend's table of adapters, which would import torch, with an example of each; a test holds
-# the two together.
-ARCHITECTURES = {
-    "LlavaForConditionalGeneration": "llava-hf/llava-1.5-7b-hf",
-    "LlavaNextForConditionalGeneration": "llava-hf/llava-v1.6-mistral-7b-hf",
-    "MllamaForConditionalGeneration": "Xkev/Llama-3.2V-11B-cot",
-    "Qwen2VLForConditionalGeneration": "Qwen/Qwen2-VL-2B-Instruct",
-    "Qwen2_5_VLForConditionalGeneration": "Qwen/Qwen2.5-VL-3B-Instruct",
-    "Qwen3VLForConditionalGeneration": "Qwen/Qwen3-VL-2B-Instruct",
-    "Idefics3ForConditionalGeneration": "HuggingFaceM4/Idefics3-8B-Llama3",
-    "SmolVLMForConditionalGeneration": "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
-    "Gemma3ForConditionalGeneration": "google/gemma-3-4b-it",
-}
-
 
 def run(what: str, plan: str | None, *, json: bool) -> None:
     if what not in KINDS:
@@ -111,9 +97,11 @@ def tournaments() -> list[Row]:
 
 def models() -> list[Row]:
     """The model in the package, then every architecture of which a checkpoint can be used."""
+    from cot_engine.backends.models.registry import ARCHITECTURES
+
     bundled = "A small model of coloured scenes that comes with the package."
     rows = [{"name": "bundled", "about": bundled}]
-    for name, example in ARCHITECTURES.items():
+    for name, (_, example) in ARCHITECTURES.items():
         rows.append({"name": name, "about": f"such as --model {example}"})
     return rows
 

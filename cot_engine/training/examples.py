@@ -8,7 +8,7 @@ that ends the turn; the prompt, image tokens and padding never are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -242,9 +242,8 @@ class Encoder:
             for start, end in example.asked:
                 labels[row, start:end] = IGNORE
         batch = {"input_ids": ids, "labels": labels}
-        images = [image for example in examples for image in example.images]
-        if images:
-            batch |= _pictures(self.adapter, ids, examples, images)
+        if any(example.images for example in examples):
+            batch |= self.adapter.stock_inputs(ids, examples)
         return batch
 
 
@@ -268,83 +267,3 @@ def _unlike(prompt: str, whole: str) -> str:
     )
     start = max(0, at - 20)
     return f"{prompt[start : at + 20]!r} becomes {whole[start : at + 20]!r}"
-
-
-# --- pictures, by architecture -------------------------------------------------------------------
-
-
-def _pictures(
-    adapter: Any, ids: torch.Tensor, examples: Sequence[Example], images: list[Pixels]
-) -> dict[str, torch.Tensor]:
-    """The inputs of all pictures of a batch, told apart by what the image processor returned."""
-    keys = images[0].inputs.keys()
-    marked = (ids == adapter.placeholder).int()
-    if "image_grid_thw" in keys:  # Qwen: patches of all pictures in one row
-        return {**_joined(images, "pixel_values", "image_grid_thw"), "mm_token_type_ids": marked}
-    if "aspect_ratio_ids" in keys:
-        return _mllama(adapter, ids, examples)
-    if "pixel_attention_mask" in keys:  # Idefics 3, SmolVLM: by row; empty tiles are skipped
-        return {
-            key: _by_row(examples, key, lambda values: torch.cat([v[0] for v in values]))
-            for key in ("pixel_values", "pixel_attention_mask")
-        }
-    if "image_sizes" in keys:  # LLaVA-NeXT: padded to the picture of most tiles
-        most = max(image.inputs["pixel_values"].shape[1] for image in images)
-        pixels = [_grown(image.inputs["pixel_values"], (1, most)) for image in images]
-        return {"pixel_values": torch.cat(pixels), **_joined(images, "image_sizes")}
-    found = _joined(images, "pixel_values")
-    if type(adapter).__name__ == "Gemma3Adapter":  # a picture's tokens see each other
-        found["token_type_ids"] = marked
-    return found
-
-
-def _joined(images: list[Pixels], *keys: str) -> dict[str, torch.Tensor]:
-    return {key: torch.cat([torch.as_tensor(i.inputs[key]) for i in images]) for key in keys}
-
-
-def _grown(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Padded with zeros behind, so that its first dimensions have these sizes."""
-    grown = tensor.new_zeros(*shape, *tensor.shape[len(shape) :])
-    grown[tuple(slice(n) for n in tensor.shape[: len(shape)])] = tensor
-    return grown
-
-
-def _by_row(
-    examples: Sequence[Example], key: str, joined: Callable[[list[torch.Tensor]], torch.Tensor]
-) -> torch.Tensor:
-    """`key` of each row's pictures, joined to [n, ...], and stacked to [rows, largest n, ...];
-    zeros for rows without."""
-    rows = [joined([i.inputs[key] for i in e.images]) if e.images else None for e in examples]
-    most = max(len(row) for row in rows if row is not None)
-    like = next(row for row in rows if row is not None)
-    empty = like.new_zeros(0, *like.shape[1:])
-    return torch.stack([_grown(empty if row is None else row, (most,)) for row in rows])
-
-
-def _mllama(
-    adapter: Any, ids: torch.Tensor, examples: Sequence[Example]
-) -> dict[str, torch.Tensor]:
-    from transformers.models.mllama.processing_mllama import (
-        convert_sparse_cross_attention_mask_to_dense,
-        get_cross_attention_token_mask,
-    )
-
-    found = {
-        key: _by_row(examples, key, lambda values: torch.cat([v[0] for v in values]))
-        for key in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
-    }
-    tiles = [
-        [int(torch.as_tensor(i.inputs["num_tiles"]).reshape(-1)[0]) for i in e.images]
-        for e in examples
-    ]
-    mask = convert_sparse_cross_attention_mask_to_dense(
-        [get_cross_attention_token_mask(e.ids, adapter.placeholder) for e in examples],
-        num_tiles=tiles,
-        max_num_tiles=found["pixel_values"].shape[2],
-        length=ids.shape[1],
-    )
-    found["cross_attention_mask"] = torch.from_numpy(mask)
-    # What stands before a row's first picture looks at all tiles evenly, and of a row with fewer
-    # pictures than another's at empty ones: rows are told apart by how many they have.
-    counts = torch.tensor([len(e.images) for e in examples])
-    return found if (counts == counts[0]).all() else {**found, "pictured": counts}

@@ -65,7 +65,7 @@ def states(
     layer: int | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """The last layer's states of a batch, after those of `layer` where one is named. Rows that have
-    other numbers of pictures (`pictured`; see `examples._mllama`) go through the model apart."""
+    other numbers of pictures (`pictured`; see `models.mllama`) go through the model apart."""
 
     def looked(**part: torch.Tensor) -> tuple[torch.Tensor, ...]:
         out = network.model(**part, use_cache=False, output_hidden_states=layer is not None)

@@ -7,7 +7,6 @@ import torch
 from tiny_models import BUILDERS, build, picture
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
-from cot_engine.backends.local.flops import Flops
 from cot_engine.backends.local.loading import load
 
 # The counter knows the GPU's attention kernels; this is the CPU's.
@@ -31,10 +30,9 @@ def adapter(request, tmp_path_factory):
 
 @pytest.mark.parametrize("size", [(40, 28), (90, 30), (20, 70)])
 def test_vision(adapter, size):
-    flops = Flops(adapter.config)
     pixels = adapter.prepare(picture(0, *size).pixels, "0" * 64)
     _, real = counted(lambda: adapter.encode(pixels))
-    assert flops.encode(pixels) == pytest.approx(real, rel=0.02)
+    assert adapter.image_flops(pixels) == pytest.approx(real, rel=0.02)
 
 
 @pytest.mark.parametrize(("tokens", "context"), [(96, 0), (32, 64), (1, 127)])
@@ -43,7 +41,7 @@ def test_language(adapter, tokens, context):
     from cot_engine.backends.local.kv import RowCache, Slots
     from cot_engine.backends.models.family import Rows
 
-    flops = Flops(adapter.config)
+    flops = adapter.flops
     pixels = adapter.prepare(picture(0).pixels, "0" * 64)
     images = [pixels] if adapter.prompt_depends_on_images else []
     with torch.inference_mode():
@@ -56,12 +54,12 @@ def test_language(adapter, tokens, context):
     cache = RowCache(slots, 1, context + tokens)
     cache.place(positions)
     hidden, real = counted(lambda: adapter.forward(rows, cache))
-    assert flops.prefill(tokens, context, flops.crossed(images)) == pytest.approx(real, rel=0.02)
+    assert flops.prefill(tokens, context, adapter.crossed(images)) == pytest.approx(real, rel=0.02)
     _, head = counted(lambda: adapter.logits(hidden[:, -1]))
     assert flops.head(1) == pytest.approx(head, rel=0.02)
 
 
 def test_steps_add_up(adapter):
-    flops = Flops(adapter.config)
+    flops = adapter.flops
     one_by_one = sum(flops.step(50 + i, 7) for i in range(9))
     assert flops.steps(50, 10, 7) == one_by_one

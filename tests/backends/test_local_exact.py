@@ -14,10 +14,6 @@ import pytest
 import torch
 from near import largest
 from tiny_models import BUILDERS, build, picture
-from transformers.models.mllama.processing_mllama import (
-    convert_sparse_cross_attention_mask_to_dense,
-    get_cross_attention_token_mask,
-)
 
 from cot_engine.backends.local import loading
 from cot_engine.backends.local.backend import LocalBackend
@@ -56,42 +52,8 @@ def scratch(backend, sequence, more=()):
     """Log-probabilities [tokens, vocabulary] by the stock model, without any cache."""
     model = backend.adapter.model
     ids = torch.tensor([[*sequence.ids, *more]])
-    inputs = {}
-    if sequence.images:
-        wanted = (
-            "pixel_values",
-            "image_sizes",
-            "image_grid_thw",
-            "pixel_attention_mask",
-            "aspect_ratio_ids",
-            "aspect_ratio_mask",
-        )
-        together = [i.inputs for i in sequence.images]
-        along = 1 if together[0]["pixel_values"].ndim >= 5 else 0
-        if "image_sizes" in together[0]:  # LLaVA-NeXT: one row of patches per image
-            patches = [i["pixel_values"][0] for i in together]
-            most = max(len(p) for p in patches)
-            pads = [torch.cat([p, torch.zeros(most - len(p), *p.shape[1:])]) for p in patches]
-            inputs["pixel_values"] = torch.stack(pads)
-            inputs["image_sizes"] = torch.cat([i["image_sizes"] for i in together])
-        elif "aspect_ratio_ids" in together[0]:
-            for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"):
-                inputs[name] = torch.cat([i[name] for i in together], 1)
-        else:
-            for name in wanted:
-                if name in together[0]:
-                    inputs[name] = torch.cat(
-                        [i[name] for i in together], along if "pixel" in name else 0
-                    )
-        if "image_grid_thw" in inputs:
-            inputs["mm_token_type_ids"] = (ids == backend.adapter.placeholder).int()
-        if "gemma3" in model.config.model_type:
-            inputs["token_type_ids"] = (ids == backend.adapter.placeholder).int()
-        if "aspect_ratio_ids" in inputs:
-            where = get_cross_attention_token_mask(ids[0].tolist(), backend.adapter.placeholder)
-            tiles = [[int(torch.as_tensor(i["num_tiles"]).reshape(-1)[0]) for i in together]]
-            dense = convert_sparse_cross_attention_mask_to_dense([where], tiles, 4, ids.shape[1])
-            inputs["cross_attention_mask"] = torch.tensor(dense)
+    whole = replace(sequence, ids=tuple(ids[0].tolist()))
+    inputs = backend.adapter.stock_inputs(ids, [whole]) if sequence.images else {}
     if hasattr(model.model, "rope_deltas"):
         model.model.rope_deltas = None
     return model(input_ids=ids, use_cache=False, **inputs).logits[0].float().log_softmax(-1)

@@ -10,10 +10,11 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import build, picture
+from tiny_models import BUILDERS, build, picture
 
 from cot_engine.backends.local import loading
 from cot_engine.backends.local.backend import LocalBackend
+from cot_engine.backends.models.registry import ARCHITECTURES
 from cot_engine.core.boundaries import Until
 from cot_engine.core.requests import Generate, Prompt
 from cot_engine.errors import InputError, ModelError
@@ -116,6 +117,11 @@ def test_unsupported_architecture(folder):
     with pytest.raises(ModelError, match="BertForMaskedLM") as caught:
         reload(folder)
     assert "MllamaForConditionalGeneration" in caught.value.hint
+
+
+def test_every_architecture_has_its_tiny_model():
+    made = {type(builder()[0]).__name__ for builder in BUILDERS.values()}
+    assert made == set(ARCHITECTURES)
 
 
 def test_unsupported_language_model_inside(folder):

@@ -150,7 +150,7 @@ def test_several_draws_from_the_same_logits():
 def test_heads_computed_are_heads_charged(backend, monkeypatch):
     """Sixteen candidates begin with one computation of their logits: PyTorch's counter says so."""
     counted, charged = [], []
-    logits, head = backend.adapter.logits, backend.flops.head
+    logits, head = backend.adapter.logits, backend.adapter.flops.head
 
     def computed(hidden):
         with FlopCounterMode(display=False) as counter:
@@ -165,7 +165,7 @@ def test_heads_computed_are_heads_charged(backend, monkeypatch):
     monkeypatch.setattr(backend.adapter, "logits", computed)
     request = ask(seeds=range(16), tokens=4)
     estimated = backend.estimate(request)
-    monkeypatch.setattr(backend.flops, "head", paid)
+    monkeypatch.setattr(backend.adapter.flops, "head", paid)
     usage = asyncio.run(backend.generate(request)).usage
     assert sum(counted) == sum(charged) == head(1 + 3 * 16)
     assert usage.flops == estimated.flops

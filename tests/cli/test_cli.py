@@ -384,13 +384,6 @@ def test_lists(cli, kind):
     assert all(row["name"] in done.stdout for row in rows) and done.returncode == 0
 
 
-def test_the_listed_architectures_are_those_of_the_backend():
-    from cot_engine.backends.models.registry import adapters
-    from cot_engine.cli.listing import ARCHITECTURES
-
-    assert set(ARCHITECTURES) == set(adapters())
-
-
 def test_the_stages_of_another_plan(cli, tmp_path):
     plan = tmp_path / "plan.toml"
     plan.write_text('[[stage]]\ntag = "ANSWER"\npurpose = "Say it."\nquestion = "Which?"\n')

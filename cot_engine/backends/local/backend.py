@@ -4,8 +4,8 @@
     generated = await backend.generate(Generate(...))
 
 See `worker` for the thread that runs the model, `prefill`, `decode` and `prefix` for how it avoids
-computing anything twice, `adapters` for what differs between architectures, `text` for the chat
-format and boundaries, `loading` for checkpoints.
+computing anything twice, `models` beside this folder for what differs between families, `text` for
+the chat format and boundaries, `loading` for checkpoints.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import torch
 
 from cot_engine.backends.local import loading
-from cot_engine.backends.local.flops import Flops
 from cot_engine.backends.local.jobs import Job, Scope, Sequence
 from cot_engine.backends.local.loading import Loaded, Quantize
 from cot_engine.backends.local.prefix import Node, insert, matched
@@ -79,11 +78,9 @@ class LocalBackend:
         self._turn_tokens = 0
         self._keeping = threading.Lock()  # guards the two: requests are made ready in threads
         gpu = self.adapter.device.type != "cpu"
-        self.flops = Flops(self.adapter.config)
         self.worker = Worker(
             self.adapter,
             self.text,
-            self.flops,
             max_rows or 256,
             prefill_columns or (65536 if gpu else 16384),
             self._context,
@@ -165,23 +162,23 @@ class LocalBackend:
             had.append(max(self._held(scope, sequence), matched(mock, sequence.keys)))
             insert(mock, sequence.keys)
             counted += len(sequence.keys) - had[-1]
-        longest = sequences[0]
-        crossed = self.flops.crossed(longest.images)
+        longest, costs = sequences[0], self.adapter.flops
+        crossed = self.adapter.crossed(longest.images)
         # A prompt that is held whole may have to compute its last token again.
         counted = max(counted, 1)
         flops = sum(
-            self.flops.prefill(max(1, len(s.keys) - start), start, crossed)
+            costs.prefill(max(1, len(s.keys) - start), start, crossed)
             for s, start in zip(sequences, had, strict=True)
-        ) + self.flops.head(len(sequences))
+        ) + costs.head(len(sequences))
         features = scope.features if scope else {}
         images = {i.digest: i for i in longest.images if i.digest not in features}
-        flops += sum(self.flops.encode(image) for image in images.values())
+        flops += sum(self.adapter.image_flops(image) for image in images.values())
         decoded = 0
         if generating:
             room = self._room(len(longest.ids))
             count, length = min(request.max_new_tokens, room), len(longest.keys)
             decoded = count * len(request.seeds)
-            flops += len(request.seeds) * self.flops.steps(length, count, crossed)
+            flops += len(request.seeds) * costs.steps(length, count, crossed)
         return Usage(
             encodes=len(images),
             prefilled=counted,

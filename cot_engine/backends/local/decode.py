@@ -7,7 +7,6 @@ import time
 import numpy as np
 import torch
 
-from cot_engine.backends.local.flops import Flops
 from cot_engine.backends.local.jobs import Job, Row
 from cot_engine.backends.local.kv import KVShape, RowCache, Slots
 from cot_engine.backends.local.sampling import Settings, draw, keys, seed64
@@ -27,10 +26,9 @@ def streams(rows: list[Row]) -> tuple[Settings, np.ndarray]:
 class Batch:
     """Row i of `rows` has slot i. A row that leaves is replaced by the last one."""
 
-    def __init__(self, adapter: Adapter, shape: KVShape, flops: Flops) -> None:
+    def __init__(self, adapter: Adapter, shape: KVShape) -> None:
         self.adapter = adapter
         self.shape = shape
-        self.flops = flops
         # An image's placeholder in a reply would stand for an image that is not there.
         vocabulary = adapter.head.weight.shape[0]
         self.banned = adapter.placeholder if adapter.placeholder < vocabulary else None
@@ -156,8 +154,8 @@ class Batch:
         for row in self.rows:
             tally = row.job.tally
             tally.seconds += seconds
-            crossed = self.flops.crossed(row.sequence.images)
-            tally.flops += self.flops.step(row.length, crossed)
+            crossed = self.adapter.crossed(row.sequence.images)
+            tally.flops += self.adapter.flops.step(row.length, crossed)
             row.length += 1
         return tokens, logprobs
 

@@ -9,7 +9,6 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -21,7 +20,6 @@ from cot_engine.backends.models.registry import adapter_for
 from cot_engine.errors import InputError, ModelError, cut, install
 
 Quantize = Literal["8bit", "4bit"]
-_NO_VIDEO = ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "SmolVLM")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,8 @@ def load(
     where = pick_device(device)
     kept = pick_dtype(dtype, where)
     network = _network(folder, names[0], where, kept, quantize, kind.spared)
-    processor = _processor(folder, names[0], parsed)
+    with _explained(folder, "its processor or tokenizer cannot be loaded"):
+        processor = kind.load_processor(folder, parsed)
     if not getattr(processor.tokenizer, "is_fast", False):
         raise ModelError(
             f"{folder}: its tokenizer has no tokenizer.json.",
@@ -259,31 +258,6 @@ def _quantization(quantize: str, dtype: torch.dtype, spared: tuple[str, ...]) ->
             llm_int8_skip_modules=list(spared),
         )
     raise InputError(f"There is no quantisation {quantize!r}.", "Use 8bit or 4bit.")
-
-
-def _processor(folder: Path, architecture: str, config: Any) -> Any:
-    """The model's own processor; image processor and tokenizer alone where it insists on video."""
-    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
-
-    with _explained(folder, "its processor or tokenizer cannot be loaded"):
-        if not architecture.startswith(_NO_VIDEO):
-            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-            if getattr(processor, "patch_size", 0) is None:  # checkpoints of before 2025
-                processor.patch_size = config.vision_config.patch_size
-                processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-                processor.num_additional_image_tokens = 1  # CLIP's class token
-            return processor
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-        default = "<image>" if architecture.startswith("SmolVLM") else "<|image_pad|>"
-        return SimpleNamespace(
-            tokenizer=tokenizer,
-            image_processor=images,
-            image_token=getattr(tokenizer, "image_token", None) or default,
-            fake_image_token=getattr(tokenizer, "fake_image_token", "<fake_token_around_image>"),
-            global_image_token=getattr(tokenizer, "global_image_token", "<global-img>"),
-            chat_template=None,
-        )
 
 
 def _template(processor: Any, folder: Path) -> str | None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from cot_engine.backends.local.flops import Flops
 from cot_engine.backends.local.jobs import Job, Sequence
 from cot_engine.backends.local.kv import KVShape, RowCache, Slots
 from cot_engine.backends.local.prefix import Node
@@ -59,12 +58,9 @@ def columns_of(parts: list[Part]) -> int:
 class Prefill:
     """Runs planned parts through the model and hands their keys and values to the tree."""
 
-    def __init__(
-        self, adapter: Adapter, shape: KVShape, flops: Flops, lock: threading.Lock
-    ) -> None:
+    def __init__(self, adapter: Adapter, shape: KVShape, lock: threading.Lock) -> None:
         self.adapter = adapter
         self.shape = shape
-        self.flops = flops
         self.lock = lock
         self.slots = Slots(shape)
 
@@ -87,7 +83,7 @@ class Prefill:
             part.job.scope.features[image.digest] = self.adapter.encode(image)
             tally = part.job.tally
             tally.encodes += 1
-            tally.flops += self.flops.encode(image)
+            tally.flops += self.adapter.image_flops(image)
             tally.seconds += time.perf_counter() - began
 
     def run(self, parts: list[Part]) -> None:
@@ -126,8 +122,8 @@ class Prefill:
             tally = part.job.tally
             tally.prefilled += part.size
             tally.seconds += seconds * part.size / total
-            tally.flops += self.flops.prefill(
-                part.size, part.node.start, self.flops.crossed(part.sequence.images)
+            tally.flops += self.adapter.flops.prefill(
+                part.size, part.node.start, self.adapter.crossed(part.sequence.images)
             )
 
     def rows(self, parts: list[Part], longest: int) -> Rows:

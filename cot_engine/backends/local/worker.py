@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from cot_engine.backends.local.decode import Batch
-from cot_engine.backends.local.flops import Flops
 from cot_engine.backends.local.jobs import Job, Row, Scope
 from cot_engine.backends.local.life import Life
 from cot_engine.backends.local.prefill import Part, Prefill, columns_of, plan
@@ -40,7 +39,6 @@ class Worker:
         self,
         adapter: Adapter,
         text: ChatText,
-        flops: Flops,
         max_rows: int,
         prefill_columns: int,
         context: int,
@@ -53,10 +51,9 @@ class Worker:
         self.notice = notice
         self.lock = threading.Lock()  # guards the prefix trees: estimates read them elsewhere
         shape = adapter.kv_shape()
-        self.flops = flops
         self.scope_tokens = max(2 * context, SCOPE_BYTES // max(1, shape.bytes_per_token))
-        self.prefill = Prefill(adapter, shape, flops, self.lock)
-        self.batch = Batch(adapter, shape, flops)
+        self.prefill = Prefill(adapter, shape, self.lock)
+        self.batch = Batch(adapter, shape)
         self.jobs: list[Job] = []  # whose prompts are not computed yet
         self.waiting: deque[Row] = deque()  # rows without a slot
         self.step = 0.0  # seconds that the last forward pass of all rows took
@@ -210,7 +207,7 @@ class Worker:
             some = job.sequences[at : at + HEADS]
             logits = self.adapter.logits(torch.stack([s.end.hidden for s in some])).float()
             chosen += logits.log_softmax(-1)[:, job.choices].tolist()
-        job.tally.flops += self.flops.head(len(job.sequences))
+        job.tally.flops += self.adapter.flops.head(len(job.sequences))
         # One nan or +inf, or nothing but -inf, makes nan of all of a row.
         if any(math.isnan(value) for row in chosen for value in row):
             raise not_numbers(job.request)
@@ -221,7 +218,7 @@ class Worker:
         for job in jobs:
             start = len(job.sequences[0].ids)
             rows += [Row(job, i, start) for i in range(len(job.request.seeds))]
-            job.tally.flops += self.flops.head(1)
+            job.tally.flops += self.adapter.flops.head(1)
         self.waiting.extend(self._take(rows, *self.batch.first(jobs, rows)))
 
     # --- rows ------------------------------------------------------------------------------------

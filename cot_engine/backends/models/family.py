@@ -1,17 +1,23 @@
-"""All that differs between architectures: how an image becomes tokens, features, positions, masks.
+"""What every family of models has in common, and what its own file may say otherwise.
 
-Everything else in this backend drives the language model alone, with explicit embeddings,
-positions, mask and cache, and never the multimodal wrapper around it.
+How an image becomes tokens, features, positions and masks, what that costs, and what loading needs.
+All else in the backend drives the language model alone, with explicit embeddings, positions, mask
+and cache, and never the multimodal wrapper around it.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, Protocol
 
 import torch
 
 from cot_engine.backends.local.kv import KVShape, RowCache, visible
+from cot_engine.backends.models.flops import Flops
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +59,55 @@ class Rows:
     pictures: list[tuple[tuple[Features, ...], tuple[int, ...]]]
 
 
-class Adapter:
-    """Llava 1.5, and what the others have in common with it."""
+class Pictured(Protocol):
+    """A row of a batch: its token ids and its images, in the prompt's order."""
 
-    max_images = 16
-    lm_path = "language_model"
+    ids: Sequence[int]
+    images: Sequence[Pixels]
+
+
+PLAIN = ("llama", "mistral", "qwen2")
+"""Language models that need nothing of their own here."""
+
+
+class Adapter(ABC):
+    """A model and its processor, driven as their family wants it.
+
+    `texts` are the language models that may be inside, `spared` the modules that quantisation
+    leaves alone, `lm_path` where the language model is, `image_kwargs` what the image processor is
+    told besides. `prompt_depends_on_images`: even the tokens before an image do.
+    """
+
+    texts: ClassVar[tuple[str, ...]] = PLAIN
+    spared: ClassVar[tuple[str, ...]] = (
+        *("model.vision_tower", "model.multi_modal_projector"),
+        "lm_head",
+    )
+    lm_path: ClassVar[str] = "language_model"
     image_kwargs: ClassVar[dict[str, Any]] = {}
-    spared = ("model.vision_tower", "model.multi_modal_projector", "lm_head")  # of quantisation
-    texts = ("llama", "mistral", "qwen2")  # language models inside, where there is a choice
-    prompt_depends_on_images = False
+    prompt_depends_on_images: ClassVar[bool] = False
+    max_images = 16
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model
         self.processor = processor
         self.config = model.config
-        self.text = model.config.get_text_config()
+        self.text, self.vision = model.config.get_text_config(), model.config.vision_config
+        self.flops = Flops(self.text)
         self.lm = getattr(model.model, self.lm_path)
         self.embed = self.lm.get_input_embeddings()
         self.head = model.lm_head
         self.device, self.dtype = self.embed.weight.device, self.embed.weight.dtype
         self.window = getattr(self.text, "sliding_window", None)
         self.kinds = frozenset(getattr(self.text, "layer_types", None) or ())
+
+    @classmethod
+    def load_processor(cls, folder: Path, config: Any) -> Any:
+        """What comes with a checkpoint to make tokens and pixels: an object with `tokenizer`,
+        `image_processor`, `image_token` and `chat_template`. Raises whatever the library does."""
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 
     # --- images ----------------------------------------------------------------------------------
 
@@ -104,7 +138,15 @@ class Adapter:
     def expand(self, inputs: dict[str, Any]) -> str:
         return self.processor.replace_image_token(inputs, 0)
 
-    def vision(self, inputs: dict[str, Any]) -> Any:
+    @abstractmethod
+    def image_flops(self, image: Pixels) -> int:
+        """What `encode` costs."""
+
+    def crossed(self, images: Sequence[Pixels]) -> int:
+        """How many vision tokens cross-attention layers hold of these images."""
+        return 0
+
+    def look(self, inputs: dict[str, Any]) -> Any:
         """The vision tower and the projector on one image."""
         wanted = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask")
         moved = {k: inputs[k].to(self.device) for k in wanted if k in inputs}
@@ -112,7 +154,7 @@ class Adapter:
         return self.model.model.get_image_features(**moved, return_dict=True)
 
     def encode(self, image: Pixels) -> Features:
-        pooled = self.vision(image.inputs).pooler_output
+        pooled = self.look(image.inputs).pooler_output
         pooled = torch.cat(list(pooled)) if isinstance(pooled, (list, tuple)) else pooled
         return Features(pooled.reshape(-1, pooled.shape[-1]))
 
@@ -163,109 +205,58 @@ class Adapter:
         """[rows, width] -> [rows, vocabulary]."""
         return self.head(hidden)
 
+    # --- the whole model -------------------------------------------------------------------------
 
-class LlavaNextAdapter(Adapter):
-    image_kwargs: ClassVar = {"do_pad": True}
+    def stock_inputs(self, ids: torch.Tensor, rows: Sequence[Pictured]) -> dict[str, torch.Tensor]:
+        """The pictures of a batch as the unchanged model's own forward takes them, for training.
 
+        `ids` [rows, tokens] are those of the rows, padded behind. At least one has a picture.
+        """
+        return joined(rows, "pixel_values")
 
-class Gemma3Adapter(Adapter):
-    """Sliding and full layers; the tokens of an image see each other in both directions."""
-
-    texts = ("gemma3_text",)
-
-    @property
-    def placeholder_text(self) -> str:
-        return self.processor.tokenizer.image_token
-
-    def expand(self, inputs: dict[str, Any]) -> str:
-        return self.processor.full_image_sequence
-
-    def mask(self, rows: Rows, columns: int) -> dict[str, torch.Tensor]:
-        masks = super().mask(rows, columns)
-        masks = masks if isinstance(masks, dict) else {"full_attention": masks}
-        for row, at, _, _ in rows.spots:
-            span = rows.positions[row, at]
-            for mask in masks.values():
-                mask[row, 0, at[:, None], span[None, :]] = 0
-        return masks
+    def marked(self, ids: torch.Tensor) -> torch.Tensor:
+        """1 where an image's feature belongs, else 0."""
+        return (ids == self.placeholder).int()
 
 
-class QwenAdapter(Adapter):
-    """Qwen2-VL and Qwen2.5-VL: positions in three dimensions, from the image's grid."""
-
-    spared = ("model.visual", "lm_head")
-    texts = ("qwen2_vl_text", "qwen2_5_vl_text")
-
-    def expand(self, inputs: dict[str, Any]) -> str:
-        merge = self.processor.image_processor.merge_size
-        return self.image_tag * (int(inputs["image_grid_thw"][0].prod()) // merge**2)
-
-    def rope(self, ids: list[int], images: list[Pixels]) -> tuple[torch.Tensor | None, int]:
-        if not images:
-            return None, 0
-        tokens = torch.tensor([ids])
-        positions, delta = self.model.model.get_rope_index(
-            tokens,
-            mm_token_type_ids=(tokens == self.placeholder).int(),
-            image_grid_thw=torch.cat([image.inputs["image_grid_thw"] for image in images]),
-        )
-        return positions[:, 0], int(delta)
+def joined(rows: Sequence[Pictured], *keys: str) -> dict[str, torch.Tensor]:
+    """Some inputs of all pictures, one behind the other."""
+    images = [image for row in rows for image in row.images]
+    return {key: torch.cat([torch.as_tensor(i.inputs[key]) for i in images]) for key in keys}
 
 
-class Qwen3Adapter(QwenAdapter):
-    """Qwen3-VL: the image also enters the first layers (deepstack)."""
-
-    texts = ("qwen3_vl_text",)
-
-    def encode(self, image: Pixels) -> Features:
-        output = self.vision(image.inputs)
-        deep = tuple(torch.cat(list(level)) for level in output.deepstack_features)
-        return Features(torch.cat(list(output.pooler_output)), deep)
-
-    def extra(self, rows: Rows, cache: RowCache) -> dict[str, Any]:
-        if not rows.spots:
-            return {}
-        where = torch.zeros_like(rows.ids, dtype=torch.bool)
-        for row, columns, _, _ in rows.spots:
-            where[row, columns] = True
-        levels = zip(
-            *(
-                [level[first : first + len(columns)] for level in features.deep]
-                for _, columns, features, first in rows.spots
-            ),
-            strict=True,
-        )
-        return {
-            "visual_pos_masks": where,
-            "deepstack_visual_embeds": [torch.cat(level) for level in levels],
-        }
+def by_row(rows: Sequence[Pictured], *keys: str) -> dict[str, torch.Tensor]:
+    """Some inputs [1, n, ...] of each row's pictures, joined and stacked: [rows, largest n, ...];
+    zeros for rows without."""
+    found = {}
+    for key in keys:
+        each = [[image.inputs[key][0] for image in row.images] for row in rows]
+        some = [torch.cat(one) if one else None for one in each]
+        most = max(len(one) for one in some if one is not None)
+        like = next(one for one in some if one is not None)
+        empty = like.new_zeros(0, *like.shape[1:])
+        found[key] = torch.stack([padded(empty if x is None else x, (most,)) for x in some])
+    return found
 
 
-class Idefics3Adapter(Adapter):
-    lm_path = "text_model"
-    image_kwargs: ClassVar = {"return_row_col_info": True}
-    spared = ("model.vision_model", "model.connector", "lm_head")
-
-    def preprocess(self, pixels: Any) -> Any:
-        return self.processor.image_processor(
-            images=[[pixels]], return_tensors="pt", **self.image_kwargs
-        )
+def padded(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """With zeros behind, so that its first dimensions have these sizes."""
+    grown = tensor.new_zeros(*shape, *tensor.shape[len(shape) :])
+    grown[tuple(slice(n) for n in tensor.shape[: len(shape)])] = tensor
+    return grown
 
 
-class SmolVLMAdapter(Idefics3Adapter):
-    """Its processor wants a video processor and num2words; its prompt string needs neither."""
+def without_video(folder: Path, image_token: str) -> SimpleNamespace:
+    """In place of a processor that insists on a video processor: its other two parts.
 
-    def expand(self, inputs: dict[str, Any]) -> str:
-        from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
+    `image_token` where the tokenizer names none.
+    """
+    from transformers import AutoImageProcessor, AutoTokenizer
 
-        vision, shrink = self.config.vision_config, self.config.scale_factor
-        length = (vision.image_size // vision.patch_size) ** 2 // shrink**2
-        processor = self.processor
-        return get_image_prompt_string(
-            int(inputs["rows"][0][0]),
-            int(inputs["cols"][0][0]),
-            length,
-            fake_token_around_image=processor.fake_image_token,
-            image_token=processor.image_token,
-            global_image_token=processor.global_image_token,
-        )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return SimpleNamespace(
+        tokenizer=tokenizer,
+        image_processor=AutoImageProcessor.from_pretrained(folder, trust_remote_code=False),
+        image_token=getattr(tokenizer, "image_token", None) or image_token,
+        chat_template=None,
+    )

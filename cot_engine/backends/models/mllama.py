@@ -6,6 +6,7 @@ so nothing ever crops them. Rows of one image set share them without a copy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from cot_engine.backends.local.kv import RowCache
-from cot_engine.backends.models.family import Adapter, Features, Pixels, Rows
+from cot_engine.backends.models.family import Adapter, Features, Pictured, Pixels, Rows, by_row
+from cot_engine.backends.models.flops import encoder, linear, patches
 
 ATTENTION = "cot_engine"
 
@@ -78,8 +80,8 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 class MllamaAdapter(Adapter):
-    spared = ("model.vision_model", "model.multi_modal_projector", "lm_head")
     texts = ("mllama_text_model",)
+    spared = ("model.vision_model", "model.multi_modal_projector", "lm_head")
     # A token before the first image attends to all of them evenly (the model's own oddity), so
     # even such tokens cannot be shared between prompts of different images.
     prompt_depends_on_images = True
@@ -98,7 +100,25 @@ class MllamaAdapter(Adapter):
     def expand(self, inputs: dict[str, Any]) -> str:
         return self.image_tag
 
-    def vision(self, inputs: dict[str, Any]) -> torch.Tensor:
+    def image_flops(self, image: Pixels) -> int:
+        """All tiles as one sequence, each padded to a multiple of 8 patches, padding tiles too;
+        then the cross-attention layers' keys and values."""
+        vision, tiles = self.vision, self.vision.max_num_tiles
+        real = self.crossed([image])
+        count = real // tiles
+        layers = vision.num_hidden_layers + vision.num_global_layers
+        tokens = tiles * (-(-count // 8) * 8)
+        tower = encoder(tokens, vision.hidden_size, vision.intermediate_size, layers)
+        projector = linear(real, vision.vision_output_dim, self.text.hidden_size)
+        return tiles * patches(vision, count - 1) + tower + projector + self.flops.crossing(real)
+
+    def crossed(self, images: Sequence[Pixels]) -> int:
+        """Patches and a class token of every tile, padding tiles too."""
+        vision = self.vision
+        each = (vision.image_size // vision.patch_size) ** 2 + 1
+        return len(images) * vision.max_num_tiles * each
+
+    def look(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Projected vision states [tokens, width] of all tiles, padding tiles included."""
         model = self.model.model
         names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
@@ -108,7 +128,7 @@ class MllamaAdapter(Adapter):
         return model.multi_modal_projector(states).flatten(0, -2)
 
     def encode(self, image: Pixels) -> Features:
-        states = self.vision(image.inputs)
+        states = self.look(image.inputs)
         parts = []
         for layer in self.crossing:
             attention = self.lm.layers[layer].cross_attn
@@ -116,9 +136,8 @@ class MllamaAdapter(Adapter):
             keys = attention.k_norm(attention.k_proj(states).view(shape))
             values = attention.v_proj(states).view(shape)
             parts.append(torch.stack([keys, values]).transpose(1, 2))
-        patches = self.model.model.vision_model.num_patches
-        tiles = int(torch.as_tensor(image.inputs["num_tiles"]).reshape(-1)[0])
-        seen = torch.arange(len(states), device=self.device) < tiles * patches
+        each = self.model.model.vision_model.num_patches
+        seen = torch.arange(len(states), device=self.device) < _tiles(image) * each
         return Features(cross=torch.stack(parts), seen=seen)
 
     def extra(self, rows: Rows, cache: RowCache) -> dict[str, Any]:
@@ -160,6 +179,31 @@ class MllamaAdapter(Adapter):
             layers[layer] = CrossLayer(CrossKeys(groups, index))
         cache.layers = layers
         return {"full_text_row_masked_out_mask": fully[:, None]}
+
+    def stock_inputs(self, ids: torch.Tensor, rows: Sequence[Pictured]) -> dict[str, torch.Tensor]:
+        """And `pictured` [rows], how many pictures each row has, where they differ: what stands
+        before a row's first picture looks at all tiles evenly, and of a row with fewer pictures
+        than another's at empty ones, so such rows must go through the model apart."""
+        from transformers.models.mllama.processing_mllama import (
+            convert_sparse_cross_attention_mask_to_dense,
+            get_cross_attention_token_mask,
+        )
+
+        found = by_row(rows, "pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
+        mask = convert_sparse_cross_attention_mask_to_dense(
+            [get_cross_attention_token_mask(list(row.ids), self.placeholder) for row in rows],
+            num_tiles=[[_tiles(image) for image in row.images] for row in rows],
+            max_num_tiles=found["pixel_values"].shape[2],
+            length=ids.shape[1],
+        )
+        found["cross_attention_mask"] = torch.from_numpy(mask)
+        counts = torch.tensor([len(row.images) for row in rows])
+        return found if (counts == counts[0]).all() else {**found, "pictured": counts}
+
+
+def _tiles(image: Pixels) -> int:
+    """How many tiles hold a part of the picture."""
+    return int(torch.as_tensor(image.inputs["num_tiles"]).reshape(-1)[0])
 
 
 def _sees(positions: torch.Tensor, placeholders: tuple[int, ...]) -> torch.Tensor:
