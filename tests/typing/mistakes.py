@@ -71,8 +71,8 @@ def mistakes(engine: Engine, answer: Answer, chain: Chain) -> None:
     parse_budget(100)
     # wrong: arg-type
     event_to_json(answer)
-    # wrong: call-arg
-    Engine.from_pretrained(devise="cpu")
+    # wrong: arg-type
+    Engine.from_pretrained(quantize="2bit")
     # wrong: arg-type
     engine.solve(3.5, "Which?")
     # wrong: union-attr
