@@ -1,4 +1,4 @@
-"""The public names and their homes: for type checkers, and for `__init__.py`, which reads this."""
+# The public names and their homes: for type checkers, and for `__init__.py`, which reads this.
 
 from cot_engine.backends.protocol import Backend as Backend
 from cot_engine.options.config import RunConfig as RunConfig

@@ -22,7 +22,9 @@ class Backend(Protocol):
     """
 
     @property
-    def info(self) -> BackendInfo: ...
+    def info(self) -> BackendInfo:
+        """What the model is, the same for as long as it is loaded."""
+        ...
 
     async def generate(self, request: Generate) -> Generated:
         """Sample one continuation per seed. Candidate i depends on its seed and prefix alone: on

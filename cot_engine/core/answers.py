@@ -158,7 +158,8 @@ def _lower(text: str) -> str:
 class Answer:
     """What a search returns. `text` is the CONCLUSION alone; the rest says how it came about.
 
-    `usage` is by role; `left` is what remained of the budget, in its unit (None: no budget).
+    `usage` is by role ("generate", "judge", "score"); `seconds` is wall-clock time; `left` is what
+    remained of the budget, in its unit (None: no budget).
     `incomplete` says in a sentence why the answer is not whole; it is "" if it is.
     """
 
@@ -181,4 +182,5 @@ class Answer:
 
     @property
     def total(self) -> Usage:
+        """What the search cost, all roles together."""
         return sum(self.usage.values(), Usage())

@@ -12,8 +12,8 @@ class Step:
     """The text written for one stage, or one sentence, or all that remained.
 
     `segments` are exactly what stands in the assistant's turn (forced tags, sampled ids, repairs);
-    `text` is their text. `logprob` sums over the `tokens` sampled ones. `faults` names what was
-    malformed (see `stages.FAULTS`); `stage` is the tag of the stage that the step ended in.
+    `text` is their text. `logprob` (nats) sums over the `tokens` sampled ones. `faults` names what
+    was malformed (see `grammar.FAULTS`); `stage` is the tag of the stage that the step ended in.
     """
 
     text: str
@@ -40,26 +40,31 @@ class Chain:
 
     @property
     def parent(self) -> str | None:
+        """The id of the chain it grew from; None for the root."""
         return self.id.rpartition(".")[0] or None
 
     @property
     def text(self) -> str:
+        """All that was written, tags included."""
         return "".join(step.text for step in self.steps)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
+        """The assistant's turn so far, as a request continues it."""
         return tuple(segment for step in self.steps for segment in step.segments)
 
     @property
     def last(self) -> Step | None:
+        """The latest step; None for the root, which has none."""
         return self.steps[-1] if self.steps else None
 
     @property
     def faults(self) -> tuple[str, ...]:
+        """What was malformed in any of its steps, by name (`core.grammar.FAULTS`)."""
         return tuple(fault for step in self.steps for fault in step.faults)
 
     def likelihood(self, steps: int | None = None) -> float:
-        """Mean log-probability per sampled token of the last `steps` steps (all, if None).
+        """Mean log-probability (nats) per sampled token of the last `steps` steps (all, if None).
 
         Where nothing was sampled it is -99, less likely than any text: writing nothing must not
         pass for certainty.
@@ -69,10 +74,13 @@ class Chain:
         return sum(step.logprob for step in chosen) / tokens if tokens else -99.0
 
     def grow(self, index: int, step: Step, done: bool) -> Chain:
+        """Its child number `index`, longer by a step."""
         return Chain(f"{self.id}.{index}", (*self.steps, step), done)
 
     def counted(self, count: int) -> Chain:
+        """The same chain, into which `count` candidates were merged."""
         return replace(self, count=count)
 
 
 Beam = tuple[Chain, ...]
+"""Chains side by side: what a strategy grows, selects from and goes on with."""

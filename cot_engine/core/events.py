@@ -148,6 +148,8 @@ class Selected:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
+    """What a scorer gave: its number for each chain, by id; higher is better."""
+
     scorer: str
     scores: dict[str, float]
     usage: Usage

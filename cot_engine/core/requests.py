@@ -29,6 +29,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
+        """Whether the likeliest token is taken, and nothing drawn."""
         return self.temperature == 0
 
 

@@ -29,7 +29,8 @@ class Stage:
     `purpose` tells the model what to write, `question` asks a judge which of two is better.
     `length` is the most new tokens; `width` the number of candidates (None: the strategy's n).
     An `optional` stage may be skipped by the model without fault; one that `needs_image` is left
-    out of the plan of a problem without images.
+    out of the plan of a problem without images. Raises ConfigError for a tag, length or width that
+    will not do.
     """
 
     tag: str
@@ -58,16 +59,23 @@ class Stage:
 
     @property
     def open(self) -> str:
+        """The tag that begins it, such as "<SUMMARY>"."""
         return f"<{self.tag}>"
 
     @property
     def close(self) -> str:
+        """The tag that ends it, such as "</SUMMARY>"."""
         return f"</{self.tag}>"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The ordered stages of one problem. The last one holds the answer that is shown."""
+    """The ordered stages of one problem. The last one holds the answer that is shown.
+
+    It can be iterated over, and `plan["CAPTION"]` is the stage of that tag. Raises ConfigError for
+    no stages, a tag that stands twice or a last stage that may be left out, UnknownNameError for a
+    tag that it does not have.
+    """
 
     stages: tuple[Stage, ...]
 
@@ -98,14 +106,17 @@ class Plan:
 
     @property
     def last(self) -> Stage:
+        """The stage that holds the answer."""
         return self.stages[-1]
 
     def index(self, tag: str) -> int:
+        """The place of a stage, from 0 on. Raises UnknownNameError."""
         return self.stages.index(self[tag])
 
     def span(self, tag: str) -> tuple[float, float]:
         """Where a stage begins and ends in the plan, by the lengths declared: fractions of their
-        sum, 0 to 1. For pacing, so that what comes early does not use up what is there for all."""
+        sum, 0 to 1. For pacing, so that what comes early does not use up what is there for all.
+        Raises UnknownNameError."""
         at, lengths = self.index(tag), [stage.length for stage in self.stages]
         return sum(lengths[:at]) / sum(lengths), sum(lengths[: at + 1]) / sum(lengths)
 
@@ -120,7 +131,8 @@ class Plan:
     def from_toml(cls, path: str | Path) -> Plan:
         """Read `[[stage]]` tables whose keys are the fields of Stage.
 
-        Raises ConfigError for a missing file, broken TOML, unknown keys or wrong types.
+        Raises ConfigError for a missing file, broken TOML or wrong types, UnknownNameError for
+        keys that a stage does not have.
         """
         data = read_toml(path, "plan", ConfigError)
         unknown = sorted(set(data) - {"stage"})

@@ -44,6 +44,8 @@ class Trace:
 
     @property
     def started(self) -> Started:
+        """The event that says what was asked, of which model and how. Raises TraceError if there
+        is none."""
         for event in self.events:
             if isinstance(event, Started):
                 return event
@@ -51,10 +53,12 @@ class Trace:
 
     @property
     def finished(self) -> Finished | None:
+        """The event that says how it ended; None for a search that failed or was stopped."""
         return next((e for e in reversed(self.events) if isinstance(e, Finished)), None)
 
     def chains(self) -> dict[str, Chain]:
-        """Every chain that was grown, by id, each with all its steps."""
+        """Every chain that was grown, by id, each with all its steps. Raises TraceError where one
+        grew from what the trace does not have."""
         whole = {"r": Chain()}
         for event in self.events:
             if isinstance(event, Grown):
@@ -101,7 +105,8 @@ class Trace:
 
     @classmethod
     def parse(cls, data: bytes, name: str) -> Trace:
-        """What `read` finds in a file with these bytes; errors call it `name`."""
+        """What `read` finds in a file with these bytes. Raises TraceError, which calls it
+        `name`."""
         if not data.strip():
             raise TraceError(f"The trace {name!r} is empty.")
         *lines, rest = data.split(b"\n")  # not splitlines: U+2028 may stand in a text

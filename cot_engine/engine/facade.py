@@ -41,12 +41,12 @@ from cot_engine.search.loop import search
 from cot_engine.search.rejudge import Rejudged, rejudge
 
 if TYPE_CHECKING:
-    from cot_engine.images.load import Source
+    from cot_engine.images.load import Image, Source
 
 T = TypeVar("T")
 Listener = Callable[[Heard], None]
 HearingMany = Callable[[int, Heard], None]
-Pictures: TypeAlias = "Source | Sequence[Source] | Problem | None"
+Pictures: TypeAlias = "Source | Image | Sequence[Source | Image] | Problem | None"
 """What a question is asked about: a picture, several, none, or a Problem that holds both."""
 Problems: TypeAlias = "Iterable[Problem | tuple[Pictures, str]]"
 
@@ -56,7 +56,8 @@ _LOADING = 32  # problems whose pictures are read, or waited for, at once: each 
 class Engine:
     """A loaded model and the searches that run on it. Close it, or use it as a context manager.
 
-    `profile` says how to judge with the model. Its methods may be called from several threads.
+    `profile` says how to judge with the model; `in_flight` bounds the searches that run at once.
+    Its methods may be called from several threads. Raises ConfigError for an `in_flight` below 1.
     """
 
     def __init__(self, backend: Backend, *, profile: Profile | None = None, in_flight: int = 32):

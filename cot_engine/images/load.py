@@ -25,12 +25,12 @@ from cot_engine.images.download import AllowUrl, download
 if TYPE_CHECKING:  # PIL is imported where it is used, so that `import cot_engine` stays quick
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
     from PIL.Image import Image as PILImage
 
     Source: TypeAlias = (
-        "str | os.PathLike[str] | bytes | bytearray | memoryview | PILImage | NDArray[Any] | Image"
+        str | os.PathLike[str] | bytes | bytearray | memoryview | PILImage | NDArray[Any]
     )
-    from numpy.typing import NDArray
 
 MAX_PIXELS = 100_000_000
 """The largest picture read by default. What decoding may take follows from it: see `decoding`."""
@@ -68,6 +68,7 @@ class Image:
         return self.pixels.size
 
     def to_png_base64(self) -> str:
+        """The picture as a PNG file, in base64: as a trace and a page hold it."""
         buffer = io.BytesIO()
         # The fastest compression: a photograph of 12 megapixels takes seconds at the default.
         self.pixels.save(buffer, "PNG", compress_level=1)
@@ -85,7 +86,7 @@ class Image:
 
 
 def load_image(
-    source: Source, *, allow_url: AllowUrl = False, max_pixels: int = MAX_PIXELS
+    source: Source | Image, *, allow_url: AllowUrl = False, max_pixels: int = MAX_PIXELS
 ) -> Image:
     """Read a picture. Raises ImageError, which says what to do, for anything that is not one.
 

@@ -53,7 +53,7 @@ class SelfJudge:
     The margin is log p("1") - log p("2"). Where the two together have less than `least_mass` of
     the probability the model was not answering the question: that verdict is unreadable.
     `prompt` is how it is asked: "full" with instructions, "brief" as a model is that was trained to
-    judge (`prompts.judge_turn`).
+    judge (`prompts.judge_turn`). Raises ConfigError for another.
     """
 
     least_mass: float = 1e-3
@@ -73,7 +73,7 @@ class SelfJudge:
         return await _by_head(asked, judged)
 
     def read(self, one: float, two: float) -> Verdict:
-        """The verdict that the log-probabilities of "1" and "2" are."""
+        """The verdict that the log-probabilities (nats) of "1" and "2" are."""
         mass = math.exp(one) + math.exp(two)
         return _by_sign(one - two, mass >= self.least_mass, f"mass {mass:.2g}")
 
@@ -140,7 +140,8 @@ class SelfLikelihoodJudge(SelfJudge):
 
     The margin is that of SelfJudge + `weight` x (mean log-probability per token of the first - of
     the second, as LikelihoodScorer has them). Asked in both orders; an unreadable verdict stays
-    unreadable. The weight is a model's own: `report.weighing.fit_weight` finds it.
+    unreadable. The weight is a model's own: `report.weighing.fit_weight` finds it. Raises
+    ConfigError if it is not finite.
     """
 
     weight: float = field(kw_only=True)

@@ -83,6 +83,12 @@ class Score:
 
 
 Search = Generator[Expand | Select | Score, Any, Chain]
+"""What a strategy's `search` is: it yields requests and returns the chain that is the answer.
+
+What a `yield` gives depends on the request, which no one type can say, so it is Any to a type
+checker. Say what you expect where it matters: `grown: Beam = yield Expand(...)`,
+`numbers: tuple[float, ...] = yield Score(...)`.
+"""
 
 
 class Continuation:
@@ -99,4 +105,7 @@ class Strategy(Protocol):
     What it yields is checked before anything is done about it (`yielded.py`); what it raises, or
     yields against the rules, ends that search with a StrategyError."""
 
-    def search(self, task: Task) -> Search: ...
+    def search(self, task: Task) -> Search:
+        """Ask, be answered, and return the chain whose answer counts. It may be asked again, for
+        another task and at the same time: what it learns belongs into local names."""
+        ...
