@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import random
+from dataclasses import replace
 
 from cot_engine.core.chain import Chain, Step
 from cot_engine.core.events import (
@@ -68,16 +70,21 @@ class Recorder:
         ]
         self.chains = {"r": Chain()}
         self.children: dict[str, int] = {}
+        self.round = 0  # of what comes next; 0 as before rounds were numbered
 
     def add(self, event) -> None:
-        self.events.append(event)
+        numbered = self.round and hasattr(event, "round")
+        self.events.append(replace(event, round=self.round) if numbered else event)
 
-    def grow(self, parent: str, unit: str, texts, *, faults=None, forced=False, logprobs=None):
-        """Grow a chain by each of the texts; returns the new ids."""
+    def grow(self, parent, unit: str, texts, *, faults=None, forced=False, logprobs=None):
+        """Grow a chain by each of the texts, or several, each by its share of them; returns the
+        new ids."""
+        parents = (parent,) if isinstance(parent, str) else tuple(parent)
         if not forced:
-            self.add(Growing((parent,), unit, len(texts)))
+            self.add(Growing(parents, unit, len(texts) // len(parents)))
         made = []
         for at, text in enumerate(texts):
+            parent = parents[at * len(parents) // len(texts)]
             index = self.children.get(parent, 0)
             self.children[parent] = index + 1
             tokens = max(1, len(text.split()))
@@ -94,13 +101,13 @@ class Recorder:
         return [chain.id for chain in made]
 
     def select(self, ids, matches=(), *, about="step", merged=None, unjudged=None, ranking=(),
-               keep=1, end=True):  # fmt: skip
+               keep=1, end=True, again=True):  # fmt: skip
         """A tournament of the given matches; returns who was kept."""
         merged, unjudged = merged or {}, unjudged or {}
         folded = {id for others in merged.values() for id in others}
         entrants = tuple(id for id in ids if id not in folded and id not in unjudged)
         stage = self.chains[ids[0]].last.stage
-        if len(entrants) > 1:
+        if len(entrants) > 1 and again:
             self.add(Judging(about, stage, entrants))
             for match in matches:
                 self.add(Judged(match))
@@ -333,6 +340,77 @@ def wide(n: int = 16) -> Trace:
     return r.finish(kept)
 
 
+def lookahead() -> Trace:
+    """Each stage is chosen by what would come after it: the deeper ones are judged, the shallower
+    kept, and grown from again. The last two end it."""
+    r = Recorder("How many red things are there?", [image()], "lookahead", {"n": 3})
+    said = {
+        "SUMMARY": ["I count the red things.", "I look.", "I list what I see and count."],
+        "CAPTION": ["A red square and a blue circle.", "A red square.", "Two shapes, one red."],
+        "REASONING": ["One is red.", "Both have a colour.", "The square is red, the circle not."],
+        "CONCLUSION": ["1", "2", "1"],
+    }
+
+    def grow(parents, unit: str, n: int):
+        r.round += 1
+        return r.grow(parents, unit, tag(unit, *said[unit][:n]))
+
+    def ahead(unit: str, among):
+        seen = grow(among, unit, 3)
+        r.round += 1
+        played = [match(seen[0], seen[1], 1.2, -0.4), match(seen[2], seen[0], 0.9, -1.1)]
+        return r.select(seen, played, ranking=(seen[2], seen[0], seen[1]))[0]
+
+    kept = "r"
+    for unit, after in (("SUMMARY", "CAPTION"), ("CAPTION", "REASONING")):
+        kept = ahead(after, grow(kept, unit, 3)).rpartition(".")[0]
+    return r.finish(ahead("CONCLUSION", grow(kept, "REASONING", 3)))
+
+
+def at_once() -> Trace:
+    """Two beams that go on for themselves: their requests are made and answered together, and
+    their events interleave. Their best meet at the end."""
+    r = Recorder("What is left of the circle?", [image()], "two-beams", {"n": 2}, budget="90 calls")
+    r.round = 1
+    ids = r.grow("r", "SUMMARY", tag("SUMMARY", "I look left.", "I find the circle first.", "Hm."))
+    r.round = 2
+    beams = list(r.select(ids, [match(ids[0], ids[2], 1, -1), match(ids[1], ids[2], 2, -1)],
+                          ranking=(ids[1], ids[0], ids[2]), keep=2))  # fmt: skip
+    for unit in ("CAPTION", "REASONING"):
+        grown = []
+        for at, beam in enumerate(beams):
+            r.round = max(r.round + 1, 3)
+            if at:
+                r.add(Cut("candidates", 3, 2, 41))
+            texts = [f"Beam {at + 1} says {word} in its {unit.lower()}." for word in ("so", "no")]
+            grown.append(r.grow(beam, unit, tag(unit, *texts)))
+        _weave(r, 2)
+        for at, (one, other) in enumerate(grown):
+            r.round += 1
+            if at and unit == "REASONING":
+                r.add(Judging("step", unit, (one, other)))
+                r.add(Cut("matches", 1, 0, 3))
+                lot = match(one, other, 0, 0, unreadable=(0, 1), broken="draw",
+                            texts=["not judged: out of budget"] * 2)  # fmt: skip
+                r.add(Judged(lot))
+                (beams[at],) = r.select((one, other), [lot], again=False)
+            else:
+                (beams[at],) = r.select((one, other), [match(one, other, at + 1, at - 2)])
+        _weave(r, 2)
+    r.round += 1
+    ends = [r.grow(beams, "CONCLUSION", tag("CONCLUSION", "A square", "The red square"))]
+    r.round += 1
+    return r.finish(r.select(ends[0], [match(ends[0][0], ends[0][1], -0.3, 0.2)])[0], left=2)
+
+
+def _weave(r: Recorder, n: int) -> None:
+    """The events of the last `n` rounds take turns, the last round first."""
+    rounds = [[e for e in r.events if getattr(e, "round", 0) == r.round - k] for k in range(n)]
+    r.events = [e for e in r.events if not 0 <= r.round - getattr(e, "round", -1) < n]
+    turns = itertools.zip_longest(*rounds)
+    r.events += [event for turn in turns for event in turn if event is not None]
+
+
 TRACES = {
     "stage-beam": stage_beam,
     "best-of-n": best_of_n,
@@ -344,4 +422,6 @@ TRACES = {
     "hostile": hostile,
     "long": long,
     "wide": wide,
+    "lookahead": lookahead,
+    "at-once": at_once,
 }

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 import make_traces
 from rich.console import Console
 
-from cot_engine.cli.summary import summary
 from cot_engine.core.events import event_to_json
 from cot_engine.core.trace import Trace, usage_by_role
 from cot_engine.errors import CotEngineError
@@ -22,6 +21,7 @@ from cot_engine.judging.judges import LikelihoodScorer, ScorerJudge
 from cot_engine.search.loop import Named
 from cot_engine.search.rejudge import recorded_problem, rejudge, replayed
 from cot_engine.show.html import render_html
+from cot_engine.show.summary import summary
 from cot_engine.show.tree import render_tree
 
 DEEP: list = []

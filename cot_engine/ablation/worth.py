@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cot_engine.ablation.records import Selection
 from cot_engine.core.chain import Beam, Chain
-from cot_engine.core.events import Growing, Selected
+from cot_engine.core.events import Selected
 from cot_engine.core.grammar import conclusion, read
 from cot_engine.core.problem import Problem
 from cot_engine.core.stages import Plan
@@ -49,9 +49,9 @@ async def selections(
     are sampled as the search sampled, 0 leaves its worth unknown. They need the `engine` and the
     `config` of the search; `problem` spares reading the item's pictures again.
     """
-    held = [event for event in trace if isinstance(event, Selected)]
-    chains = trace.chains()
-    plan = trace.started.plan
+    fold, plan = trace.fold(), trace.started.plan
+    held = [contest.outcome for contest in fold.selections if contest.outcome]
+    chains = fold.chains
     among = {name: chains[name] for event in held for name in event.candidates}
     worth = {
         name: item.grade(conclusion(chain.text, plan))
@@ -93,17 +93,18 @@ def _selection(
 
 
 def stages_of(trace: Trace) -> tuple[str, ...]:
-    """What each selection of a trace is counted under: WHOLE, or the tag of the stage that its
-    candidates were to end with, whatever they wrote; else that of the stage they do end with, or
-    SENTENCE where they end inside one."""
-    tags, unit, found = {stage.tag for stage in trace.started.plan}, "", []
-    for event in trace:
-        if isinstance(event, Growing):
-            unit = event.unit
-        elif isinstance(event, Selected):
-            asked = unit if unit in tags else event.stage or SENTENCE
-            found.append(WHOLE if event.about == "whole" else asked)
-    return tuple(found)
+    """What each selection is counted under: WHOLE, or the tag of the stage that its candidates
+    were to end with, whatever they wrote; else that of the stage they do end with, or SENTENCE
+    where they end inside one."""
+    tags = {stage.tag for stage in trace.started.plan}
+    return tuple(
+        WHOLE
+        if contest.about == "whole"
+        else contest.unit
+        if contest.unit in tags
+        else contest.stage or SENTENCE
+        for contest in trace.fold().selections
+    )
 
 
 # --- continuations -------------------------------------------------------------------------------

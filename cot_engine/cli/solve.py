@@ -266,7 +266,7 @@ def _print_json(
 ) -> None:
     import json
 
-    from cot_engine.cli.summary import summary
+    from cot_engine.show.summary import summary
 
     result = summary(answer.trace)  # type: ignore[arg-type]
     result |= {"config": config.hash(), "trace": trace if failed is None else None}

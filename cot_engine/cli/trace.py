@@ -57,7 +57,7 @@ def _put(drawn: Trace, again: Rejudged | None, html: str | None, *, json: bool) 
     if html is not None:
         _write_html(drawn, html)
     elif json:
-        from cot_engine.cli.summary import summary
+        from cot_engine.show.summary import summary
 
         result = summary(drawn)
         if again is not None:

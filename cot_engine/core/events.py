@@ -6,7 +6,7 @@ Display, trace viewer, statistics and tests listen to the same events. Only fiel
 `round` is the number of the strategy's request that an event belongs to, from 1, in the order in
 which the strategy made its requests: each of a tuple has its own, and their events may interleave.
 A conclusion that the budget forced is a round of its own, after the last. In traces from before
-rounds were numbered it is 0 everywhere: `trace.numbered` says what they were.
+rounds were numbered it is 0 everywhere: `fold.numbered` says what they were.
 """
 
 from __future__ import annotations

@@ -12,15 +12,13 @@ from cot_engine.core.chain import Chain
 from cot_engine.core.events import (
     Event,
     Finished,
-    Grown,
     Heard,
     Progress,
-    Scored,
-    Selected,
     Started,
     event_from_json,
     event_to_json,
 )
+from cot_engine.core.fold import Fold
 from cot_engine.core.usage import Role, Usage
 from cot_engine.errors import TraceError, shown
 from cot_engine.files.reading import read_bytes
@@ -56,19 +54,16 @@ class Trace:
         """The event that says how it ended; None for a search that failed or was stopped."""
         return next((e for e in reversed(self.events) if isinstance(e, Finished)), None)
 
+    def fold(self) -> Fold:
+        """Its rounds. Raises TraceError if a chain was grown from one that is not there."""
+        fold = Fold(self.events)
+        if fold.gap:
+            raise TraceError(f"The trace has {fold.gap!r} but not what it grew from.")
+        return fold
+
     def chains(self) -> dict[str, Chain]:
-        """Every chain that was grown, by id, each with all its steps. Raises TraceError where one
-        grew from what the trace does not have."""
-        whole = {"r": Chain()}
-        for event in self.events:
-            if isinstance(event, Grown):
-                for chain in event.chains:
-                    parent = whole.get(chain.parent or "r")
-                    if parent is None:
-                        raise TraceError(f"The trace has {chain.id!r} but not what it grew from.")
-                    steps = (*parent.steps, *chain.steps)
-                    whole[chain.id] = Chain(chain.id, steps, chain.done, chain.count)
-        return whole
+        """Every chain that was grown, by id, each with all its steps. Raises as `fold`."""
+        return self.fold().chains
 
     def answered(self) -> Chain | None:
         """The chain of the answer; None if there is no answer. Raises TraceError as `chains`."""
@@ -172,13 +167,4 @@ class TraceFile:
 
 def usage_by_role(events: Iterable[Event]) -> dict[Role, Usage]:
     """What the recorded requests cost, added up by role."""
-    total: dict[Role, Usage] = {}
-    for event in events:
-        if not isinstance(event, (Grown, Selected, Scored)) or event.usage == Usage():
-            continue
-        role = _ROLES[type(event)]
-        total[role] = total.get(role, Usage()) + event.usage
-    return total
-
-
-_ROLES: dict[type, Role] = {Grown: "generate", Selected: "judge", Scored: "score"}
+    return Fold(events).usage

@@ -22,7 +22,8 @@ from typing import Literal
 import numpy as np
 
 from cot_engine.ablation.records import Selection
-from cot_engine.core.events import Event, Grown, Judged, Selected
+from cot_engine.core.events import Event
+from cot_engine.core.fold import Fold
 from cot_engine.core.match import Match
 from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
@@ -170,44 +171,36 @@ def contests(
 ) -> tuple[Contest, ...]:
     """The selections of a trace as `events`, those of judging it again, say they were held; by
     default as the trace itself does. `known` has what is known of each selection, in order."""
-    chains = trace.chains()
-    grown: list[tuple[Usage, int]] = []
-    usage, count = Usage(), 0
-    for event in trace:
-        if isinstance(event, Grown):
-            usage, count = usage + event.usage, count + len(event.chains)
-        elif isinstance(event, Selected):
-            grown.append((usage, count))
-            usage, count = Usage(), 0
+    fold = trace.fold()
+    again = fold if events is None else Fold(events)
     found: list[Contest] = []
-    fresh: list[Match] = []
-    for event in trace if events is None else events:
-        if isinstance(event, Judged) and not event.cached:
-            fresh.append(event.match)
-        elif isinstance(event, Selected):
-            here, (growing, many) = known[len(found)], grown[len(found)]
-            whole = event.about == "whole"
-            lengths = {
-                name: len(chains[name].text if whole else chains[name].steps[-1].text)
-                for name in event.candidates
-                if chains[name].steps
-            }
-            judged = len(event.ranking) < 2 or bool(event.matches)
-            found.append(
-                Contest(
-                    trace.started.problem,
-                    here.stage,
-                    event.candidates,
-                    event.kept[0] if judged else "",
-                    tuple(fresh),
-                    lengths,
-                    {"worth": here.worth, "facts": here.facts},
-                    event.usage,
-                    growing,
-                    many,
-                )
+    counted: set[int] = set()
+    for here, there, contest in zip(known, fold.selections, again.selections, strict=True):
+        event = contest.outcome
+        chains = {name: fold.chains[name] for name in event.candidates}
+        whole = event.about == "whole"
+        lengths = {
+            name: len(chain.text if whole else chain.steps[-1].text)
+            for name, chain in chains.items()
+            if chain.steps
+        }
+        grown = [growth for growth in there.growths if growth.number not in counted]
+        counted.update(growth.number for growth in grown)
+        judged = len(event.ranking) < 2 or bool(event.matches)
+        found.append(
+            Contest(
+                trace.started.problem,
+                here.stage,
+                event.candidates,
+                event.kept[0] if judged else "",
+                contest.fresh,
+                lengths,
+                {"worth": here.worth, "facts": here.facts},
+                event.usage,
+                sum((growth.usage for growth in grown), Usage()),
+                sum(len(growth.chains) for growth in grown),
             )
-            fresh = []
+        )
     return tuple(found)
 
 

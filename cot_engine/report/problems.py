@@ -208,10 +208,9 @@ def _matches(column: Column) -> str:
     """ "A beat B +0.40 −0.60; ..."."""
     said = []
     for match in column.matches[: 2 * _CARDS]:
-        names = [card.label if (card := column.card(id)) else id for id in fig.ordered(match)]
         tie = words.tie_text(match)
         margins = " ".join(words.margins(match))
-        said.append(" ".join(filter(None, (" beat ".join(names), margins, tie and f"({tie})"))))
+        said.append(" ".join(filter(None, (column.pair(match), margins, tie and f"({tie})"))))
     if more := len(column.matches) - len(said):
         said.append(f"and {more:,} more")
     return "; ".join(said)

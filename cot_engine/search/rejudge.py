@@ -145,7 +145,7 @@ async def rejudge(
             await arena.select(Select(beam, len(before.kept), before.about))
             after = heard[-1]
             assert isinstance(after, Selected)
-            selections.append(Selection(before, after))
+            selections.append(Selection(before, replace(after, round=before.round)))
     except BaseException:
         with contextlib.suppress(ModelError):  # what came first is what counts
             session.release()

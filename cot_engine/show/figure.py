@@ -1,7 +1,9 @@
 """What there is to draw of a trace, worked out once for the terminal and for the page.
 
-A search is columns, a column for each depth of the chains' tree: its candidates as cards, the
-tournament held among them, and what was remarked on the way. Nothing here knows colours or markup.
+A search is columns: candidates that stand side by side as cards, the tournaments held among them,
+and what was remarked on the way. A column is a depth of the chains' tree, and there are two of it
+where a strategy looked ahead: what it grew to see what would come, and what it went on with.
+Nothing here knows colours or markup.
 """
 
 from __future__ import annotations
@@ -10,32 +12,21 @@ from dataclasses import dataclass, field
 
 from cot_engine.core.answers import normalise_answer
 from cot_engine.core.chain import Chain, Step
-from cot_engine.core.events import (
-    Cut,
-    Failed,
-    Finished,
-    Growing,
-    Grown,
-    Judged,
-    Judging,
-    Notice,
-    Scored,
-    Selected,
-    Started,
-)
+from cot_engine.core.events import Failed, Finished, Started
+from cot_engine.core.fold import Contest, Fold, Growth
 from cot_engine.core.grammar import conclusion
 from cot_engine.core.match import Match
-from cot_engine.core.trace import Trace, usage_by_role
+from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Role, Usage
-from cot_engine.errors import TraceError
 from cot_engine.show import words
 
 
 @dataclass
 class Card:
-    """One candidate of a column. `label` is its letter there, `parent` the letter of the card it
-    grew from ("" if there was one only), `on_path` that the answer came through it. `folded` are
-    the ids of the candidates with the same text, `unjudged` why it did not enter the tournament.
+    """One candidate of a column. `label` is its letter there, `parent` that of the card it grew
+    from ("" if all did) with its column's title if that is not the column before, `on_path` that
+    the answer came through it. `folded` are the ids of the candidates with the same text,
+    `unjudged` why it did not enter the tournament.
     """
 
     label: str
@@ -60,16 +51,6 @@ class Card:
         return max(self.chain.count, 1 + len(self.folded))
 
 
-@dataclass
-class Contest:
-    """A tournament: who entered, the matches so far, and its outcome unless it was cut short."""
-
-    entrants: tuple[str, ...]
-    matches: list[Match] = field(default_factory=list)
-    cached: list[bool] = field(default_factory=list)
-    outcome: Selected | None = None
-
-
 @dataclass(frozen=True)
 class Bout:
     """A match as drawn in a bracket: between two rows (top < bottom), in one lane (from 0)."""
@@ -82,15 +63,22 @@ class Bout:
 
 @dataclass
 class Column:
-    """`depth` counts from 1. `cards` begin with the one on the answer's path, if any."""
+    """`depth` counts from 1. `cards` begin with the one on the answer's path, if any; `passed`: it
+    has none, and the path goes by. `elsewhere` names candidates of its tournaments that are in
+    another column."""
 
     depth: int
     unit: str
+    growths: list[Growth] = field(default_factory=list)
     cards: list[Card] = field(default_factory=list)
     contests: list[Contest] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    usage: Usage = Usage()
-    sampled: int = 0
+    passed: bool = False
+    elsewhere: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sampled(self) -> int:
+        return sum(len(growth.chains) for growth in self.growths)
 
     @property
     def matches(self) -> list[Match]:
@@ -98,6 +86,13 @@ class Column:
 
     def card(self, id: str) -> Card | None:
         return next((card for card in self.cards if id == card.id or id in card.folded), None)
+
+    def label(self, id: str) -> str:
+        return card.label if (card := self.card(id)) else self.elsewhere.get(id, id)
+
+    def pair(self, match: Match) -> str:
+        """ "A beat B"."""
+        return f"{self.label(match.winner)} beat {self.label(loser(match))}"
 
     @property
     def title(self) -> str:
@@ -142,123 +137,122 @@ class Figure:
 
 def read(trace: Trace) -> Figure:
     """Raises TraceError if the trace has no beginning, or a gap."""
-    started = trace.started
-    columns: dict[int, Column] = {}
-    try:
-        chains = trace.chains()
-    except KeyError as error:
-        raise TraceError(f"The trace lacks the candidate {error} that others grew from.") from None
-    remarks: list[str] = []
-    waiting: list[str] = []  # of the next column: what was cut is said before it is grown
-    failed: Failed | None = None
-    pending: Growing | None = None
+    started, fold = trace.started, trace.fold()
+    columns = _columns(fold)
+    at = {growth.number: column for column in columns for growth in column.growths}
+    remarks = [words.remark_text(remark, started.budget) for remark in fold.remarks]
     here: Column | None = None
-
-    for event in trace:
-        if isinstance(event, Growing):
-            pending = event
-        elif isinstance(event, Grown):
-            pending = None
-            again = here is not None and any(
-                chain.id.count(".") == here.depth for chain in event.chains
-            )
-            for chain in event.chains:
-                depth = chain.id.count(".")
-                here = columns.setdefault(depth, Column(depth, event.unit))
-                here.cards.append(Card("", chains[chain.id]))
-                here.sampled += 1
-            if here:
-                here.usage += event.usage
-                here.remarks += waiting
-                waiting.clear()
-                if event.forced:
-                    here.remarks.append(
-                        "No candidate opened the stage: sampled again with its tag put there."
-                        if again
-                        else "Concluded at once, its tag put there."
-                    )
-        elif isinstance(event, Judging) and event.candidates:
-            here = columns.get(max(id.count(".") for id in event.candidates), here)
-            if here:
-                here.contests.append(Contest(event.candidates))
-        elif isinstance(event, Judged) and here and here.contests:
-            here.contests[-1].matches.append(event.match)
-            here.contests[-1].cached.append(event.cached)
-        elif isinstance(event, Selected) and event.candidates:
-            here = columns.get(max(id.count(".") for id in event.candidates), here)
-            if here:
-                _select(here, event)
-        elif isinstance(event, Scored):
-            for column in columns.values():
-                for card in column.cards:
-                    if card.id in event.scores:
-                        card.scores[event.scorer] = event.scores[card.id]
-            if here:
-                here.usage += event.usage
-        elif isinstance(event, Cut):
-            text = words.cut_text(event, started.budget)
-            if event.what == "matches" and here:
-                here.remarks.append(text)
+    for number in sorted({*fold.growths, *fold.contests}):
+        for round in filter(None, (fold.growths.get(number), fold.contests.get(number))):
+            if isinstance(round, Contest):
+                found = [at[growth.number] for growth in round.growths]
+                here = max(found, key=columns.index, default=here)
+                (here.contests if found and here else []).append(round)
             else:
-                waiting.append(text)
-        elif isinstance(event, Notice):
-            (here.remarks if here else remarks).append(event.text)
-        elif isinstance(event, Failed):
-            failed = event
-
-    (here.remarks if here else remarks).extend(waiting)
-    finished = trace.finished
+                here = at.get(number, here)
+            said = [words.remark_text(remark, started.budget) for remark in round.remarks]
+            (here.remarks if here else remarks).extend(said)
+    left = [words.remark_text(cut, started.budget) for _, cut in fold.waiting]
+    (here.remarks if here else remarks).extend(left)
+    for column in columns:
+        _fill(column, fold)
+    pending = sum(growth.wanted for growth in fold.growths.values() if growth.pending)
     figure = Figure(
         started,
-        finished,
-        failed,
-        [columns[depth] for depth in sorted(columns)],
+        fold.finished,
+        fold.failed,
+        columns,
         remarks,
-        f"{pending.n * len(pending.parents)} more were being sampled." if pending else "",
-        finished.usage if finished else usage_by_role(trace),
+        f"{pending} more were being sampled." if pending else "",
+        fold.finished.usage if fold.finished else fold.usage,
     )
-    _arrange(figure)
+    _arrange(figure, fold)
     return figure
 
 
-def _select(column: Column, event: Selected) -> None:
-    """Fold what was merged, and put the outcome with the tournament it ends."""
-    if not column.contests or column.contests[-1].outcome is not None:
-        column.contests.append(Contest(event.candidates))
-    contest = column.contests[-1]
-    contest.outcome = event
-    if len(contest.matches) != len(event.matches):
-        contest.matches = list(event.matches)
-        contest.cached = [False] * len(event.matches)
-    folded = {id for ids in event.merged.values() for id in ids}
-    for card in column.cards:
-        card.folded += event.merged.get(card.id, ())
-        card.unjudged = event.unjudged.get(card.id, card.unjudged)
-        card.kept = card.kept or card.id in event.kept
-    column.cards = [card for card in column.cards if card.id not in folded]
+def _columns(fold: Fold) -> list[Column]:
+    """The growths that stand side by side: of the same unit and depth, if they grew before there
+    was a selection among them, from the same parents, or met in one. Parents stand to the left."""
+    columns: list[Column] = []
+    home: dict[str, int] = {}
+    judged: dict[int, list[Contest]] = {}  # by growth
+    for contest in fold.contests.values():
+        for growth in contest.growths:
+            judged.setdefault(growth.number, []).append(contest)
+
+    def together(column: Column, growth: Growth) -> bool:
+        if (column.unit, column.depth) != (growth.unit, growth.depth):
+            return False
+        held = [c for other in column.growths for c in judged.get(other.number, ())]
+        return (
+            all(contest.number > growth.number for contest in held)
+            or any(growth in contest.growths for contest in held)
+            or any(growth.parents == other.parents for other in column.growths)
+        )
+
+    for _, growth in sorted(fold.growths.items()):
+        if not growth.chains:
+            continue
+        first = 1 + max((home.get(parent, -1) for parent in growth.parents), default=-1)
+        places = (
+            at for at in range(len(columns) - 1, first - 1, -1) if together(columns[at], growth)
+        )
+        if (at := next(places, None)) is None:
+            at = len(columns)
+            columns.append(Column(growth.depth, growth.unit))
+        columns[at].growths.append(growth)
+        home.update((chain.id, at) for chain in growth.chains)
+    return columns
 
 
-def _arrange(figure: Figure) -> None:
+def _fill(column: Column, fold: Fold) -> None:
+    """Put a column's candidates on cards, and what its tournaments made of them."""
+    column.cards = [
+        Card("", chain, scores=fold.scores.get(chain.id, {}))
+        for growth in column.growths
+        for chain in growth.chains
+    ]
+    for event in (contest.outcome for contest in column.contests if contest.outcome):
+        there = {card.id for card in column.cards}
+        folded = {id for ids in event.merged.values() for id in ids} & there
+        for card in column.cards:
+            card.folded += tuple(id for id in event.merged.get(card.id, ()) if id in folded)
+            card.unjudged = event.unjudged.get(card.id, card.unjudged)
+            card.kept = card.kept or card.id in event.kept
+        column.cards = [card for card in column.cards if card.id not in folded]
+
+
+def _arrange(figure: Figure, fold: Fold) -> None:
     """Letter the cards in the order they were sampled, then put each column in drawing order."""
     columns = figure.columns
     tip = figure.finished.chain if figure.finished else ""
     if not tip:
-        outcomes = [c.outcome for col in columns for c in col.contests if c.outcome]
-        tip = outcomes[-1].kept[0] if outcomes and outcomes[-1].kept else ""
-    names: dict[str, str] = {}
-    for column in columns:
+        kept = [c.outcome.kept for column in columns for c in column.contests if c.outcome]
+        tip = kept[-1][0] if kept and kept[-1] else ""
+    names: dict[str, tuple[int, str]] = {}  # the column and label of each id
+    for at, column in enumerate(columns):
         parents = {card.chain.parent for card in column.cards}
         for index, card in enumerate(column.cards):
             card.label = letter(index)
-            for id in (card.id, *card.folded):
-                names[f"{column.depth}:{id}"] = card.label
-            if len(parents) > 1:
-                card.parent = names.get(f"{column.depth - 1}:{card.chain.parent}", "")
             ids = (card.id, *card.folded)
+            names.update((id, (at, card.label)) for id in ids)
             card.on_path = any(tip == id or tip.startswith(f"{id}.") for id in ids)
-    for column in columns:
+            of, label = names.get(card.chain.parent or "", (at - 1, ""))
+            if of != at - 1:
+                card.parent = f"{columns[of].title} {label}"
+            elif len(parents) > 1:
+                card.parent = label
+    path = [at for at, column in enumerate(columns) if any(card.on_path for card in column.cards)]
+    for at, column in enumerate(columns):
         order = drawing_order(column)
         column.cards.sort(key=lambda card: order.get(card.id, len(order)))
+        met = {id for match in column.matches for id in (match.first, match.second)}
+        column.elsewhere = {
+            id: f"{columns[of].title} {label}"
+            for id, (of, label) in names.items()
+            if of != at and id in met
+        }
+        column.passed = at not in path and bool(path) and path[0] < at < path[-1]
 
 
 def letter(index: int) -> str:
@@ -296,10 +290,6 @@ def drawing_order(column: Column) -> dict[str, int]:
 
 def loser(match: Match) -> str:
     return match.second if match.winner == match.first else match.first
-
-
-def ordered(match: Match) -> tuple[str, str]:
-    return match.winner, loser(match)
 
 
 def is_elimination(matches: list[Match]) -> bool:

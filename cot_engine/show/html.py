@@ -9,7 +9,6 @@ import re
 from typing import Any
 
 from cot_engine.core.events import ImageRecord
-from cot_engine.core.match import Match
 from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
 from cot_engine.show import captions, words
@@ -88,9 +87,10 @@ def _column(figure: Figure, index: int) -> dict[str, Any]:
     """A stage: its candidates in rows, the lines of the bracket between them, the matches."""
     column = figure.columns[index]
     first, last = index == 0, index == len(figure.columns) - 1
-    following = not last and any(card.on_path for card in figure.columns[index + 1].cards)
+    later = figure.columns[index + 1 :]
+    following = any(card.on_path for column in later for card in column.cards)
     bouts = fig.bracket(column) or []
-    path = any(card.on_path for card in column.cards)
+    path = column.passed or any(card.on_path for card in column.cards)
     matches = _matches(column)
     return {
         "column": column,
@@ -166,31 +166,22 @@ def _bout(column: Column, bout: fig.Bout) -> dict[str, Any]:
     return {
         "kind": "bout" + " tie" * (match.outcome == "tie") + " won" * won,
         "place": f"grid-row:{bout.top + 1}/{bout.bottom + 1};grid-column:{bout.lane + 3}",
-        "pair": _pair(column, match),
+        "pair": column.pair(match),
         "margins": [
             ("against" if text[0] in "−?=" else "for", text) for text in words.margins(match)
         ],
     }
 
 
-def _label(column: Column, id: str) -> str:
-    return card.label if (card := column.card(id)) else id
-
-
-def _pair(column: Column, match: Match) -> str:
-    """ "A beat B"."""
-    return " beat ".join(_label(column, id) for id in fig.ordered(match))
-
-
 def _matches(column: Column) -> list[dict[str, Any]]:
     """Every match in the order it was held, for those who want the words."""
     return [
         {
-            "pair": _pair(column, match),
+            "pair": column.pair(match),
             "margins": " ".join(words.margins(match)),
             "why": ", ".join(filter(None, (words.tie_text(match), "held before" * cached))),
             "texts": [
-                (f"{_label(column, id)} shown first", verdict.text)
+                (f"{column.label(id)} shown first", verdict.text)
                 for verdict, id in zip(match.verdicts, (match.first, match.second), strict=False)
                 if verdict.text
             ],

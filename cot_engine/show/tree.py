@@ -65,7 +65,7 @@ def _lines(console: Console, figure: Figure, width: int) -> Iterator[Text]:
         for answer, cards in fig.votes(figure) if last else ():
             head = Text.assemble("│   ", (f"{len(cards):2} for ", "dim"))
             yield from wrapped(head, "│", f"{answer}  ({' '.join(c.label for c in cards)})", "", 1)
-        labels = max((len(_label(card)) for card in column.cards), default=0)
+        labels = max((len(visible(_label(card))) for card in column.cards), default=0)
         for card in column.cards:
             yield from _card(wrapped, figure, column, card, labels)
         for match in column.matches:
@@ -122,7 +122,7 @@ def _card(wrapped, figure: Figure, column: Column, card: Card, labels: int) -> I
     logprob = words.logprob_text(card.chain.likelihood(1)).rjust(6)
     head = Text.assemble(
         ("● " if card.on_path else "│ ", strong),
-        (_label(card).ljust(labels), strong or "bold"),
+        (visible(_label(card)).ljust(labels), strong or "bold"),
         (f"  {logprob}  ", "dim"),
     )
     most = 2 * _LINES if card.on_path else _LINES
@@ -143,8 +143,7 @@ def _card(wrapped, figure: Figure, column: Column, card: Card, labels: int) -> I
 
 
 def _match(column: Column, match: Match) -> Text:
-    names = [card.label if (card := column.card(id)) else id for id in fig.ordered(match)]
-    text = Text.assemble("│   ", (visible(f"{names[0]} beat {names[1]}"), "dim"))
+    text = Text.assemble("│   ", (visible(column.pair(match)), "dim"))
     for margin in words.margins(match):
         style = "yellow" if margin[0] in "−?=" else ""
         text.append(f"  {margin:>5}", style)

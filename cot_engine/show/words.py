@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
-from cot_engine.core.events import Cut
+from cot_engine.core.events import Cut, Notice
+from cot_engine.core.fold import Remark
 from cot_engine.core.grammar import FAULTS
 from cot_engine.core.match import Match, Verdict
 from cot_engine.core.stages import Plan
 from cot_engine.core.usage import Usage
-
-if TYPE_CHECKING:
-    pass
 
 
 def for_winner(match: Match) -> list[tuple[Verdict, float, bool]]:
@@ -58,6 +55,16 @@ def tie_text(match: Match) -> str:
         why = "orders disagree" if match.flipped else "tie"
     how = {"likelihood": "log-probability decides", "draw": "lot decides"}
     return f"{why}; {how[match.broken_by]}" if match.broken_by in how else why
+
+
+def remark_text(remark: Remark, budget: str | None) -> str:
+    if isinstance(remark, Cut):
+        return cut_text(remark, budget)
+    if isinstance(remark, Notice):
+        return remark.text
+    if remark == "again":
+        return "No candidate opened the stage: sampled again with its tag put there."
+    return "Concluded at once, its tag put there."
 
 
 def cut_text(cut: Cut, budget: str | None) -> str:

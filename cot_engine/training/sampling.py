@@ -14,7 +14,6 @@ from cot_engine import scenes
 from cot_engine.ablation.data import Item, SceneGrader
 from cot_engine.ablation.worth import SENTENCE, WHOLE, continued, stages_of
 from cot_engine.core.chain import Chain
-from cot_engine.core.events import Selected
 from cot_engine.core.grammar import conclusion, read
 from cot_engine.core.problem import Problem
 from cot_engine.core.stages import Plan
@@ -111,8 +110,7 @@ def _strategies(sampler: Sampler) -> Iterator[Staged | str]:
 def _places(trace: Trace, strategy: Staged | str, sampler: Sampler) -> list[str]:
     """What each selection of a search is a sample of, "" for those that nobody asked for."""
     if strategy == "sentence-beam":
-        held = (event for event in trace if isinstance(event, Selected))
-        return [SENTENCE if event.about == "step" else "" for event in held]
+        return [SENTENCE if held.about == "step" else "" for held in trace.fold().selections]
     return [at if at in sampler.stages else "" for at in stages_of(trace)]
 
 
@@ -128,12 +126,11 @@ async def _collect(
     found: dict[str, list[Pair]],
 ) -> None:
     """Add what one search's selections show to `seen` and `found`, by stage."""
-    plan, chains = trace.started.plan, trace.chains()
-    held = [event for event in trace if isinstance(event, Selected)]
+    plan, fold = trace.started.plan, trace.fold()
     selections = [
-        (at, event, [chains[name] for name in event.ranking])
-        for event, at in zip(held, places, strict=True)
-        if at
+        (at, held.outcome, [fold.chains[name] for name in held.outcome.ranking])
+        for held, at in zip(fold.selections, places, strict=True)
+        if at and held.outcome
     ]
     labels = {c.id: outcome(item, at, c, plan) for at, _, among in selections for c in among}
     unknown = [c for _, _, among in selections for c in among if labels[c.id] is None]

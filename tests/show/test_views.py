@@ -35,7 +35,16 @@ from cot_engine.show.html import render_html
 from cot_engine.show.tree import render_tree
 from cot_engine.testing import solve_scripted
 
-GOLDEN = ("stage-beam", "best-of-n", "round-robin", "majority", "interrupted", "hostile")
+GOLDEN = (
+    "stage-beam",
+    "best-of-n",
+    "round-robin",
+    "majority",
+    "interrupted",
+    "hostile",
+    "lookahead",
+    "at-once",
+)
 
 
 def tree(trace: Trace, width: int = 80) -> str:
@@ -319,7 +328,7 @@ def test_in_a_browser():
         assert seen["title"] != "owned"
         assert all(seen["images"])
         assert seen["cards"] == pages[name].count("<article")
-        if width == 1280 and name in ("stage-beam", "sentence-beam"):
+        if width == 1280 and name in ("stage-beam", "sentence-beam", "lookahead"):
             assert len(set(seen["path"])) == 1  # the path is a straight line
 
 

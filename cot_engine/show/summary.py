@@ -1,22 +1,22 @@
-"""What `--json` prints of a search: the whole result in one object, worked out of its trace."""
+"""A search in one object of plain values, worked out of its trace: what `--json` prints."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
-from cot_engine.core.events import Grown, Judged
+from cot_engine.core.fold import Fold
 from cot_engine.core.grammar import read
-from cot_engine.core.trace import Trace, usage_by_role
+from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
 
 
 def summary(trace: Trace) -> dict[str, Any]:
     """Plain values only. Of an unfinished search, what there is: `answer` is None then. Of one
     whose answer was cut, `incomplete` says why; else it is ""."""
-    started, finished = trace.started, trace.finished
-    failed = next((e for e in trace if type(e).__name__ == "Failed"), None)
-    usage = finished.usage if finished else usage_by_role(trace)
+    started, fold = trace.started, trace.fold()
+    finished, failed = fold.finished, fold.failed
+    usage = finished.usage if finished else fold.usage
     return {
         "answer": finished.answer if finished else None,
         "incomplete": finished.incomplete if finished else None,
@@ -30,8 +30,8 @@ def summary(trace: Trace) -> dict[str, Any]:
         "stages": _stages(trace),
         "winner": _ancestors(finished.chain) if finished else [],
         "faults": finished.faults if finished else {},
-        "candidates": sum(len(event.chains) for event in trace if isinstance(event, Grown)),
-        "matches": _matches(trace),
+        "candidates": sum(len(growth.chains) for growth in fold.growths.values()),
+        "matches": _matches(fold),
         "usage": {role: asdict(used) for role, used in usage.items()},
         "total": asdict(sum(usage.values(), Usage())),
         "budget": started.budget,
@@ -72,11 +72,13 @@ def _ancestors(chain: str) -> list[str]:
     return [".".join(parts[:k]) for k in range(2, len(parts) + 1)]
 
 
-def _matches(trace: Trace) -> dict[str, int]:
-    judged = [event for event in trace if isinstance(event, Judged)]
+def _matches(fold: Fold) -> dict[str, int]:
+    held = fold.contests.values()
+    matches = [match for contest in held for match in contest.matches]
+    cached = sum(sum(contest.cached) for contest in held)
     return {
-        "held": sum(not event.cached for event in judged),
-        "cached": sum(event.cached for event in judged),
-        "ties": sum(event.match.outcome == "tie" for event in judged),
-        "flipped": sum(event.match.flipped for event in judged),
+        "held": len(matches) - cached,
+        "cached": cached,
+        "ties": sum(match.outcome == "tie" for match in matches),
+        "flipped": sum(match.flipped for match in matches),
     }
