@@ -33,30 +33,59 @@ import hashlib
 import itertools
 import json
 import re
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from cot_engine import plugins
 from cot_engine.ablation.labels import Draft, labelled
 from cot_engine.ablation.matching import has, levelled
 from cot_engine.core.stages import Plan
-from cot_engine.errors import ConfigError, CotEngineError, UnknownNameError, shown
-from cot_engine.files.reading import read_toml
+from cot_engine.core.tables import between, from_table, located, must, unknown
+from cot_engine.errors import ConfigError, UnknownNameError, shown
+from cot_engine.files.reading import read_extended
 from cot_engine.options.config import KEYS, RunConfig
 from cot_engine.search.budget import Unit, parse_budget, parse_unit
 from cot_engine.search.tournament import TOURNAMENTS
 
 MAX_CELLS = 500
-_NAME = re.compile(r"[\w. -]{1,64}")  # it names a file
-_TOP = ("name", "seeds", "rollouts", "data", "run", "match", "cells")
 _DATA = ("source", "n", "split", "seed", "rule")
 _MATCH = ("unit", "reference", "amount")
-_OWN = ("name", "matched", "rollouts")  # keys of a cell that are neither settings nor parameters
 _NOT_SHARED = ("strategy", "parameters", "seed", "budget")  # of [run]
 _SHARED = ("model", "device", "dtype", "quantize", "in_flight", "allow_url")  # of [run] alone
 # What decides how a search is run but not what comes of it.
 _NO_MATTER = ("seed", "in_flight", "allow_url", "parameters", "strategy")
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch(r"[\w. -]{1,64}", value))
+
+
+_Name = Annotated[str, must("1 to 64 letters, digits, spaces, dots, - or _", _is_name)]
+Rollouts = Annotated[int, between(0, 64)]
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What a file of a grid may hold."""
+
+    name: _Name
+    seeds: tuple[Annotated[int, between(0, 2**63 - 1)], ...] = (0,)
+    rollouts: Rollouts = 0
+    data: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    match: dict[str, Any] = field(default_factory=dict)
+    cells: Any = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """The keys of a cell that are neither settings nor parameters."""
+
+    name: str = ""
+    matched: bool = False
+    rollouts: Rollouts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +164,9 @@ class Ablation:
 
         Raises ConfigError for a key that cells have of their own.
         """
-        _known("setting that cells share called", settings, _SHARED)
+        for key in settings:
+            if key not in _SHARED:
+                raise UnknownNameError("setting that cells share called", key, _SHARED)
         cells = [replace(c, config=replace(c.config, **settings)) for c in self.cells]
         run = replace(self.run, **settings)
         return replace(self, cells=_linked(self.cells, cells), run=run)
@@ -154,57 +185,33 @@ class Ablation:
 def load_ablation(path: str | Path) -> Ablation:
     """Read a grid. Raises ConfigError naming the file, the key and what is allowed."""
     path = Path(path)
-    table = read_toml(path, "ablation", ConfigError)
-    try:
+    table, extended = read_extended(path, "ablation", ConfigError)
+    with located(path, *extended):
         return parse_ablation(table, name=path.stem, folder=path.parent)
-    except CotEngineError as error:
-        message = f"{error.message.removesuffix('.')}, in {str(path)!r}."
-        raise ConfigError(message, error.hint) from None
 
 
 def parse_ablation(table: dict[str, Any], *, name: str, folder: Path = Path()) -> Ablation:
     """The grid that a parsed TOML file describes. Raises ConfigError or UnknownNameError."""
-    _known("key called", table, _TOP)
-    for key in ("data", "run", "match"):
-        if not isinstance(table.get(key, {}), dict):
-            raise ConfigError(f"{key} is {shown(table[key])}.", f"Write it as a table, [{key}].")
-    data = dict(table.get("data", {}))
-    _known("key of [data] called", data, _DATA)
-    data.setdefault("source", "scenes")
-    shared = dict(table.get("run", {}))
-    _known("key of [run] called", shared, [k for k in KEYS if k not in _NOT_SHARED])
-    entries = table.get("cells", [])
-    if not isinstance(entries, list) or not entries:
+    file = from_table(_File, {"name": name} | table)
+    _known("data", file.data, _DATA)
+    _known("run", file.run, [k for k in KEYS if k not in _NOT_SHARED])
+    _known("match", file.match, _MATCH)
+    if len(set(file.seeds)) < len(file.seeds) or not file.seeds:
+        hint = "Each seed counts once: name it once." if file.seeds else "Name one at least."
+        raise ConfigError(f"seeds is {shown(list(file.seeds))}.", hint)
+    if not isinstance(file.cells, list) or not file.cells:
         raise ConfigError(
             "The grid is empty.", 'Write at least one [[cells]] table, such as strategy = "greedy".'
         )
-    base = _config(shared, folder)
-    drafts = [draft for entry in entries for draft in _drafts(entry, base, folder)]
-    rollouts = _whole("rollouts", table.get("rollouts", 0), 0, 64)
-    drafts = [replace(d, rollouts=rollouts) if d.rollouts is None else d for d in drafts]
-    match = dict(table.get("match", {}))
-    drafts = labelled(_with_baselines(drafts, bool(match)))
+    base = _config(file.run, folder)
+    drafts = [draft for entry in file.cells for draft in _drafts(entry, base, folder)]
+    drafts = [replace(d, rollouts=file.rollouts) if d.rollouts is None else d for d in drafts]
+    drafts = labelled(_with_baselines(drafts, bool(file.match)))
     if len(drafts) > MAX_CELLS:
         raise ConfigError(f"The grid has {len(drafts)} cells.", f"The limit is {MAX_CELLS}.")
-    cells, reference = _matched(drafts, match)
-    name = table.get("name", name)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"name is {shown(name)}.", "Give 1 to 64 letters, digits, spaces, dots, - or _."
-        )
-    return Ablation(name, cells, _seeds(table), data, base, folder, reference)
-
-
-def _seeds(table: dict[str, Any]) -> tuple[int, ...]:
-    seeds = table.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds:
-        raise ConfigError(
-            f"seeds is {shown(seeds)}.", "Give a list of whole numbers, such as [0, 1]."
-        )
-    numbers = tuple(_whole("seeds", seed, 0, 2**63 - 1) for seed in seeds)
-    if len(set(numbers)) < len(numbers):
-        raise ConfigError(f"seeds is {shown(seeds)}.", "Each seed counts once: name it once.")
-    return numbers
+    cells, reference = _matched(drafts, file.match)
+    data = {"source": "scenes"} | file.data
+    return Ablation(file.name, cells, file.seeds, data, base, folder, reference)
 
 
 # --- cells ---------------------------------------------------------------------------------------
@@ -221,14 +228,9 @@ def _drafts(entry: Any, base: RunConfig, folder: Path) -> list[Draft]:
     for key in _SHARED:
         if key in entry:
             raise ConfigError(f"A [[cells]] table has {key}.", "All cells share it: see [run].")
-    own = {key: entry[key] for key in _OWN if key in entry}
-    if not isinstance(own.get("matched", False), bool):
-        raise ConfigError(f"matched is {shown(own['matched'])}.", "It must be true or false.")
-    if not isinstance(own.get("name", ""), str):
-        raise ConfigError(f"A cell's name is {shown(own['name'])}.", "Give a text.")
-    if "rollouts" in own:
-        _whole("rollouts", own["rollouts"], 0, 64)
-    rest = {key: value for key, value in entry.items() if key not in _OWN}
+    names = [f.name for f in fields(_Own)]
+    own = from_table(_Own, {key: entry[key] for key in names if key in entry}, "cells")
+    rest = {key: value for key, value in entry.items() if key not in names}
     axes = {key: value if isinstance(value, list) else [value] for key, value in rest.items()}
     for key, values in axes.items():
         if not values:
@@ -238,9 +240,9 @@ def _drafts(entry: Any, base: RunConfig, folder: Path) -> list[Draft]:
     for combination in itertools.product(*axes.values()):
         values = dict(zip(axes, combination, strict=True))
         config = _cell_config(base, values, folder)
-        draft = Draft(config, str(own.get("name", "")), varied, own.get("matched", False))
+        draft = Draft(config, own.name, varied, own.matched)
         named = {"plan": Path(str(values["plan"])).stem} if "plan" in values else {}
-        drafts.append(replace(draft, rollouts=own.get("rollouts"), **named))
+        drafts.append(replace(draft, rollouts=own.rollouts, **named))
     return drafts
 
 
@@ -307,7 +309,6 @@ def _matched(
     drafts: list[tuple[str, Draft]], match: dict[str, Any]
 ) -> tuple[tuple[Cell, ...], str | None]:
     """The cells with their budgets, and the label of the reference."""
-    _known("key of [match] called", match, _MATCH)
     wanted = [label for label, draft in drafts if draft.matched]
     if wanted and not match:
         raise ConfigError(
@@ -369,15 +370,7 @@ def _linked(before: tuple[Cell, ...], after: list[Cell]) -> tuple[Cell, ...]:
 # --- checks --------------------------------------------------------------------------------------
 
 
-def _known(what: str, table: dict[str, Any], known: Any) -> None:
+def _known(name: str, table: dict[str, Any], known: Iterable[str]) -> None:
     for key in table:
         if key not in known:
-            raise UnknownNameError(what, key, known)
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigError(
-            f"{name} is {shown(value)}.", f"It must be a whole number, {low} to {high}."
-        )
-    return value
+            raise unknown(key, known, name)

@@ -1,4 +1,4 @@
-"""Frozen values to what JSON has and back, by their type hints alone.
+"""Frozen values to what JSON has and back, by their type hints alone: events, and configurations.
 
 `plain` takes apart what `reader` puts together again. A field with the metadata {"read": False} is
 not part of it; a class that is written as another value says so in a method `written`.
@@ -35,14 +35,33 @@ def _fields(kind: Any) -> dict[str, Any]:
 
 
 class Wrong(ValueError):
-    """A value is not what its field holds: where it stands, and what is wrong with it."""
+    """A value is not what its field holds: where it stands, and what is wrong with it.
 
-    def __init__(self, where: str, why: str) -> None:
-        super().__init__(f"{where.removeprefix('.')} {why}".lstrip())
-        self.where, self.why = where, why
+    For who says it in other words (`tables.py`): the `value` and what it `must` be, of the `known`
+    texts if any; or the key that is `strange` among the known ones; or the keys `missing`."""
+
+    def __init__(
+        self,
+        where: str,
+        why: str = "",
+        *,
+        value: Any = None,
+        must: str = "",
+        known: Iterable[Any] = (),
+        strange: str | None = None,
+        missing: Iterable[str] = (),
+    ) -> None:
+        super().__init__(where, why)
+        self.where, self.why, self.value, self.must = where, why, value, must
+        self.known, self.strange, self.missing = tuple(known), strange, tuple(missing)
 
     def inside(self, outer: str) -> Wrong:
-        return Wrong(outer + self.where, self.why)
+        self.where = outer + self.where
+        return self
+
+    def __str__(self) -> str:
+        why = self.why or f"is {cut(json.dumps(self.value))}, not {self.must}"
+        return f"{self.where.removeprefix('.')} {why}".lstrip()
 
 
 _PLAIN = {  # types that JSON has, with what an error calls them
@@ -57,12 +76,14 @@ _PLAIN = {  # types that JSON has, with what an error calls them
 def reader(kind: Any) -> Callable[[Any], Any]:
     """What makes a value of the type `kind` of what `plain` wrote, or raises Wrong.
 
-    Type hints are the one description of what a trace may hold: what has been read needs no
-    further check of types.
+    Type hints are the one description of what a trace or a table may hold: what has been read
+    needs no further check of types. What an Annotated type adds makes its reader of the type.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and is_dataclass(kind):
         return _record_reader(kind)
+    if origin is typing.Annotated:
+        return args[1](args[0])
     if origin is tuple:
         return _tuple_reader(args)
     if origin is dict:
@@ -73,38 +94,42 @@ def reader(kind: Any) -> Callable[[Any], Any]:
     if kind is Any:
         return lambda value: value
     if origin is Literal:
-        return _checked(lambda value: isinstance(value, str) and value in args, _listed(args))
+        said = " or ".join(json.dumps(name) for name in args)
+        kinds = {type(name) for name in args}
+        return checked(lambda value: type(value) in kinds and value in args, said, args)
     allowed, said = _PLAIN[kind]
-    return _checked(lambda value: type(value) in allowed, said)  # True is no 1
+    return checked(lambda value: type(value) in allowed, said)  # True is no 1
 
 
-def _checked(good: Callable[[Any], bool], said: str) -> Callable[[Any], Any]:
+def checked(
+    good: Callable[[Any], bool], must: str, known: Iterable[Any] = ()
+) -> Callable[[Any], Any]:
+    """A reader that gives back what is `good` as it is; anything else is not what it `must` be."""
+
     def read(value: Any) -> Any:
         if not good(value):
-            raise Wrong("", f"is {cut(json.dumps(value))}, not {said}")
+            raise Wrong("", value=value, must=must, known=known)
         return value
 
     return read
 
 
-def _listed(names: Iterable[str]) -> str:
-    return " or ".join(json.dumps(name) for name in names)
-
-
 def _record_reader(kind: type) -> Callable[[Any], Any]:
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     known = _fields(kind)
     readers = {name: reader(hints[name]) for name in known}
     needed = {
         name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING
     }
-    is_object = _checked(lambda value: isinstance(value, dict), "an object")
+    is_object = checked(lambda value: isinstance(value, dict), "an object")
 
     def read(value: Any) -> Any:
         if strange := is_object(value).keys() - known.keys():
-            raise Wrong("", f"has no field {shown(min(strange))}")
+            name = min(strange)
+            raise Wrong("", f"has no field {shown(name)}", strange=name, known=known)
         if missing := needed - value.keys():
-            raise Wrong(f".{min(missing)}", "is missing")
+            inside = [name for name in known if name in missing]
+            raise Wrong(f".{min(missing)}", "is missing", missing=inside)
         made = {}
         for name, item in value.items():
             try:
@@ -120,7 +145,7 @@ def _tuple_reader(args: tuple[Any, ...]) -> Callable[[Any], Any]:
     each = reader(args[0])
     some = args[-1] is Ellipsis
     said = "a list" if some else f"a list of {len(args)}"
-    is_list = _checked(lambda v: isinstance(v, list) and (some or len(v) == len(args)), said)
+    is_list = checked(lambda v: isinstance(v, list) and (some or len(v) == len(args)), said)
     readers = None if some else [reader(arg) for arg in args]
 
     def read(value: Any) -> Any:
@@ -138,7 +163,7 @@ def _tuple_reader(args: tuple[Any, ...]) -> Callable[[Any], Any]:
 def _dict_reader(
     key_of: Callable[[Any], Any], value_of: Callable[[Any], Any]
 ) -> Callable[[Any], Any]:
-    is_object = _checked(lambda value: isinstance(value, dict), "an object")
+    is_object = checked(lambda value: isinstance(value, dict), "an object")
 
     def read(value: Any) -> Any:
         made = {}

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from cot_engine.core.tables import from_table, located
 from cot_engine.errors import ConfigError, UnknownNameError, shown
 from cot_engine.files.reading import read_toml
 
@@ -142,24 +143,8 @@ class Plan:
                 f"The plan {str(path)!r} has {', '.join(unknown) or 'no [[stage]] tables'}.",
                 "It must hold [[stage]] tables and nothing else.",
             )
-        return cls(tuple(_stage(table, str(path)) for table in tables))
-
-
-def _stage(table: dict[str, Any], path: str) -> Stage:
-    kinds = {"tag": str, "purpose": str, "question": str, "length": int, "width": int}
-    kinds |= {"optional": bool, "needs_image": bool}
-    known = [f.name for f in fields(Stage)]
-    for key, value in table.items():
-        if key not in known:
-            raise UnknownNameError(f"stage key in {path!r} called", key, known)
-        if type(value) is not kinds[key]:
-            raise ConfigError(
-                f"Stage key {key} in {path!r} is {shown(value)}.", f"Give a {kinds[key].__name__}."
-            )
-    missing = [key for key in ("tag", "purpose", "question") if key not in table]
-    if missing:
-        raise ConfigError(f"A [[stage]] in {path!r} lacks {', '.join(missing)}.")
-    return Stage(**table)
+        with located(path):
+            return cls(tuple(from_table(Stage, table, "stage") for table in tables))
 
 
 DEFAULT_PLAN = Plan(

@@ -13,16 +13,22 @@ import math
 import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from cot_engine import plugins
+from cot_engine.core.tables import from_table, is_text, located, must
 from cot_engine.errors import ConfigError, UnknownNameError, shown
 from cot_engine.files.reading import read_json
 from cot_engine.files.writing import write_whole
-from cot_engine.judging.prompts import FORMS, Form
+from cot_engine.judging.prompts import Form
 from cot_engine.judging.protocol import Judge
 
 FILE = "cot_engine.json"
+
+
+def is_finite(value: Any) -> bool:
+    """Is it a number that a float can hold?"""
+    return type(value) in (int, float) and abs(value) < math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,40 +37,27 @@ class Profile:
     self+likelihood ask the model: "brief" for one trained to judge. `likelihood_weight` is what
     self+likelihood weighs likelihood with (None: nobody has fitted it)."""
 
-    judge: str = "self"
+    judge: Annotated[str, must("the name of a judge", is_text)] = "self"
     judge_prompt: Form = "full"
-    likelihood_weight: float | None = None
+    likelihood_weight: Annotated[float, must("a finite number, or null", is_finite)] | None = None
 
     @classmethod
     def of(cls, folder: str | Path) -> Profile:
         """The profile in a model's folder; the default one where there is none, or no such folder.
 
-        Raises ConfigError for a file that cannot be read or holds values that will not do, and
-        UnknownNameError for keys and judges that do not exist.
+        Raises ConfigError for a file that cannot be read or holds what will not do.
         """
         path = Path(folder) / FILE
         if not os.path.lexists(path):
             return cls()
-        return cls._checked(read_json(path, "profile", ConfigError), str(path))
-
-    @classmethod
-    def _checked(cls, found: Any, path: str) -> Profile:
+        found = read_json(path, "profile", ConfigError)
         if not isinstance(found, dict):
-            raise ConfigError(f"The profile {path!r} holds {shown(found)}.", "Give an object.")
-        known = [f.name for f in fields(cls)]
-        for key, value in found.items():
-            if key not in known:
-                raise UnknownNameError(f"key in the profile {path!r} called", key, known)
-            if key == "judge" and isinstance(value, str):
-                if value not in (judges := plugins.names("judge")):
-                    raise UnknownNameError(f"judge that the profile {path!r} names,", value, judges)
-            elif key == "judge":
-                raise _wrong(path, key, value, "the name of a judge")
-            elif key == "judge_prompt" and value not in FORMS:
-                raise _wrong(path, key, value, " or ".join(FORMS))
-            elif key == "likelihood_weight" and not _weight(value):
-                raise _wrong(path, key, value, "a finite number, or null")
-        return cls(**found)
+            raise ConfigError(f"The profile {str(path)!r} holds {shown(found)}.", "Give an object.")
+        with located(path):
+            made = from_table(cls, found)
+            if made.judge not in (judges := plugins.names("judge")):
+                raise UnknownNameError("judge called", made.judge, judges)
+        return made
 
     def write(self, folder: str | Path) -> Path:
         """Write the profile to a model's folder, whole or not at all, and return the file's path.
@@ -131,16 +124,3 @@ class Profile:
                 )
             given["weight"] = self.likelihood_weight
         return {key: value for key, value in given.items() if key not in own}
-
-
-def _weight(value: Any) -> bool:
-    if value is None or isinstance(value, bool) or not isinstance(value, (int, float)):
-        return value is None
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond any float
-        return False
-
-
-def _wrong(path: str, key: str, value: Any, wanted: str) -> ConfigError:
-    return ConfigError(f"In the profile {path!r} {key} is {shown(value)}.", f"Give {wanted}.")

@@ -29,17 +29,19 @@ the command runs.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from cot_engine.ablation.worth import WHOLE
+from cot_engine.core.plain import plain
+from cot_engine.core.tables import Seed, Share, Text, Texts, between, from_table, unknown
 from cot_engine.errors import ConfigError
 from cot_engine.options.config import MAX_N
-from cot_engine.training import sft_config
-from cot_engine.training.sft_config import SFTConfig
+from cot_engine.training.sft_config import HeldOut, SFTConfig, parse_config, read_config
 
 TRAIN_SCENES = "scenes/train"
+Weight = Annotated[float, between(0, 1000)]
 _CORRUPTED = ("CAPTION", "REASONING", WHOLE)
 SCENE_PROBLEMS = 2000
 """How many scenes are sampled where nothing else is said; 200 more are held out."""
@@ -61,22 +63,22 @@ class PairsTable:
     `plan` is a file of stages, `seed` that of the samples, `in_flight` how many problems are
     sampled at once."""
 
-    data: str = sft_config._text(TRAIN_SCENES)
-    problems: int | None = sft_config._whole(None, 1, 10**8)
-    held_out: str | float | None = sft_config._field(None, {"kind": "held_out"})
-    calibration: float = sft_config._number(0.3, 0, 0.9)
-    rule: str | None = sft_config._text(None)
-    stages: tuple[str, ...] = sft_config._texts(("CAPTION", "REASONING", WHOLE))
-    n: int = sft_config._whole(4, 2, MAX_N)
-    temperature: float = sft_config._number(1.0, 0.01, 100)
-    top_p: float = sft_config._number(1.0, 0.01, 1)
-    top_k: int = sft_config._whole(0, 0, 10**6)
-    per_problem: int = sft_config._whole(6, 1, 1000)
-    graded: bool = sft_config._switch(True)
-    model: str | None = sft_config._text(None)
-    plan: str | None = sft_config._text(None)
-    seed: int = sft_config._whole(0, 0, 2**31 - 1)
-    in_flight: int = sft_config._whole(64, 1, 4096)
+    data: Text = TRAIN_SCENES
+    problems: Annotated[int, between(1, 10**8)] | None = None
+    held_out: HeldOut | None = None
+    calibration: Annotated[float, between(0, 0.9)] = 0.3
+    rule: Text | None = None
+    stages: Texts = ("CAPTION", "REASONING", WHOLE)
+    n: Annotated[int, between(2, MAX_N)] = 4
+    temperature: Annotated[float, between(0.01, 100)] = 1.0
+    top_p: Annotated[float, between(0.01, 1)] = 1.0
+    top_k: Annotated[int, between(0, 10**6)] = 0
+    per_problem: Annotated[int, between(1, 1000)] = 6
+    graded: bool = True
+    model: Text | None = None
+    plan: Text | None = None
+    seed: Seed = 0
+    in_flight: Annotated[int, between(1, 4096)] = 64
 
     def __post_init__(self) -> None:
         if self.data in ("scenes", "scenes/test"):
@@ -105,16 +107,16 @@ class JudgeTable:
 
     `train.batch` counts pairs and kept answers alike; a pair is two sequences."""
 
-    prompt: str = sft_config._text("brief", "brief", "full")
-    consistency: float = sft_config._number(0.02, 0, 1000)
-    marks: float = sft_config._number(1.0, 0, 1000)
-    marks_layer: int | None = sft_config._whole(None, 1, 10_000)
-    false_weight: float = sft_config._number(3.0, 0, 1000)
-    keep: float = sft_config._number(0.25, 0, 0.9)
-    keep_weight: float = sft_config._number(1.0, 0, 1000)
-    corruptions: float = sft_config._number(0.0, 0, 1)
-    captions_first: int = sft_config._whole(0, 0, 10**9)
-    sound: bool = sft_config._switch(False)
+    prompt: Literal["brief", "full"] = "brief"
+    consistency: Weight = 0.02
+    marks: Weight = 1.0
+    marks_layer: Annotated[int, between(1, 10_000)] | None = None
+    false_weight: Weight = 3.0
+    keep: Annotated[float, between(0, 0.9)] = 0.25
+    keep_weight: Weight = 1.0
+    corruptions: Share = 0.0
+    captions_first: Annotated[int, between(0, 10**9)] = 0
+    sound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,27 +172,25 @@ class JudgeConfig:
 
     def plain(self) -> dict[str, Any]:
         """The configuration as JSON has it, without what may differ from run to run."""
-        pairs = asdict(self.pairs)
-        del pairs["in_flight"]
-        pairs["stages"] = list(pairs["stages"])
-        return self.sft.plain() | {"pairs": pairs, "judge": asdict(self.judge)}
-
-
-_OWN = {"pairs": PairsTable, "judge": JudgeTable}
+        pairs = {key: value for key, value in plain(self.pairs).items() if key != "in_flight"}
+        return self.sft.plain() | {"pairs": pairs, "judge": plain(self.judge)}
 
 
 def load_judge_config(path: str | Path, settings: Iterable[str] = ()) -> JudgeConfig:
     """Read a configuration. `settings` are "judge.marks=2", ... Raises ConfigError naming the file,
     the key and what is allowed."""
-    return sft_config.read_config(path, parse_judge_config, settings)
+    return read_config(path, parse_judge_config, settings)
 
 
 def parse_judge_config(table: dict[str, Any], folder: Path = Path()) -> JudgeConfig:
     """The training that a parsed TOML file describes. Raises ConfigError or UnknownNameError."""
-    sft_config._known("key called", table, (*sft_config._TOP, *_OWN))
-    own = {name: sft_config._table(name, kind, table.get(name, {})) for name, kind in _OWN.items()}
-    rest = {key: value for key, value in table.items() if key not in _OWN}
-    pairs, judge = own["pairs"], own["judge"]
+    keys = (*(f.name for f in fields(SFTConfig) if f.name != "folder"), "pairs", "judge")
+    for key in table:
+        if key not in keys:
+            raise unknown(key, keys)
+    pairs = from_table(PairsTable, table.get("pairs", {}), "pairs")
+    judge = from_table(JudgeTable, table.get("judge", {}), "judge")
+    rest = {key: value for key, value in table.items() if key not in ("pairs", "judge")}
     train = rest.get("train", {})
     if isinstance(train, dict) and "epochs" in train:
         raise ConfigError(
@@ -203,4 +203,4 @@ def parse_judge_config(table: dict[str, Any], folder: Path = Path()) -> JudgeCon
                 'Give one, such as rows = "train.jsonl", or set judge.keep to 0.',
             )
         rest["data"] = {"scenes": "train"}
-    return JudgeConfig(sft_config.parse_config(rest, folder), **own)
+    return JudgeConfig(parse_config(rest, folder), pairs, judge)

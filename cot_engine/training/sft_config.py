@@ -30,45 +30,51 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from cot_engine.errors import ConfigError, CotEngineError, UnknownNameError, shown
-from cot_engine.files.reading import parse_toml, read_toml
+from cot_engine.core.plain import plain
+from cot_engine.core.tables import (
+    Seed,
+    Share,
+    Text,
+    Texts,
+    between,
+    from_table,
+    is_text,
+    located,
+    must,
+)
+from cot_engine.errors import ConfigError, UnknownNameError, shown
+from cot_engine.files.reading import parse_toml, read_extended
 
 Config = TypeVar("Config")
 
 FORMATS = ("staged", "no-tags", "direct")
-SCHEDULES = ("linear", "cosine", "constant", "warmup-stable-decay")
+Schedule = Literal["linear", "cosine", "constant", "warmup-stable-decay"]
 
 
-def _text(default: Any = MISSING, *choices: str) -> Any:
-    return _field(default, {"kind": "text", "choices": choices})
+def _is_held_out(value: Any) -> bool:
+    if type(value) not in (int, float):
+        return is_text(value)
+    return 0 < value < 2**63 and (value < 1 or value == int(value))
 
 
-def _whole(default: Any, low: int, high: int) -> Any:
-    return _field(default, {"kind": "whole", "low": low, "high": high})
-
-
-def _number(default: Any, low: float, high: float) -> Any:
-    return _field(default, {"kind": "number", "low": low, "high": high})
-
-
-def _switch(default: bool) -> Any:
-    return _field(default, {"kind": "switch"})
-
-
-def _texts(default: tuple[str, ...]) -> Any:
-    return _field(default, {"kind": "texts"})
-
-
-def _field(default: Any, metadata: dict[str, Any]) -> Any:
+def _is_betas(value: Any) -> bool:
     return (
-        field(metadata=metadata)
-        if default is MISSING
-        else field(default=default, metadata=metadata)
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(v, float) and 0 <= v < 1 for v in value)
     )
+
+
+Count = Annotated[int, between(1, 10**9)]
+Betas = Annotated[tuple[float, float], must("two numbers from 0 to less than 1", _is_betas, tuple)]
+HeldOut = Annotated[
+    str | float,
+    must("a file, a whole number, or a share of the rows between 0 and 1", _is_held_out),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +84,12 @@ class ModelTable:
     called. `dtype` is what the weights are kept in, `attention` transformers' implementation;
     `compile` compiles the language model with torch.compile."""
 
-    path: str = _text()
-    freeze: tuple[str, ...] = _texts(())
-    dtype: str = _text("auto", "auto", "float32", "bfloat16")
-    device: str = _text("auto")
-    attention: str = _text("sdpa", "sdpa", "eager", "flash_attention_2", "flex_attention")
-    compile: bool = _switch(False)
+    path: Text
+    freeze: Texts = ()
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Text = "auto"
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    compile: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +106,19 @@ class DataTable:
     each). Before step `text_first_steps` the share of described ones is `text_first`. `workers`
     are processes that prepare batches; with 0 it is done between steps."""
 
-    rows: str | None = _text(None)
-    images: str | None = _text(None)
-    scenes: str | None = _text(None, "train")
-    seed: int = _whole(2, 0, 2**31 - 1)
-    held_out: str | float | None = _field(None, {"kind": "held_out"})
-    skip_bad: bool = _switch(False)
-    max_tokens: int | None = _whole(None, 16, 10_000_000)
-    too_long: str = _text("error", "error", "drop", "cut")
-    text_only: float = _number(0.0, 0, 1)
-    text_first: float = _number(0.0, 0, 1)
-    text_first_steps: int = _whole(0, 0, 10**9)
-    hinted: float = _number(0.0, 0, 1)
-    workers: int = _whole(1, 0, 64)
+    rows: Text | None = None
+    images: Text | None = None
+    scenes: Literal["train"] | None = None
+    seed: Seed = 2
+    held_out: HeldOut | None = None
+    skip_bad: bool = False
+    max_tokens: Annotated[int, between(16, 10_000_000)] | None = None
+    too_long: Literal["error", "drop", "cut"] = "error"
+    text_only: Share = 0.0
+    text_first: Share = 0.0
+    text_first_steps: Annotated[int, between(0, 10**9)] = 0
+    hinted: Share = 0.0
+    workers: Annotated[int, between(0, 64)] = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +127,11 @@ class LoraTable:
     `targets` ["auto": every linear layer of the language model]. `merge` also writes a model with
     the adapter merged in."""
 
-    rank: int = _whole(16, 1, 4096)
-    alpha: float = _number(32.0, 0, 65536)
-    dropout: float = _number(0.0, 0, 0.99)
-    targets: tuple[str, ...] = _texts(("auto",))
-    merge: bool = _switch(True)
+    rank: Annotated[int, between(1, 4096)] = 16
+    alpha: Annotated[float, between(0, 65536)] = 32.0
+    dropout: Annotated[float, between(0, 0.99)] = 0.0
+    targets: Texts = ("auto",)
+    merge: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +139,7 @@ class QuantizeTable:
     """[quantize]: the frozen weights under a LoRA in 4 bits (nf4: QLoRA, Dettmers et al., 2023)
     or 8 bits, by bitsandbytes."""
 
-    bits: int = _field(4, {"kind": "one", "choices": (4, 8)})
+    bits: Literal[4, 8] = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,40 +154,40 @@ class TrainTable:
     is written, of which `keep` stay; every `eval_every` steps [as save_every] the held-out loss is
     measured."""
 
-    steps: int | None = _whole(None, 1, 10**9)
-    epochs: float | None = _number(None, 1e-6, 10_000)
-    batch: int = _whole(32, 1, 1_000_000)
-    micro_batch: int | None = _whole(None, 1, 100_000)
-    learning_rate: float | None = _number(None, 0, 10)
-    other_rate: float = _number(2e-3, 0, 10)
-    warmup: float = _number(0.03, 0, 10**9)
-    schedule: str = _text("cosine", *SCHEDULES)
-    decay: float = _number(0.2, 0, 1)
-    weight_decay: float = _number(0.0, 0, 1)
-    betas: tuple[float, float] = _field((0.9, 0.999), {"kind": "betas"})
-    clip: float = _number(1.0, 0, 1e6)
-    optimizer: str = _text("adamw", "adamw", "muon")
-    precision: str = _text("fp32", "fp32", "bf16")
-    seed: int = _whole(0, 0, 2**31 - 1)
-    save_every: int | None = _whole(None, 1, 10**9)
-    keep: int = _whole(2, 1, 1000)
-    eval_every: int | None = _whole(None, 1, 10**9)
-    log_every: int = _whole(10, 1, 10**9)
-    gradient_checkpointing: bool = _switch(False)
+    steps: Count | None = None
+    epochs: Annotated[float, between(1e-6, 10_000)] | None = None
+    batch: Annotated[int, between(1, 1_000_000)] = 32
+    micro_batch: Annotated[int, between(1, 100_000)] | None = None
+    learning_rate: Annotated[float, between(0, 10)] | None = None
+    other_rate: Annotated[float, between(0, 10)] = 2e-3
+    warmup: Annotated[float, between(0, 10**9)] = 0.03
+    schedule: Schedule = "cosine"
+    decay: Share = 0.2
+    weight_decay: Share = 0.0
+    betas: Betas = (0.9, 0.999)
+    clip: Annotated[float, between(0, 1e6)] = 1.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: Seed = 0
+    save_every: Count | None = None
+    keep: Annotated[int, between(1, 1000)] = 2
+    eval_every: Count | None = None
+    log_every: Count = 10
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SFTConfig:
     """A whole training. Raises ConfigError for values that do not fit together."""
 
-    output: str
+    output: Text
     model: ModelTable
     data: DataTable
     train: TrainTable
-    format: str = "staged"
+    format: Text = "staged"
     lora: LoraTable | None = None
     quantize: QuantizeTable | None = None
-    folder: Path = Path()
+    folder: Path = field(default=Path(), metadata={"read": False})
 
     def __post_init__(self) -> None:
         data, train = self.data, self.train
@@ -229,9 +235,7 @@ class SFTConfig:
 
     def plain(self) -> dict[str, Any]:
         """The configuration as JSON has it, without its folder."""
-        table = asdict(self)
-        del table["folder"]
-        return json.loads(json.dumps(table))
+        return plain(self)
 
     def hash(self) -> str:
         """16 hex digits over all that decides what is learnt."""
@@ -278,15 +282,6 @@ def _only(table: Any, keys: Iterable[str], owner: str) -> None:
 
 # --- reading -------------------------------------------------------------------------------------
 
-_TABLES = {
-    "model": ModelTable,
-    "data": DataTable,
-    "train": TrainTable,
-    "lora": LoraTable,
-    "quantize": QuantizeTable,
-}
-_TOP = ("output", "format", *_TABLES)
-
 
 def load_config(path: str | Path, settings: Iterable[str] = (), **flags: Any) -> SFTConfig:
     """Read a training's configuration. `settings` are "train.steps=100", ...; `flags` replace keys
@@ -301,33 +296,18 @@ def read_config(
     **flags: Any,
 ) -> Config:
     """What `parse` makes of a TOML file's table and folder, its errors with the file's name."""
-    path = Path(path)
-    table = read_toml(path, "configuration", ConfigError)
+    table, extended = read_extended(path, "configuration", ConfigError)
     table |= {key: value for key, value in flags.items() if value is not None}
     for setting in settings:
         _set(table, setting)
-    try:
-        return parse(table, path.parent)
-    except CotEngineError as error:
-        message = f"{error.message.removesuffix('.')}, in {str(path)!r}."
-        raise ConfigError(message, error.hint) from None
+    with located(path, *extended):
+        return parse(table, Path(path).parent)
 
 
 def parse_config(table: dict[str, Any], folder: Path = Path()) -> SFTConfig:
     """The training that a parsed TOML file describes. Raises ConfigError or UnknownNameError."""
-    _known("key called", table, _TOP)
-    for key in ("output", "format"):
-        if key in table and (not isinstance(table[key], str) or not table[key].strip()):
-            raise ConfigError(f"{key} is {shown(table[key])}.", "It must be a text.")
-    if "output" not in table:
-        raise ConfigError("output is missing.", 'Name the folder to write: output = "runs/NAME".')
-    parts: dict[str, Any] = {}
-    for name, kind in _TABLES.items():
-        if name in table or name in ("model", "data", "train"):
-            parts[name] = _table(name, kind, table.get(name, {}))
-    return SFTConfig(
-        output=table["output"], format=table.get("format", "staged"), folder=folder, **parts
-    )
+    needed: dict[str, Any] = {"model": {}, "data": {}, "train": {}}
+    return replace(from_table(SFTConfig, needed | table), folder=folder)
 
 
 def _set(table: dict[str, Any], setting: str) -> None:
@@ -347,63 +327,3 @@ def _set(table: dict[str, Any], setting: str) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f"--set got {shown(setting)}.", f"{name} is not a table.")
     table[last] = parsed
-
-
-def _table(name: str, kind: type, values: Any) -> Any:
-    if not isinstance(values, dict):
-        raise ConfigError(f"{name} is {shown(values)}.", f"Write it as a table, [{name}].")
-    known = {f.name: f for f in fields(kind)}
-    _known(f"key of [{name}] called", values, known)
-    for key, f in known.items():
-        if f.default is MISSING and key not in values:
-            raise ConfigError(f"[{name}] has no {key}.", f'Add it, such as {key} = "...".')
-    checked = {key: _checked(f"{name}.{key}", known[key].metadata, v) for key, v in values.items()}
-    return kind(**checked)
-
-
-def _checked(name: str, rule: Any, value: Any) -> Any:
-    """The value as its dataclass wants it. Raises ConfigError."""
-    kind = rule["kind"]
-
-    def wrong(must: str) -> ConfigError:
-        return ConfigError(f"{name} is {shown(value)}.", f"It must be {must}.")
-
-    if kind == "text":
-        if not isinstance(value, str) or not value.strip():
-            raise wrong("a text")
-        if rule["choices"] and value not in rule["choices"]:
-            raise wrong(" or ".join(rule["choices"]))
-    elif kind == "switch":
-        if not isinstance(value, bool):
-            raise wrong("true or false")
-    elif kind in ("whole", "number"):
-        low, high = rule["low"], rule["high"]
-        number = isinstance(value, (int, float) if kind == "number" else int)
-        if not number or isinstance(value, bool) or not low <= value <= high:
-            some = "a whole number" if kind == "whole" else "a number"
-            raise wrong(f"{some}, {low:,} to {high:,}")
-        return float(value) if kind == "number" else value
-    elif kind == "texts":
-        if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
-            raise wrong('a list of texts, such as ["vision"]')
-        return tuple(value)
-    elif kind == "betas":
-        pair = isinstance(value, list) and len(value) == 2
-        if not pair or not all(isinstance(v, float) and 0 <= v < 1 for v in value):
-            raise wrong("two numbers from 0 to less than 1")
-        return tuple(value)
-    elif kind == "one":
-        if value not in rule["choices"] or isinstance(value, bool):
-            raise wrong(" or ".join(map(str, rule["choices"])))
-    elif kind == "held_out":
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        good = number and 0 < value < 2**63 and (value < 1 or value == int(value))
-        if not good and not (isinstance(value, str) and value.strip()):
-            raise wrong("a file, a whole number, or a share of the rows between 0 and 1")
-    return value
-
-
-def _known(what: str, table: dict[str, Any], known: Iterable[str]) -> None:
-    for key in table:
-        if key not in known:
-            raise UnknownNameError(what, key, known)

@@ -83,6 +83,7 @@ def test_settings_and_flags_override_the_file():
         ({"train__learning_rate": "1e-5"}, "train.learning_rate is '1e-5'. It must be a number"),
         ({"train__betas": [0.9]}, "train.betas is [0.9]. It must be two numbers"),
         ({"train__schedule": "cosin"}, "It must be linear or cosine or constant or warmup-stable"),
+        ({"train__schedule": "cosin"}, "Did you mean cosine"),
         ({"train__batch": 6, "train__micro_batch": 4}, "batch is 6 and micro_batch is 4"),
         ({"quantize": {}}, "[quantize] stands without [lora]"),
         ({"quantize": {"bits": 3}, "lora": {}}, "quantize.bits is 3. It must be 4 or 8"),
@@ -156,10 +157,11 @@ def test_help_is_the_recorded_one(capsys):
 def test_every_key_is_in_the_docs():
     from dataclasses import fields
 
-    from cot_engine.training.sft_config import _TABLES
+    from cot_engine.training import sft_config
 
     text = (ROOT / "docs" / "training.md").read_text("utf-8")
-    for name, kind in _TABLES.items():
+    for name in ("model", "data", "train", "lora", "quantize"):
+        kind = getattr(sft_config, f"{name.capitalize()}Table")
         assert f"**[{name}]**" in text
         for f in fields(kind):
             assert f"`{f.name}`" in text, f"{name}.{f.name}"
