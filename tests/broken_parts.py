@@ -261,7 +261,11 @@ REQUESTS = {
     "yielded 'CAPTION'": lambda beam, plan: "CAPTION",
     "yielded None": lambda beam, plan: None,
     "yielded <Nameless": lambda beam, plan: Nameless(),
-    "yielded (Expand(": lambda beam, plan: (Expand(beam, until="end"),),
+    "yielded a tuple of 0": lambda beam, plan: (),
+    "yielded a tuple of 4,097": lambda beam, plan: (Select(beam),) * 4097,
+    "yielded Chain(": lambda beam, plan: beam,
+    "yielded (Select(": lambda beam, plan: (Select(beam), (Select(beam),)),
+    "yielded Select(keep=0)": lambda beam, plan: (Select(beam), Select(beam, keep=0)),
     "raised AttributeError": lambda beam, plan: object.__new__(Expand),
 }
 RETURNED = {

@@ -8,7 +8,9 @@ from cot_engine.core.chain import Chain, Step
 from cot_engine.core.problem import Problem
 from cot_engine.core.requests import Segment
 from cot_engine.core.stages import DEFAULT_PLAN
+from cot_engine.search.expand import Portion
 from cot_engine.search.session import Session, Settings
+from cot_engine.search.strategy import Expand
 from cot_engine.testing import ScriptedBackend, staged_reply
 
 PLAN = DEFAULT_PLAN.fit(0)
@@ -41,8 +43,12 @@ def chain(*texts, at=0, **more):
     return grown
 
 
-def expand(growth, *args, **more):
-    return asyncio.run(growth.expand(*args, **more))
+def expand(growth, beam, until, n, greedy=False):
+    return asyncio.run(growth.expand(Expand(beam, until, n, greedy)))
+
+
+def sample(growth, parents, until, count, length, **more):
+    return asyncio.run(growth.sample(Portion(tuple(parents), until, count, length, **more)))
 
 
 def words(n, tag="REASONING"):

@@ -1,7 +1,8 @@
 """What a search may spend, and what it has spent.
 
-A budget is a hard contract: the search core reserves the most a request can cost before sending
-it, and always holds back the floor, the cost of concluding at once, so that an answer comes.
+A budget is a hard contract: the search core holds the most a request can cost before sending it
+and settles what it did cost, and always keeps back the floor, the cost of concluding at once, so
+that an answer comes. Of requests side by side each has its part of what is left.
 Seconds cannot be reserved: rows stop a step before the deadline, no forward pass is interrupted.
 """
 
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -96,12 +98,19 @@ def parse_unit(text: str) -> Unit:
 @dataclass
 class Meter:
     """What one search has spent, by role. `clock` gives seconds; tests pass their own. `pace` is
-    the least time that a token took, 0 if none was written yet."""
+    the least time that a token took, 0 if none was written yet. `held` is kept for calls under way.
+
+    One of several side by side may spend its `part`th of what was left after `before`, whatever
+    the others do: see `beside`.
+    """
 
     budget: Budget | None = None
     clock: Callable[[], float] = time.monotonic
     usage: dict[Role, Usage] = field(default_factory=dict)
     pace: float = 0.0
+    held: float = 0.0
+    before: float = 0.0
+    parts: int = 1
     started: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -124,8 +133,9 @@ class Meter:
         """What remains of the budget in its unit, never below 0; None without a budget."""
         if self.budget is None:
             return None
-        spent = self.seconds if self.budget.unit == "seconds" else self.budget.of(self.total)
-        return max(0.0, self.budget.amount - spent)
+        if self.budget.unit == "seconds":
+            return max(0.0, self.budget.amount - self.seconds)
+        return max(0.0, self._part(self.budget.amount) - self.budget.of(self.total))
 
     # A clock cannot be reserved. A quarter of the time is held back for the conclusion instead;
     # what comes before it is not begun if it could not take so many steps; and handing over what
@@ -150,16 +160,47 @@ class Meter:
         (an empty one holds nothing back) and all spending kept within the fraction `upto`."""
         if self.budget is None:
             return float("inf")
-        amount, held, spent = self.budget.amount, self.budget.of(floor), self.budget.of(self.total)
+        amount = self.budget.amount
         if self.budget.unit == "seconds":
-            held, spent = amount * self.SECONDS_FLOOR if floor.calls else 0.0, self.seconds
-        return min(amount - held, amount * upto) - spent
+            kept = amount * self.SECONDS_FLOOR if floor.calls else 0.0
+            return min(amount - kept, amount * upto) - self.seconds
+        most = min(self._part(amount) - self.budget.of(floor), self._part(amount * upto))
+        return most - self.budget.of(self.total) - self.held
 
     def affords(self, cost: Usage, floor: Usage) -> bool:
-        """Whether `cost` can be spent with `floor` still left afterwards."""
+        """Whether `cost` can be spent with `floor` still left afterwards, and what is held."""
         if self.budget is None:
             return True
         room = self.room(floor)
         if self.budget.unit != "seconds":
             return self.budget.of(cost) <= room
         return room > (self.STEPS * self.pace if floor.calls else 0.0)
+
+    @contextmanager
+    def holding(self, cost: Usage) -> Iterator[None]:
+        """Keep `cost`, which was found affordable, for a call until it was charged."""
+        amount = self.budget.of(cost) if self.budget else 0.0
+        self.held += amount
+        try:
+            yield
+        finally:
+            self.held -= amount
+
+    # --- several side by side ---
+
+    def beside(self, parts: int) -> Meter:
+        """A meter for one of `parts` that run side by side: what it may spend does not depend on
+        when the others spend theirs. Time passes for all of them alike."""
+        spent = self.budget.of(self.total) if self.budget else 0.0
+        made = Meter(self.budget, self.clock, pace=self.pace, before=spent, parts=parts)
+        made.started = self.started
+        return made
+
+    def join(self, other: Meter) -> None:
+        """Count what one of several spent."""
+        for role, usage in other.usage.items():
+            self.charge(role, usage)
+        self.pace = min(self.pace or other.pace, other.pace)
+
+    def _part(self, amount: float) -> float:
+        return (amount - self.before) / self.parts

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 
 from cot_engine.core.boundaries import Until
@@ -13,7 +14,6 @@ from cot_engine.core.requests import Generate, Segment
 from cot_engine.core.stages import Stage
 from cot_engine.core.usage import Usage
 from cot_engine.judging import prompts
-from cot_engine.search.concurrency import gather
 from cot_engine.search.session import FLOOR_TOKENS, Session, longest
 from cot_engine.search.steps import boundary, child, has, joined, opening, unit_length
 from cot_engine.search.strategy import Expand
@@ -97,14 +97,21 @@ class Growth:
         parents = tuple(portion.parents[i] for i in lost)
         asked = self.length(parents, portion.until)
         try:
-            again = self.within_budget(
-                replace(portion, parents=parents, length=asked, forced=True)
-            )
+            again = self.within_budget(replace(portion, parents=parents, length=asked, forced=True))
         except Exhausted:
             return grown
         for i, kids in zip(lost, (await self.sample(again))[0], strict=True):
             grown[i] = kids
         return grown
+
+    def beside(self, session: Session) -> Growth:
+        """Growth for one of several rounds side by side."""
+        made = copy(self)
+        made.session = session
+        return made
+
+    def join(self, others: Sequence[Growth]) -> None:
+        self.fills += sum(other.fills - self.fills for other in others)
 
     # --- the budget ---
 
@@ -184,7 +191,7 @@ class Growth:
             ids = tuple(chain.id for chain in parents)
             session.emit(Growing(ids, portion.unit, portion.count))
         with session.reporter.doing("growing", portion.unit, portion.count * len(parents)):
-            each = await gather(self._children(chain, portion) for chain in parents)
+            each = await self.session.gather(self._children(chain, portion) for chain in parents)
         grown, usage = [chains for chains, _ in each], sum((u for _, u in each), Usage())
         for parent, chains in zip(parents, grown, strict=True):
             tokens = (chain.steps[-1].tokens for chain in chains)
@@ -203,12 +210,10 @@ class Growth:
         indices = range(first, first + portion.count)
         if not self._staged(portion.until):
             return await self._at_once(chain, indices, portion)
-        whole = await gather(self._by_stage(chain, i, portion) for i in indices)
+        whole = await self.session.gather(self._by_stage(chain, i, portion) for i in indices)
         return tuple(c for c, _ in whole), sum((usage for _, usage in whole), Usage())
 
-    async def _at_once(
-        self, chain: Chain, indices: range, portion: Portion
-    ) -> tuple[Beam, Usage]:
+    async def _at_once(self, chain: Chain, indices: range, portion: Portion) -> tuple[Beam, Usage]:
         """Children that one request writes."""
         session, until = self.session, portion.until
         prefix = self._opening(chain, portion)

@@ -20,9 +20,7 @@ async def fill(growth: Growth, request: Expand) -> Beam:
     if budget is None or not parents or growth.fills >= _MOST_FILLS:
         return ()
     asked = growth.length(parents, request.until)
-    whole = Portion(
-        *(parents, request.until, request.n, asked, request.greedy), upto=request.upto
-    )
+    whole = Portion(*(parents, request.until, request.n, asked, request.greedy), upto=request.upto)
     if (portion := fitting(growth, whole)) is None:
         return ()
     growth.fills += 1
@@ -59,9 +57,7 @@ def fitting(growth: Growth, whole: Portion) -> Portion | None:
     if count := largest(whole.count, lambda count: fits(replace(usually, count=count))):
         return longest(replace(whole, count=count), usual)
     one = replace(usually, count=1)
-    if many := largest(
-        len(parents) - 1, lambda many: fits(replace(one, parents=parents[:many]))
-    ):
+    if many := largest(len(parents) - 1, lambda many: fits(replace(one, parents=parents[:many]))):
         return longest(replace(one, parents=parents[:many]), usual)
     if upto != 1:
         return None

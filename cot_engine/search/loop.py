@@ -22,30 +22,28 @@ from cot_engine.core.events import (
     Heard,
     ImageRecord,
     Notice,
-    Scored,
     Started,
 )
 from cot_engine.core.grammar import conclusion, incomplete
-from cot_engine.core.parts import OutOfBudget, Part, guard
+from cot_engine.core.parts import Part, guard
 from cot_engine.core.problem import Problem
 from cot_engine.core.trace import Trace
 from cot_engine.errors import (
     CotEngineError,
-    InputError,
     ModelError,
     StrategyError,
     message,
     said,
     shown,
 )
-from cot_engine.judging.protocol import Case, Scorer
+from cot_engine.judging.protocol import Scorer
 from cot_engine.search import yielded
 from cot_engine.search.expand import Exhausted, Growth
-from cot_engine.search.fill import fill
 from cot_engine.search.progress import Reporter
+from cot_engine.search.rounds import Rounds
 from cot_engine.search.select import Arena
-from cot_engine.search.session import MeteredAsk, Session, Settings, longest
-from cot_engine.search.strategy import Continuation, Expand, Score, Select, Task
+from cot_engine.search.session import Session, Settings
+from cot_engine.search.strategy import Continuation, Request, Score, Task
 
 _MOST_REQUESTS = 10_000  # a strategy that asks more is not going to end
 
@@ -97,8 +95,10 @@ async def search(
             emit(Notice(note))
         growth, arena = Growth(session), Arena(session, judge.part, judge.name)  # type: ignore[arg-type]
         session.check_affordable()
-        chain = await _drive(strategy, arena, growth, scorers)
+        asking = _Asking(strategy, growth, scorers)
+        chain = await _drive(asking, Rounds(growth, arena, asking.scorer))
         if not chain.done:
+            session.round += 1
             chain, _ = await growth.conclude(chain)
         session.release()
         meter = session.meter
@@ -128,35 +128,22 @@ async def search(
     )
 
 
-async def _drive(
-    strategy: Named, arena: Arena, growth: Growth, scorers: Callable[[str], Scorer]
-) -> Chain:
+async def _drive(asking: _Asking, rounds: Rounds) -> Chain:
     """Send a strategy what it asks for until it returns a chain, or the budget ends it."""
-    session, reply = growth.session, None
-    asking = _Asking(strategy, growth)
+    reply, count = None, 0
     try:
-        for _ in range(_MOST_REQUESTS):
-            request = asking.next(reply)
-            match request:
-                case Chain():
-                    return request
-                case Expand():
-                    beam, until, n, greedy = request.beam, request.until, request.n, request.greedy
-                    try:
-                        if request.upto is None:
-                            reply = await growth.expand(beam, until, n, greedy)
-                        else:
-                            reply = await fill(growth, beam, until, n, request.upto, greedy)
-                    except Exhausted as exhausted:
-                        asking.close()
-                        return exhausted.chain
-                case Select():
-                    reply = await arena.select(request)
-                case Score():
-                    reply = await _score(session, request, asking.scorer(request, scorers))
+        while count < _MOST_REQUESTS:
+            asked = asking.next(reply)
+            if isinstance(asked, Chain):
+                return asked
+            count += len(asked) if isinstance(asked, tuple) else 1
+            reply = await rounds.answer(asked)
             # Searches that need no model would otherwise never let others run.
             await asyncio.sleep(0)
         asking.part.broke(f"asked {_MOST_REQUESTS} times without an end")
+    except Exhausted as exhausted:
+        asking.close()
+        return exhausted.chain
     except BaseException:
         with contextlib.suppress(StrategyError):
             asking.close()  # now, not whenever it is collected
@@ -166,8 +153,9 @@ async def _drive(
 class _Asking:
     """A strategy's generator, guarded; what it asks and returns, checked."""
 
-    def __init__(self, strategy: Named, growth: Growth) -> None:
+    def __init__(self, strategy: Named, growth: Growth, scorers: Callable[[str], Scorer]) -> None:
         self.part = Part("strategy", strategy.part, strategy.name)
+        self.scorers = scorers
         self.plan, self.known = growth.session.plan, growth.known
         start = (Chain(),)
         with guard(self.part):
@@ -184,7 +172,7 @@ class _Asking:
                     "search() must be a generator: a plain def with yield, and not async.",
                 )
 
-    def next(self, reply: Any) -> Expand | Select | Score | Chain:
+    def next(self, reply: Any) -> Request | tuple[Request, ...] | Chain:
         with guard(self.part):
             try:
                 request = self.generator.send(reply)
@@ -192,11 +180,11 @@ class _Asking:
                 return yielded.returned(self.part, stop.value, self.known)
         return yielded.checked(self.part, request, self.plan, self.known)
 
-    def scorer(self, request: Score, scorers: Callable[[str], Scorer]) -> Scorer:
+    def scorer(self, request: Score) -> Scorer:
         """The scorer that a request names. Raises StrategyError if there is none, or it is
         broken."""
         try:
-            return scorers(request.scorer)
+            return self.scorers(request.scorer)
         except CotEngineError as error:
             what = f"yielded Score(scorer={shown(request.scorer)})"
             raise self.part.error(f"{what}: {said(error)}", error.hint) from error
@@ -204,25 +192,6 @@ class _Asking:
     def close(self) -> None:
         with guard(self.part):
             self.generator.close()
-
-
-async def _score(session: Session, request: Score, scorer: Scorer) -> tuple[float, ...]:
-    chains = request.beam
-    ask = MeteredAsk(session, "score", longest(chains).segments)
-    case = Case(session.problem, session.plan, "step", None, session.judge_images)
-    try:
-        with session.reporter.doing("scoring", request.scorer):
-            scores = await parts.scores(scorer, chains, case, ask, request.scorer)
-    except (OutOfBudget, InputError) as error:
-        # Known to every scorer's user, and free: what the model itself thought of its text.
-        scores = [chain.likelihood() for chain in chains]
-        why = f"the budget left no room for {request.scorer}."
-        if isinstance(error, InputError):
-            why = f"{request.scorer} could not. {error}"
-        session.emit(Notice(f"Scored by likelihood: {why}"))
-    by_id = {chain.id: score for chain, score in zip(chains, scores, strict=True)}
-    session.emit(Scored(request.scorer, by_id, ask.usage))
-    return tuple(scores)
 
 
 def _started(session: Session, strategy: Named, judge: Named) -> Started:

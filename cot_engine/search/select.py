@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass, field
 
 from cot_engine.core import parts
@@ -73,6 +74,12 @@ class Arena:
             )
         )
         return kept
+
+    def beside(self, session: Session, selections: int) -> Arena:
+        """The arena for one of several rounds side by side, after so many `selections`."""
+        made = copy(self)
+        made.session, made.selections = session, selections
+        return made
 
     def _judging(self, stage: str, n: int, keep: int) -> AbstractContextManager[None]:
         """What listeners are told meanwhile."""

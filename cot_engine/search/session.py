@@ -7,14 +7,16 @@ every request is seeded, paid for and within the budget.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from cot_engine.backends.protocol import Backend
 from cot_engine.core.boundaries import Until
 from cot_engine.core.chain import Chain
-from cot_engine.core.events import Event
+from cot_engine.core.events import Event, Notice
 from cot_engine.core.parts import OutOfBudget, Part, guard
 from cot_engine.core.problem import Problem
 from cot_engine.core.requests import (
@@ -34,7 +36,11 @@ from cot_engine.judging import prompts
 from cot_engine.search import replies
 from cot_engine.search.budget import Budget, Meter
 from cot_engine.search.concurrency import gather
+from cot_engine.search.lanes import Lane
 from cot_engine.search.progress import Reporter
+
+T = TypeVar("T")
+R = TypeVar("R", Generate, Choose)
 
 FLOOR_TOKENS = 32
 """New tokens that are held back for a conclusion when the budget is used up."""
@@ -68,21 +74,25 @@ def longest(chains: Sequence[Chain]) -> Chain:
 class Session:
     """One search's dealings with the model. `scope` must be unique among searches in flight.
 
-    `safe` is a finished chain to fall back on: once there is one, no floor is held back. `match`
-    is the most that judging one more candidate took so far, in the budget's unit.
+    `record` gets the events, which bear the number of the `round`: the strategy's request that is
+    being carried out. `safe` is a finished chain to fall back on: once there is one, no floor is
+    held back. `match` is the most that judging one more candidate took so far, in the budget's
+    unit.
     """
 
     problem: Problem
     plan: Plan
     backend: Backend
     settings: Settings
-    emit: Callable[[Event], None]
+    record: Callable[[Event], None]
     scope: str
     judge_images: tuple = ()
     reporter: Reporter = field(default_factory=Reporter)
     safe: Chain | None = None
     match: float = 0.0
     released: bool = False
+    round: int = 0
+    lane: Lane | None = None
     meter: Meter = field(init=False)
     prompt: Prompt = field(init=False)
     model: Part = field(init=False)
@@ -92,6 +102,10 @@ class Session:
         self.meter = Meter(s.budget)
         self.model = Part("backend", self.backend)
         self.prompt = prompts.answer_prompt(self.problem, self.plan, s.mode, s.detail)
+
+    def emit(self, event: Event) -> None:
+        """Record an event of this round."""
+        self.record(event if isinstance(event, Notice) else replace(event, round=self.round))  # type: ignore[call-arg]
 
     # --- requests ---
 
@@ -122,7 +136,7 @@ class Session:
         request = replace(request, deadline=self.meter.deadline(floor, upto), headway=headway)
         with guard(self.model):
             began = self.meter.seconds
-            generated = await self.backend.generate(request)
+            generated = await self._sent(self.backend.generate, request)
             took = self.meter.seconds - began
             used = replies.usage(self.model, getattr(generated, "usage", None))
             usage = replace(used, calls=len(request.seeds))
@@ -137,13 +151,23 @@ class Session:
         `generate` does."""
         request = replace(request, headway=self.reporter.request())
         with guard(self.model):
-            chosen = await self.backend.choose(request)
+            chosen = await self._sent(self.backend.choose, request)
             used = replies.usage(self.model, getattr(chosen, "usage", None))
             usage = replace(used, calls=len(request.tails))
             self.meter.charge(request.role, usage)
             replies.chosen(self.model, request, chosen)
             self.reporter.answered(request.headway, 0, len(request.tails))
             return replace(chosen, usage=usage)
+
+    async def _sent(self, method: Callable[[R], Awaitable[T]], request: R) -> T:
+        if self.lane is None:
+            return await method(request)
+        return await self.lane.call(lambda: method(request))
+
+    async def gather(self, coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+        """Await all of what asks the model at once; if one fails, cancel the others and raise its
+        error."""
+        return await (gather(coroutines) if self.lane is None else self.lane.gather(coroutines))
 
     def release(self) -> None:
         """Let the backend forget this search, once. Raises ModelError if it cannot."""
@@ -199,6 +223,31 @@ class Session:
                 "Give at least that much; a search over all stages takes several times more.",
             )
 
+    # --- several rounds at once ---
+
+    def beside(
+        self,
+        lane: Lane,
+        number: int,
+        parts: int,
+        record: Callable[[Event], None],
+        reporter: Reporter,
+    ) -> Session:
+        """This search's dealings in round `number`, one of `parts` that run side by side: with its
+        own part of the budget, and of what is `safe` only what was so before."""
+        made = copy(self)
+        made.lane, made.round, made.record, made.reporter = lane, number, record, reporter
+        made.meter = self.meter.beside(parts)
+        return made
+
+    def join(self, others: Sequence[Session]) -> None:
+        """Count what rounds side by side spent, and what they made safe."""
+        safe = next((other.safe for other in others if other.safe is not self.safe), self.safe)
+        for other in others:
+            self.meter.join(other.meter)
+        self.safe, self.match = safe, max(other.match for other in others)
+        self.round = max(other.round for other in others)
+
     # --- seeds ---
 
     def seed(self, *path: object) -> int:
@@ -209,7 +258,7 @@ class Session:
 
 @dataclass
 class MeteredAsk:
-    """A judge's or scorer's way to the model: reserves, sends, charges, and adds up `usage`.
+    """A judge's or scorer's way to the model: holds, sends, settles, and adds up `usage`.
 
     What concluding behind `prefix` takes is left over. `asked` is the most that it could have cost,
     in the budget's unit, refused requests included.
@@ -229,8 +278,8 @@ class MeteredAsk:
         request = Choose(
             self.session.scope, prompt, tuple(tails), tuple(choices), prefix, self.role
         )
-        self._reserve(request)
-        chosen = await self.session.choose(request)
+        with self._holding(request):
+            chosen = await self.session.choose(request)
         self.usage += chosen.usage
         return list(chosen.logprobs)
 
@@ -251,21 +300,27 @@ class MeteredAsk:
             )
             for tail in tails
         ]
-        self._reserve(*requests)
-        return await gather(map(self._written, requests))
+        with self._holding(*requests):
+            return await self.session.gather(map(self._written, requests))
 
     async def _written(self, request: Generate) -> str:
         reply = await self.session.generate(request)
         self.usage += reply.usage  # of each as it comes: another one may fail
         return reply.generations[0].text
 
-    def _reserve(self, *requests: Generate | Choose) -> None:
-        if self.session.meter.budget is None:
-            return  # estimating is not free
+    @contextmanager
+    def _holding(self, *requests: Generate | Choose) -> Iterator[None]:
+        """Hold what these can cost until they are answered. Raises OutOfBudget."""
+        meter = self.session.meter
+        if meter.budget is None:
+            yield  # estimating is not free
+            return
         cost = sum((self.session.cost(request) for request in requests), Usage())
-        self.asked += self.session.meter.budget.of(cost)
-        if not self.session.meter.affords(cost, self.session.floor(self.prefix, 0)):
+        self.asked += meter.budget.of(cost)
+        if not meter.affords(cost, self.session.floor(self.prefix, 0)):
             raise OutOfBudget
+        with meter.holding(cost):
+            yield
 
 
 def check_choose(prompt: Any, tails: Any, choices: Any, prefix: Any) -> None:

@@ -82,11 +82,14 @@ class Score:
     scorer: str = "likelihood"
 
 
-Search = Generator[Expand | Select | Score, Any, Chain]
+Request = Expand | Select | Score
+
+Search = Generator[Request | tuple[Request, ...], Any, Chain]
 """What a strategy's `search` is: it yields requests and returns the chain that is the answer.
 
-What a `yield` gives depends on the request, which no one type can say, so it is Any to a type
-checker. Say what you expect where it matters: `grown: Beam = yield Expand(...)`,
+A tuple of requests is sent together and answered with a tuple; each has an equal part of what the
+budget has left. What a `yield` gives depends on the request, which no one type can say, so it is
+Any to a type checker. Say what you expect where it matters: `grown: Beam = yield Expand(...)`,
 `numbers: tuple[float, ...] = yield Score(...)`.
 """
 

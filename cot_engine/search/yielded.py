@@ -14,19 +14,27 @@ from cot_engine.core.chain import Beam, Chain
 from cot_engine.core.parts import Part, finite, guard
 from cot_engine.core.stages import Plan, Stage
 from cot_engine.errors import shown
-from cot_engine.search.strategy import Expand, Score, Select
+from cot_engine.search.strategy import Expand, Request, Score, Select
 
 MOST = 4096
 """The largest n of an Expand."""
 
 
 def checked(
-    part: Part, request: Any, plan: Plan, known: Mapping[str, Chain]
-) -> Expand | Select | Score:
-    """A request of the strategy `part`, its beam a tuple. `known` are the chains of this search.
-
-    Raises StrategyError.
+    part: Part, asked: Any, plan: Plan, known: Mapping[str, Chain]
+) -> Request | tuple[Request, ...]:
+    """What the strategy `part` yielded, a request or a tuple of them, each beam a tuple. `known`
+    are the chains of this search. Raises StrategyError.
     """
+    if not isinstance(asked, tuple):
+        return _checked(part, asked, plan, known)
+    if not 0 < len(asked) <= MOST:
+        allowed = f"A tuple holds 1 to {MOST:,} requests, which are sent together."
+        part.broke(f"yielded a tuple of {len(asked):,}", allowed)
+    return tuple(_checked(part, request, plan, known) for request in asked)
+
+
+def _checked(part: Part, request: Any, plan: Plan, known: Mapping[str, Chain]) -> Request:
     with guard(part):  # its fields may be anything, and may raise
         match request:
             case Expand():
@@ -41,7 +49,7 @@ def checked(
             case _:
                 part.broke(
                     f"yielded {shown(request)}",
-                    "Yield Expand, Select or Score, and return a Chain.",
+                    "Yield Expand, Select or Score, or a tuple of them, and return a Chain.",
                 )
         return replace(request, beam=_beam(part, request, known))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from sessions import REASONING, SUMMARY, chain, expand, session, words
+from sessions import REASONING, SUMMARY, chain, expand, sample, session, words
 
 from cot_engine.core.boundaries import Until
 from cot_engine.core.chain import Chain
@@ -41,7 +41,7 @@ def test_every_request_has_its_deadline(budget, mode):
     assert deadlines() == {108.0 if clocked else None}, "a conclusion may use what is kept for it"
     (grown,) = expand(growth, (Chain(),), SUMMARY, 1)
     assert deadlines() == {106.0 if clocked else None}, "a quarter is held back"
-    asyncio.run(growth.sample([grown], REASONING, 1, 99, False, False, upto=0.5))
+    sample(growth, [grown], REASONING, 1, 99, upto=0.5)
     assert deadlines() == {104.0 if clocked else None}
     made.safe = grown
     expand(growth, (grown,), "end", 2)

@@ -10,7 +10,20 @@ import pytest
 from attentive import Attentive
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sessions import PLAN, REASONING, SUMMARY, UNITS, R, S, chain, expand, session, step, words
+from sessions import (
+    PLAN,
+    REASONING,
+    SUMMARY,
+    UNITS,
+    R,
+    S,
+    chain,
+    expand,
+    sample,
+    session,
+    step,
+    words,
+)
 
 from cot_engine.backends.scripted import _number
 from cot_engine.core.boundaries import Until
@@ -19,7 +32,7 @@ from cot_engine.core.requests import GREEDY, Prompt, Sampling
 from cot_engine.core.stages import Plan, Stage
 from cot_engine.core.usage import Usage
 from cot_engine.search.budget import Budget
-from cot_engine.search.expand import Exhausted, Growth, largest
+from cot_engine.search.expand import Exhausted, Growth, Portion, largest
 from cot_engine.search.session import FLOOR_TOKENS, MeteredAsk
 
 
@@ -53,7 +66,7 @@ def test_concluding_opens_the_last_stage_and_closes_what_is_open(before, mode, f
     (told_of,) = grown.chains
     assert (told_of.id, told_of.steps) == (child.id, child.steps[-1:]), "the new step alone"
     told.clear()
-    asyncio.run(growth.sample([parent, chain(S, at=3)], "sentence", 4, 9, False, False))
+    sample(growth, [parent, chain(S, at=3)], "sentence", 4, 9)
     assert told == [("growing", "sentence", 8)]
 
 
@@ -155,7 +168,7 @@ def test_opening_later_stages_by_force_is_reserved_for_each_candidate():
     made, *_ = session(backend=Attentive(), mode="prompted", budget=Budget(1e9, "flops"))
     growth, parents = Growth(made), [chain(words(3), tokens=3), chain(words(9), tokens=9, at=1)]
     one = made.ending(parents[1].segments, 1)
-    later = growth.later_tags(parents, 5)
+    later = growth.later_tags(Portion(tuple(parents), "end", 5, 9))
     assert later.calls == 2 * 2 * 5  # two stages behind the first, two parents
     assert (later.prefilled, later.flops) == (one.decoded * 20, one.flops * 20)
 
@@ -175,18 +188,15 @@ def test_a_tight_budget_shortens_to_64_then_thins_then_shortens(unit, n, until, 
     budget = Budget(1, unit)
     made, _, events = session(backend=Attentive(), mode=mode, budget=budget, plan=plan)
     growth = Growth(made)
-    parents = [
+    parents = tuple(
         chain(words(5 + 20 * k, "SUMMARY") + ".</SUMMARY>", tokens=5 + 20 * k, at=k)
         for k in range(many)
-    ]
+    )
     until = plan["REASONING"] if until is SUMMARY else until
-    asked = max(growth.length(parent, until) for parent in parents)
+    asked = growth.length(parents, until)
 
     def cost(count, length):
-        total = growth.cost(parents, until, count, length, False)
-        if until == "end" and mode == "prompted":
-            total += growth.later_tags(parents, count)
-        return made.meter.budget.of(total)
+        return made.meter.budget.of(growth.cost(Portion(parents, until, count, length)))
 
     def floor(length):
         return made.meter.budget.of(growth.floor(parents, length))
@@ -201,12 +211,13 @@ def test_a_tight_budget_shortens_to_64_then_thins_then_shortens(unit, n, until, 
     length = max((k for k in range(1, asked + 1) if fits(count, k)), default=0)
     if length < 8:
         with pytest.raises(Exhausted):
-            growth._within_budget(parents, until, n, False)
+            growth.within_budget(Portion(parents, until, n, asked))
         assert [(e.what, e.asked, e.granted, e.left) for e in events] == [
             ("search", n * many, 0, amount)
         ]
         return
-    assert growth._within_budget(parents, until, n, False) == (count, length)
+    got = growth.within_budget(Portion(parents, until, n, asked))
+    assert got == Portion(parents, until, count, length)
     assert [(e.what, e.asked, e.granted, e.left) for e in events] == [
         *[("candidates", n, count, amount)] * (count < n),
         *[("tokens", asked, length, amount)] * (length < asked),
@@ -220,11 +231,12 @@ def test_eight_tokens_are_worth_growing_and_sixty_four_are_worth_a_candidate(lef
     growth = Growth(made)
     if left < 56 + 8:
         with pytest.raises(Exhausted):
-            growth._within_budget([Chain()], SUMMARY, 2, False)
+            growth.within_budget(Portion((Chain(),), SUMMARY, 2, 256))
         assert [(e.what, e.asked, e.granted, e.left) for e in events] == [("search", 2, 0, left)]
     else:
         count = 2 if left == 56 + 128 else 1
-        assert growth._within_budget([Chain()], SUMMARY, 2, False) == (count, (left - 56) // count)
+        got = growth.within_budget(Portion((Chain(),), SUMMARY, 2, 256))
+        assert (got.count, got.length) == (count, (left - 56) // count)
 
 
 def test_where_the_money_ends_what_is_finished_counts_and_else_the_likeliest():

@@ -16,9 +16,10 @@ from cot_engine.core.requests import Segment
 from cot_engine.core.stages import DEFAULT_PLAN, Plan, Stage
 from cot_engine.core.usage import Usage
 from cot_engine.search.budget import Budget
-from cot_engine.search.expand import Growth
-from cot_engine.search.fill import _portion, fill
+from cot_engine.search.expand import Growth, Portion
+from cot_engine.search.fill import fill, fitting
 from cot_engine.search.session import Session, Settings
+from cot_engine.search.strategy import Expand
 from cot_engine.testing import staged_reply
 
 PLAN = Plan(
@@ -43,8 +44,8 @@ def parent(k, tokens):
     return Chain().grow(k, step, False)
 
 
-def filled(growth, *args, **more):
-    return asyncio.run(fill(growth, *args, **more))
+def filled(growth, beam, until, n, upto, greedy=False):
+    return asyncio.run(fill(growth, Expand(beam, until, n, greedy, upto)))
 
 
 @given(
@@ -63,9 +64,9 @@ def test_what_is_filled_in_is_the_most_that_fits(
     unit, n, many, until, mode, upto, share, longest, safe
 ):
     made, events = session(1, unit, mode=mode)
-    growth, parents = Growth(made), [parent(k, 4 + 9 * (k % 2)) for k in range(many)]
+    growth, parents = Growth(made), tuple(parent(k, 4 + 9 * (k % 2)) for k in range(many))
     until = PLAN[until] if until == "REASONING" else until
-    asked = max(growth.length(chain, until) for chain in parents)
+    asked = growth.length(parents, until)
     made.match, made.safe = (1.5 if unit == "calls" else 25.0), Chain() if safe else None
     if longest is not None:
         growth.longest = {chain.id: longest // (1 + k) for k, chain in enumerate(parents)}
@@ -74,9 +75,7 @@ def test_what_is_filled_in_is_the_most_that_fits(
 
     def needs(some, count, length, last=False):
         """All that is spent or kept back for these, in the budget's unit."""
-        cost = of(growth.cost(some, until, count, length, False))
-        if until == "end" and mode == "prompted" and not last:
-            cost += of(growth.later_tags(some, count))
+        cost = of(growth.cost(Portion(some, until, count, length, last=last)))
         judged = 0 if last else made.match * count * len(some)
         floor = of(growth.floor(some, length)) * (1 if until == "end" else 2)
         return cost + judged, floor
@@ -105,7 +104,7 @@ def test_what_is_filled_in_is_the_most_that_fits(
         enough = length >= min(usual, 8)
         expected = (parents[:1], 1, length, True) if enough else None
 
-    got = _portion(growth, parents, until, n, upto)
+    got = fitting(growth, Portion(parents, until, n, asked, upto=upto))
     assert (got and (got.parents, got.count, got.length, got.last)) == expected
     cut = bool(expected and expected[3] and expected[2] < usual)
     left = amount - of(spent)
@@ -123,8 +122,8 @@ def test_filling_stays_within_its_part_and_leaves_what_concluding_takes(unit, un
     made, events = session(1, unit, mode=mode)
     growth, parents = Growth(made), (parent(0, 5), parent(1, 20))
     unit_of = PLAN[until] if until == "REASONING" else until
-    one = made.meter.budget.of(growth.cost([parents[1]], unit_of, 1, 60, False))
-    amount = 3 * one + 3 * made.meter.budget.of(growth.floor(list(parents), 60))
+    one = made.meter.budget.of(growth.cost(Portion((parents[1],), unit_of, 1, 60, last=True)))
+    amount = 3 * one + 3 * made.meter.budget.of(growth.floor(parents, 60))
     made.meter.budget = Budget(amount, unit)
     rounds = 0
     while more := filled(growth, parents, unit_of, 2, upto):

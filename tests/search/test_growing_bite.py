@@ -3,7 +3,6 @@ seeds, what is forced, and how what came back becomes steps."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 
 import pytest
@@ -18,6 +17,7 @@ from sessions import (
     S,
     chain,
     expand,
+    sample,
     session,
     step,
     words,
@@ -162,7 +162,7 @@ def test_listeners_count_whole_responses_not_their_stages(mode, whole):
 def test_a_whole_response_that_used_its_very_last_token_is_whole():
     left = ["s</SUMMARY>", "r</REASONING>", "c</CONCLUSION>"]
     made, *_ = session(lambda request, seed: left.pop(0), mode="prompted")
-    ((children,), _) = asyncio.run(Growth(made).sample([Chain()], "end", 1, 3, False, False))
+    ((children,), _) = sample(Growth(made), [Chain()], "end", 1, 3)
     assert children[0].done and children[0].last.finish == "stop"
 
 
@@ -212,7 +212,7 @@ def test_what_the_model_wrote_becomes_a_step(before, until, written, text, a, b,
     made, *_ = session(lambda request, seed: written)
     parent = chain(before, stage="SUMMARY") if before else Chain()
     growth = Growth(made)
-    ((children,), usage) = asyncio.run(growth.sample([parent], until, 1, 999, False, False))
+    ((children,), usage) = sample(growth, [parent], until, 1, 999)
     (child,) = children
     last = child.steps[-1]
     assert (last.text, last.stage, last.finish, last.faults, child.done) == (text, a, b, c, d)
@@ -227,9 +227,7 @@ def test_an_optional_stage_may_be_left_out(missing):
     plan = Plan((Stage("A", "", ""), Stage("B", "", "", optional=True), Stage("C", "", "")))
     text = "<X>" if missing else "<C>c</C>"
     made, *_ = session(lambda request, seed: text, plan=plan)
-    ((children,), _) = asyncio.run(
-        Growth(made).sample([chain("<A>a</A>", stage="A")], plan.stages[1], 1, 99, False, False)
-    )
+    ((children,), _) = sample(Growth(made), [chain("<A>a</A>", stage="A")], plan.stages[1], 1, 99)
     assert children[0].last.faults == (("missing:B",) if missing else ())
 
 
@@ -239,9 +237,7 @@ def test_an_optional_stage_may_be_left_out(missing):
 def test_a_stage_that_had_no_more_tokens_is_closed_and_says_whose_fault_it_was(share, faults):
     plan = Plan((Stage("REASONING", "", "", length=20), CONCLUSION))
     made, *_ = session(lambda request, seed: words(50), plan=plan)
-    ((children,), _) = asyncio.run(
-        Growth(made).sample([Chain()], plan.stages[0], 1, share, False, False)
-    )
+    ((children,), _) = sample(Growth(made), [Chain()], plan.stages[0], 1, share)
     last = children[0].last
     assert last.tokens == share and last.text == words(share) + "</REASONING>"
     assert last.finish == ("budget" if share < 20 else "length") and last.faults == (faults,)
@@ -257,7 +253,7 @@ def test_a_sentence_goes_on_until_its_stage_has_had_its_length(length, sentences
     grown = Chain("r.0", (step("<A>" + " w" * 9 + ".</A>", tokens=10, stage="A"), begun))
     finishes = []
     while "</REASONING>" not in grown.text and len(finishes) < 9:
-        ((children,), _) = asyncio.run(growth.sample([grown], "sentence", 1, 99, False, False))
+        ((children,), _) = sample(growth, [grown], "sentence", 1, 99)
         (grown,) = children
         finishes.append(grown.last.faults)
     # 1 + 4 + 4 + 4 tokens: only those of this stage count, until they are as many.
@@ -266,7 +262,7 @@ def test_a_sentence_goes_on_until_its_stage_has_had_its_length(length, sentences
 
 def test_what_is_cut_between_two_stages_lacks_those_to_come():
     made, *_ = session(lambda request, seed: S + " " + R + C)
-    ((children,), _) = asyncio.run(Growth(made).sample([Chain()], "end", 1, 1, False, False))
+    ((children,), _) = sample(Growth(made), [Chain()], "end", 1, 1)
     assert (children[0].last.text, children[0].last.finish) == (S, "budget")
     assert children[0].last.faults == ("missing:REASONING", "missing:CONCLUSION")
 
@@ -279,7 +275,7 @@ def test_a_conclusion_that_ran_out_of_its_own_length_is_repaired_one_cut_is_not(
     plan = Plan((Stage("A", "", ""), Stage("CONCLUSION", "", "", length=6)))
     left = ["a</A>", "w " * 50]
     made, *_ = session(lambda request, seed: left.pop(0), mode="prompted", plan=plan)
-    ((children,), _) = asyncio.run(Growth(made).sample([Chain()], "end", 1, share, False, False))
+    ((children,), _) = sample(Growth(made), [Chain()], "end", 1, share)
     assert children[0].done and children[0].last.faults == (fault,)
     assert children[0].last.tokens == 1 + min(share - 1, 6)
 
@@ -294,8 +290,7 @@ def test_a_conclusion_that_ran_out_of_its_own_length_is_repaired_one_cut_is_not(
 )
 def test_a_sentence_cut_is_closed_where_it_is_not_written_on(upto, share, text, faults):
     made, *_ = session(lambda request, seed: "<REASONING>A b. C", budget=Budget(999, "tokens"))
-    growing = Growth(made).sample([chain(S)], "sentence", 1, share, False, False, upto)
-    ((children,), _) = asyncio.run(growing)
+    ((children,), _) = sample(Growth(made), [chain(S)], "sentence", 1, share, upto=upto)
     assert (children[0].last.text, children[0].last.faults) == (text, faults)
     assert children[0].last.finish == ("stop" if share == 99 else "budget")
 
@@ -330,7 +325,7 @@ def test_a_whole_response_of_a_prompted_model_is_one_step(replies, text, faults,
 )
 def test_a_whole_response_that_had_no_more_tokens_lacks_what_it_did_not_come_to(share, lacks):
     made, *_ = session(lambda request, seed: "s s </SUMMARY>", mode="prompted")
-    ((children,), _) = asyncio.run(Growth(made).sample([Chain()], "end", 1, share, False, False))
+    ((children,), _) = sample(Growth(made), [Chain()], "end", 1, share)
     (child,) = children
     assert child.last.tokens == share and child.last.finish == "budget" and not child.done
     unclosed = () if share == 3 else ("unclosed:REASONING",)
@@ -340,8 +335,8 @@ def test_a_whole_response_that_had_no_more_tokens_lacks_what_it_did_not_come_to(
 def test_the_length_of_a_unit_is_that_of_the_stages_still_to_come():
     growth = Growth(session()[0])
     opened = chain("<SUMMARY>a</SUMMARY>", "<REASONING>x")
-    assert growth.length(Chain(), "end") == 256 + 1024 + 256
-    assert growth.length(opened, "end") == 1024 + 256
-    assert growth.length(opened, CONCLUSION) == 256
+    assert growth.length((Chain(),), "end") == 256 + 1024 + 256
+    assert growth.length((opened,), "end") == 1024 + 256
+    assert growth.length((opened,), CONCLUSION) == 256
     short = Growth(session(plan=Plan((Stage("A", "", "", length=9), CONCLUSION)))[0])
-    assert (growth.length(opened, "sentence"), short.length(Chain(), "sentence")) == (256, 9)
+    assert (growth.length((opened,), "sentence"), short.length((Chain(),), "sentence")) == (256, 9)
