@@ -9,7 +9,15 @@ import pytest
 
 from cot_engine.cli import main
 from cot_engine.errors import ConfigError, InputError
-from cot_engine.files.reading import MAX_TOML, named, parse_json, parse_toml, read_bytes, read_toml
+from cot_engine.files.reading import (
+    MAX_TOML,
+    named,
+    parse_json,
+    parse_toml,
+    read_bytes,
+    read_extended,
+    read_toml,
+)
 
 TEACHER = ["--base-url", "http://127.0.0.1:9/v1", "--model", "m", "--retries", "0", "-q"]
 TOML = {  # the readers of TOML, by command
@@ -149,3 +157,41 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
 def test_a_long_name_is_named_by_its_ends():
     assert named("x" * 5000 + "end.toml").endswith("xend.toml'") and len(named("x" * 5000)) < 130
     assert json.loads(json.dumps(named("a.toml"))) == "'a.toml'"
+
+
+# --- files that extend others --------------------------------------------------------------------
+
+
+def extended(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.toml").write_text(text)
+    return read_extended(folder / f"{next(iter(files))}.toml", "plan", ConfigError)
+
+
+def test_a_file_takes_over_what_it_extends_key_by_key(tmp_path):
+    (tmp_path / "deep").mkdir()
+    found, files = extended(
+        tmp_path,
+        top='extends = "deep/mid.toml"\na = 1\nt.x = [1]\n[u]\n',
+        **{"deep/mid": 'extends = "../low.toml"\na = 2\nb = 2\n[t]\nx = [2, 2]\ny = 2\n'},
+        low="a = 3\nb = 3\nc = 3\nu = 3\n[t]\nx = 3\nz = 3\n",
+    )
+    assert found == {"a": 1, "b": 2, "c": 3, "u": {}, "t": {"x": [1], "y": 2, "z": 3}}
+    assert [path.name for path in files] == ["mid.toml", "low.toml"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"a": "extends = 3"}, "extends is 3, in '.*a.toml'"),
+        ({"a": 'extends = "a.toml"'}, "'.*a.toml' extends '.*a.toml', which leads back to it"),
+        ({"a": 'extends = "b.toml"', "b": 'extends = "./a.toml"'}, "b.toml' extends '.*a.toml'"),
+        ({"a": 'extends = "no.toml"'}, r"no.toml' cannot be read: No such.*; '.*a.toml' extends"),
+        ({"a": 'extends = "b.toml"', "b": "b ="}, "b.toml' is not valid TOML.*a.toml' extends it"),
+        ({f"x{n}": f'extends = "x{n + 1}.toml"' for n in range(9)}, "extends more than 7 files"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_extended_is_named(tmp_path, files, said):
+    with pytest.raises(ConfigError, match=said):
+        extended(tmp_path, **files)

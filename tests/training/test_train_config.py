@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from golden import check_golden
 
 from cot_engine.cli import main
 from cot_engine.errors import ConfigError, CotEngineError, UnknownNameError
+from cot_engine.training.judge_config import load_judge_config
 from cot_engine.training.sft_config import SFTConfig, differences, load_config, parse_config
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +40,33 @@ def table(**changes):
 def test_the_examples_are_good(path):
     config = load_config(path)
     assert isinstance(config, SFTConfig) and config.folder == path.parent
+
+
+RECIPES = {  # a digest of each as it was when each stood for itself, and was trained with
+    "bundled-train": "19e2eef68b6da11b",
+    "bundled-train-2": "62fcb359b9af667e",
+    "bundled-train-3": "65ff9f2984bd3368",
+    "bundled-judge": "1bb0e92c0459b2ca",
+    "bundled-judge-2": "2b82afa1f06dfabf",
+    "bundled-judge-3": "616acf3b40b85a3f",
+    "bundled-judge-4": "021e615e3064e728",
+    "bundled-judge-5": "f8a9ae0e3b52c344",
+    "bundled-judge-6": "fcbbbade0ea4ef0a",
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_the_bundled_model_was_made_by_is_what_it_was(name):
+    load = load_judge_config if "judge" in name else load_config
+    text = json.dumps(load(ROOT / "examples" / f"{name}.toml").plain(), sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == RECIPES[name]
+
+
+def test_a_key_that_is_wrong_is_looked_for_in_all_files_that_make_up_the_table(tmp_path):
+    (tmp_path / "low.toml").write_text("[train]\nbacth = 3\n")
+    (tmp_path / "top.toml").write_text('extends = "low.toml"\noutput = "o"\nmodel.path = "m"\n')
+    with pytest.raises(ConfigError, match=r"'bacth', in '.*top.toml' or '.*low.toml', which it"):
+        load_config(tmp_path / "top.toml")
 
 
 def test_settings_and_flags_override_the_file():

@@ -245,13 +245,6 @@ def test_the_help_is_the_recorded_one(capsys):
     assert max(map(len, shown.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("number", ["", "-2", "-3", "-4", "-5", "-6"])
-def test_the_recipes_of_the_bundled_judge_are_good(number):
-    path = Path(__file__).parents[2] / "examples" / f"bundled-judge{number}.toml"
-    config = load_judge_config(path)
-    assert Path(config.sft.output).name == path.stem and config.judge.prompt == "brief"
-
-
 def test_the_example_and_the_guide_are_good():
     root = Path(__file__).parents[2]
     config = load_judge_config(root / "examples" / "judge.toml")
