@@ -1,6 +1,7 @@
-"""What there is to show of a search while it runs: one round at a time, as lines of rich text.
+"""What there is to show of a search while it runs: one panel at a time, as lines of rich text.
 
-A round is one growth of candidates and the tournament held among them. `Board` takes events in
+A panel is candidates that grow side by side and the tournaments held among them: of one round or a
+few, and several panels where a strategy asks for several things at once. `Board` takes events in
 and gives lines out; it knows no terminal, so that it can be tested on hand-made events.
 """
 
@@ -23,15 +24,16 @@ from cot_engine.core.events import (
     Judging,
     Notice,
     Progress,
-    Scored,
     Selected,
     Started,
 )
+from cot_engine.core.fold import Contest, Fold, Growth
 from cot_engine.core.match import Match
-from cot_engine.core.usage import Usage
+from cot_engine.core.usage import Role, Usage
 from cot_engine.escape import terminal
 from cot_engine.show import words
 from cot_engine.show.figure import letter, loser
+from cot_engine.show.words import plural
 
 
 @dataclass(frozen=True)
@@ -52,38 +54,55 @@ class Card:
     chain: Chain
     label: str
     count: int = 1
-    fault: str = ""
-
-    @property
-    def key(self) -> tuple[str | None, str]:
-        """Equal for candidates that will be merged."""
-        return self.chain.parent, self.chain.text.strip()
 
 
 @dataclass
-class Round:
-    """`names` gives the label of every candidate, the merged ones included."""
+class Panel:
+    """What is on show together. `unit` and `depth` are those of its candidates; one of a selection
+    among candidates that were shown before has no `growths` of its own."""
 
     unit: str
-    parents: tuple[str, ...]
-    wanted: int
+    depth: int
+    growths: list[Growth] = field(default_factory=list)
+    contests: list[Contest] = field(default_factory=list)
     cards: list[Card] = field(default_factory=list)
-    names: dict[str, str] = field(default_factory=dict)
-    sampled: int = 0
-    judging: bool = False
-    matches: list[Match] = field(default_factory=list)
-    outcome: Selected | None = None
+
+    @property
+    def settled(self) -> bool:
+        growing = any(growth.pending for growth in self.growths)
+        return not growing and all(contest.outcome for contest in self.contests)
+
+    @property
+    def wanted(self) -> int:
+        growing = [growth for growth in self.growths if growth.pending] or self.growths[-1:]
+        return sum(growth.wanted for growth in growing)
+
+    @property
+    def matches(self) -> list[Match]:
+        return [match for contest in self.contests for match in contest.matches]
 
 
 class Board:
-    """The state of the display. Give it each event; it returns what is final."""
+    """The state of the display. Give it each event; it returns what is final.
+
+    `open` are the panels that are not. `names` gives the label of every candidate, those with the
+    same text as another included: no two of a unit and depth have the same.
+    """
 
     def __init__(self) -> None:
-        self.started: Started | None = None
-        self.round: Round | None = None
+        self.fold = Fold()
+        self.open: list[Panel] = []
         self.progress: Progress | None = None  # inside what is being done
-        self.usage: dict[str, Usage] = {}
-        self.sentences = 0
+        self.names: dict[str, str] = {}
+        self.lettered: dict[tuple[str, int], int] = {}  # how many of a unit and depth
+
+    @property
+    def started(self) -> Started | None:
+        return self.fold.started
+
+    @property
+    def usage(self) -> dict[Role, Usage]:
+        return self.fold.finished.usage if self.fold.finished else self.fold.usage
 
     def take(self, event: Heard) -> list[Block]:
         if isinstance(event, Progress):
@@ -91,54 +110,49 @@ class Board:
             return []
         if not isinstance(event, Judged | Notice | Cut):
             self.progress = None
-        match event:
-            case Started():
-                self.started = event
+        round = self.fold.take(event)
+        match event, round:
+            case Started(), _:
                 return [Block("header", self._header(event))]
-            case Growing():
-                return self._growing(event)
-            case Grown():
-                self._charge("generate", event.usage)
-                self._grown(event)
-            case Judging() if self.round:
-                self.round.judging = True
-            case Judged() if self.round:
-                self.round.matches.append(event.match)
-            case Selected():
-                self._charge("judge", event.usage)
-                return self._selected(event)
-            case Scored():
-                self._charge("score", event.usage)
-            case Cut():
-                budget = self.started.budget if self.started else None
-                return _note(words.cut_text(event, budget))
-            case Notice():
+            case Growing(), Growth():
+                return self._growing(round)
+            case Grown(), Growth():
+                over = self._growing(round)
+                self._grown(round, len(event.chains))
+                return over
+            case Judging() | Judged(), Contest():
+                self._among(round)
+            case Selected(), Contest():
+                panel = self._among(round)
+                return self._leave(panel) if panel and panel.settled else []
+            case Cut(), _:
+                return _note(words.cut_text(event, self.started.budget if self.started else None))
+            case Notice(), _:
                 return _note(event.text)
-            case Finished() | Failed():
-                if isinstance(event, Finished):
-                    self.usage = dict(event.usage)
+            case Finished() | Failed(), _:
                 return self.leave()
         return []
 
     def leave(self) -> list[Block]:
-        """The current round as it stands, if there is one; it is over."""
-        lines = self.lines()
-        self.round = None
-        return [Block("round", lines)] if lines else []
+        """What is open as it stands; it is over."""
+        return self._leave(*self.open)
 
     def lines(self) -> list[Text]:
-        """The current round as it stands."""
-        return [] if self.round is None or not self.round.cards else self._draw(self.round)
+        """What is open as it stands."""
+        return [line for panel in self.open for line in self._draw(panel)]
 
     def status(self) -> str:
         """What is being done at the moment."""
-        held, far = self.round, self.progress
-        if held is None and far is None:
+        far = self.progress
+        if not self.open and far is None:
             return "Thinking" if self.started else "Preparing"
         if far is not None and far.doing == "scoring":
             return _said(terminal(f"Scoring by {far.unit}"), _tokens(far))
-        title = terminal(self._title(held)) if held else _of_unit(far.unit)  # type: ignore[union-attr]
-        if far.doing == "judging" if far is not None else held.judging:  # type: ignore[union-attr]
+        of_it = [panel for panel in self.open if far and panel.unit == far.unit]
+        held = next(reversed(of_it or self.open), None)
+        title = terminal(_title(held)) if held else _of_unit(far.unit)  # type: ignore[union-attr]
+        judging = held is not None and any(c.outcome is None for c in held.contests)
+        if far.doing == "judging" if far is not None else judging:
             return _said(f"Judging {title}", _matches_done(far, held), _tokens(far))
         return _said(f"Writing {title}", _candidates_done(far, held), _tokens(far))
 
@@ -153,43 +167,54 @@ class Board:
 
     # --- events ---
 
-    def _charge(self, role: str, usage: Usage) -> None:
-        self.usage[role] = self.usage.get(role, Usage()) + usage
+    def _leave(self, *panels: Panel) -> list[Block]:
+        self.open = [panel for panel in self.open if not any(panel is other for other in panels)]
+        return [Block("round", lines) for panel in panels if (lines := self._draw(panel))]
 
-    def _growing(self, event: Growing) -> list[Block]:
-        old = self.round
-        if old and old.outcome is None and (old.unit, old.parents) == (event.unit, event.parents):
-            old.wanted, old.judging = event.n * len(event.parents), False
-            return []  # sampled once more, because nothing opened the stage
-        over = self.leave()
-        self.sentences += event.unit == "sentence"
-        self.round = Round(event.unit, event.parents, event.n * len(event.parents))
+    def _growing(self, growth: Growth) -> list[Block]:
+        """Put a round on a panel: its own, unless others grow beside it and none is judged yet."""
+        place = growth.unit, growth.depth
+        for panel in reversed(self.open):
+            if any(growth is other for other in panel.growths):
+                return []
+            if (panel.unit, panel.depth) == place and not panel.contests:
+                panel.growths.append(growth)
+                return []
+        over = self._leave(*(panel for panel in self.open if panel.settled))
+        self.open.append(Panel(*place, [growth]))
         return over
 
-    def _grown(self, event: Grown) -> None:
-        if self.round is None:
-            self.round = Round(event.unit, (), len(event.chains))
-        held = self.round
-        known = {card.key: card for card in held.cards}
-        for chain in event.chains:
-            held.sampled += 1
-            card = Card(chain, letter(len(held.cards)), chain.count)
-            if (same := known.get(card.key)) is not None:
+    def _grown(self, growth: Growth, many: int) -> None:
+        panel = next(p for p in self.open if any(growth is other for other in p.growths))
+        known = {_key(card.chain): card for card in panel.cards}
+        for chain in growth.chains[len(growth.chains) - many :]:
+            if (same := known.get(_key(chain))) is not None:
                 same.count += chain.count
-                held.names[chain.id] = same.label
+                self.names[chain.id] = same.label
                 continue
-            if chain.last and chain.last.faults:
-                card.fault = chain.last.faults[0].partition(":")[0]
-            known[card.key] = card
-            held.cards.append(card)
-            held.names[chain.id] = card.label
+            if chain.id not in self.names:
+                place = panel.unit, panel.depth
+                self.lettered[place] = self.lettered.get(place, 0) + 1
+                self.names[chain.id] = letter(self.lettered[place] - 1)
+            card = Card(chain, self.names[chain.id], chain.count)
+            known[_key(chain)] = card
+            panel.cards.append(card)
 
-    def _selected(self, event: Selected) -> list[Block]:
-        if self.round is None or not any(id in self.round.names for id in event.candidates):
-            return []  # among chains of earlier rounds, as after voting: nothing new to show
-        self.round.outcome, self.round.judging = event, False
-        self.round.matches = list(event.matches)
-        return self.leave()
+    def _among(self, contest: Contest) -> Panel | None:
+        """The panel of a tournament: where its candidates are, or one of its own where they were
+        shown before and there is something new to show."""
+        for panel in reversed(self.open):
+            if any(contest is other for other in panel.contests):
+                return panel
+            if any(mine is its for mine in panel.growths for its in contest.growths):
+                panel.contests.append(contest)
+                return panel
+        if not contest.growths or (contest.outcome and not contest.matches):
+            return None
+        chains = [self.fold.chains[id] for id in contest.entrants if id in self.names]
+        cards = [Card(chain, self.names[chain.id]) for chain in chains]
+        self.open.append(Panel(contest.unit, contest.growths[-1].depth, [], [contest], cards))
+        return self.open[-1]
 
     # --- lines ---
 
@@ -208,20 +233,19 @@ class Board:
             question.append(f"  [{terminal(pictures)}]", "not bold dim")
         return [line, question]
 
-    def _title(self, held: Round) -> str:
-        if held.unit == "sentence":
-            return f"sentence {self.sentences}"
-        return _of_unit(held.unit)
-
-    def _draw(self, held: Round) -> list[Text]:
-        title = Text(terminal(self._title(held).removeprefix("the ").upper()), "bold cyan")
-        counts = [f"{held.sampled} candidate{'s' * (held.sampled != 1)}"]
-        if len(held.cards) < held.sampled:
+    def _draw(self, held: Panel) -> list[Text]:
+        if not held.cards:
+            return []
+        title = Text(terminal(_title(held).removeprefix("the ").upper()), "bold cyan")
+        sampled = sum(len(growth.chains) for growth in held.growths)
+        counts = [plural(sampled, "candidate") + self._from(held)] if sampled else []
+        if len(held.cards) < sampled:
             counts.append(f"{len(held.cards)} distinct")
         if held.matches:
-            counts.append(f"{len(held.matches)} match{'es' * (len(held.matches) != 1)}")
+            counts.append(plural(len(held.matches), "match", "matches"))
         title.append(f"  {', '.join(counts)}", "not bold dim")
-        kept = [held.names.get(id, "") for id in held.outcome.kept] if held.outcome else []
+        over = [contest.outcome for contest in held.contests if contest.outcome]
+        kept = [self.names.get(id, "") for outcome in over for id in outcome.kept]
         first = sorted(held.cards, key=lambda card: card.label not in kept)[:_MOST_CARDS]
         lines = [title]
         shown = [card for card in held.cards if card in first]
@@ -234,6 +258,15 @@ class Board:
             lines.append(Text(f"{_INDENT}and {len(held.cards) - _MOST_CARDS} more", "dim"))
         return lines + self._matches(held)
 
+    def _from(self, held: Panel) -> str:
+        """ " from B" where the strategy went on from candidates that no tournament chose."""
+        parents = dict.fromkeys(id for growth in held.growths for id in growth.parents)
+        kept = {id for contest in self.fold.selections for id in contest.outcome.kept}  # type: ignore[union-attr]
+        growths = [self.fold.grown_in[id] for id in parents if id in self.names and id not in kept]
+        if all(chain.id in parents for growth in growths for chain in growth.chains):
+            return ""
+        return f" from {' '.join(self.names.get(id, '') for id in parents)}".rstrip()
+
     def _card(self, card: Card, said: str, chosen: bool) -> Text:
         line = Text("▸ " if chosen else "  ", "bold green")
         line.append(f"{card.label:<2}", "bold green" if chosen else "bold")
@@ -241,8 +274,8 @@ class Board:
         line.append(f"{mean:6.2f}  ".replace("-", "−"), "dim")
         if card.count > 1:
             line.append(f"×{card.count} ", "cyan")
-        if card.fault:
-            line.append(f"{card.fault}: ", "yellow")
+        if card.chain.last and card.chain.last.faults:
+            line.append(f"{card.chain.last.faults[0].partition(':')[0]}: ", "yellow")
         line.append(said, "" if chosen else "dim")
         return line
 
@@ -253,8 +286,8 @@ class Board:
             text = " ".join(said for _, said in words.pieces(text, self.started.plan))
         return terminal(" ".join(text[:2000].split()))
 
-    def _matches(self, held: Round) -> list[Text]:
-        said = [_match(match, held.names) for match in held.matches[-_MOST_MATCHES:]]
+    def _matches(self, held: Panel) -> list[Text]:
+        said = [_match(match, self.names) for match in held.matches[-_MOST_MATCHES:]]
         if len(held.matches) > _MOST_MATCHES:
             said.insert(0, f"{len(held.matches) - _MOST_MATCHES} earlier matches")
         lines: list[str] = []
@@ -264,6 +297,15 @@ class Board:
             else:
                 lines.append(_INDENT + text)
         return [Text(line, "dim") for line in lines]
+
+
+def _key(chain: Chain) -> tuple[str | None, str]:
+    """Equal for candidates that will be merged."""
+    return chain.parent, chain.text.strip()
+
+
+def _title(held: Panel) -> str:
+    return f"sentence {held.depth}" if held.unit == "sentence" else _of_unit(held.unit)
 
 
 def _of_unit(unit: str) -> str:
@@ -276,19 +318,19 @@ def _said(doing: str, *parts: str) -> str:
     return f"{doing}: {said}" if said else doing
 
 
-def _candidates_done(far: Progress | None, held: Round | None) -> str:
+def _candidates_done(far: Progress | None, held: Panel | None) -> str:
     wanted = far.of if far is not None else held.wanted if held else 0
     if wanted < 2:
         return ""
     return f"{far.done} of {wanted} candidates" if far and far.tokens else f"{wanted} candidates"
 
 
-def _matches_done(far: Progress | None, held: Round | None) -> str:
+def _matches_done(far: Progress | None, held: Panel | None) -> str:
     done = far.done if far is not None else len(held.matches) if held else 0
     if far is not None and far.of:
         most = "at most " if far.at_most else ""
-        return f"{done} of {most}{far.of} match{'es' * (far.of != 1)}"
-    return f"{done} match{'es' * (done != 1)} so far" if done else ""
+        return f"{done} of {most}{plural(far.of, 'match', 'matches')}"
+    return f"{plural(done, 'match', 'matches')} so far" if done else ""
 
 
 def _tokens(far: Progress | None) -> str:
@@ -297,7 +339,7 @@ def _tokens(far: Progress | None) -> str:
         return ""
     rate = far.tokens_per_second
     fast = f", {rate:,.{0 if rate >= 10 else 1}f} a second" if rate else ""
-    return f"{far.tokens:,} token{'s' * (far.tokens != 1)}{fast}"
+    return f"{plural(far.tokens, 'token')}{fast}"
 
 
 def _differing(texts: list[str]) -> list[str]:
@@ -311,7 +353,7 @@ def _differing(texts: list[str]) -> list[str]:
 
 
 def _match(match: Match, names: dict[str, str]) -> str:
-    won, lost = (names.get(id, id) for id in (match.winner, loser(match)))
+    won, lost = (names.get(id) or terminal(id) for id in (match.winner, loser(match)))
     if match.outcome == "tie":
         how = {"likelihood": "likelier", "draw": "by lot"}.get(match.broken_by, "")
         sign = "=" if all(verdict.readable for verdict in match.verdicts) else "?"

@@ -175,20 +175,19 @@ def _columns(fold: Fold) -> list[Column]:
     was a selection among them, from the same parents, or met in one. Parents stand to the left."""
     columns: list[Column] = []
     home: dict[str, int] = {}
-    judged: dict[int, list[Contest]] = {}  # by growth
+    judged: dict[int, set[int]] = {}  # the contests among the candidates of each growth
     for contest in fold.contests.values():
         for growth in contest.growths:
-            judged.setdefault(growth.number, []).append(contest)
+            judged.setdefault(growth.number, set()).add(contest.number)
 
     def together(column: Column, growth: Growth) -> bool:
         if (column.unit, column.depth) != (growth.unit, growth.depth):
             return False
-        held = [c for other in column.growths for c in judged.get(other.number, ())]
-        return (
-            all(contest.number > growth.number for contest in held)
-            or any(growth in contest.growths for contest in held)
-            or any(growth.parents == other.parents for other in column.growths)
-        )
+        if any(growth.parents == other.parents for other in column.growths):
+            return True
+        held = {number for other in column.growths for number in judged.get(other.number, ())}
+        met = held & judged.get(growth.number, set())
+        return bool(met) or all(number > growth.number for number in held)
 
     for _, growth in sorted(fold.growths.items()):
         if not growth.chains:
@@ -232,7 +231,9 @@ def _arrange(figure: Figure, fold: Fold) -> None:
     names: dict[str, tuple[int, str]] = {}  # the column and label of each id
     for at, column in enumerate(columns):
         parents = {card.chain.parent for card in column.cards}
-        for index, card in enumerate(column.cards):
+        place = column.unit, column.depth
+        before = sum(len(c.cards) for c in columns[:at] if (c.unit, c.depth) == place)
+        for index, card in enumerate(column.cards, before):
             card.label = letter(index)
             ids = (card.id, *card.folded)
             names.update((id, (at, card.label)) for id in ids)

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+from golden import check_golden
+from make_traces import TRACES
 from rich.console import Console
 
 from cot_engine.cli.display import Live, Log, Silent, make_display
@@ -157,7 +159,7 @@ def test_a_round_as_it_grows():
 
 def test_a_round_that_is_over_stays_with_its_winner_marked():
     board, final, now = shown(SEARCH)
-    assert now == [] and board.round is None
+    assert now == [] and board.open == []
     assert final[2:] == [
         "SUMMARY  4 candidates, 3 distinct, 1 match",
         "  A  −0.30  ×2 Count the cubes.",
@@ -314,6 +316,34 @@ def test_hostile_text_is_shown_not_obeyed():
     for line in [*final[1:], *now[1:]]:
         assert not re.search(r"[\x00-\x1f\x7f-\x9f\u202e]", line)
         assert "[bold]x[/bold]" in line
+
+
+@pytest.mark.parametrize("name", ["lookahead", "at-once"])
+def test_rounds_that_are_no_simple_sequence(name):
+    """What stays, what is on show after each event, and what is said to be done."""
+    board, lines = Board(), []
+    for event in TRACES[name]():
+        lines += [f"= {line.plain}" for block in board.take(event) for line in block.lines]
+        lines += [f"    {line.plain}" for line in board.lines()]
+        lines.append(f"[{board.status()}]")
+    check_golden(f"views/{name}.board.txt", "\n".join([*lines, ""]))
+
+
+def test_matches_among_candidates_that_are_final_are_shown_by_themselves():
+    """As where a strategy grows deeper first, and has the shallower judged then."""
+    ahead = (candidate("r.0.0", "X"), candidate("r.1.0", "Y"))
+    later = [Growing(("r.0", "r.1"), "CAPTION", 1), Grown("CAPTION", ahead, Usage())]
+    won = match("r.0", "r.1", "r.1", 0.5)
+    among = selected(won, candidates=("r.0", "r.1"), kept=("r.1",), merged={})
+    judging = [Judging("step", "SUMMARY", ("r.0", "r.1")), Judged(won)]
+    _, final, now = shown([*SEARCH[:3], *later, *judging, among])
+    assert final[-4:] == [
+        "SUMMARY  1 match",
+        "  A  −0.30  Count the cubes.",
+        "▸ B  −0.30  echo: Look.",
+        "    B beat A by 0.50",
+    ]
+    assert now[0] == "CAPTION  2 candidates from A B"
 
 
 @pytest.mark.parametrize("name", ["greedy", "stage_beam", "best_of_n", "sentence_beam", "majority"])
