@@ -15,8 +15,12 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text("utf-8")
 
 
 def test_ci_runs_the_second_command():
@@ -53,7 +57,7 @@ def test_the_plan_example_is_a_plan(tmp_path):
     from cot_engine import Plan
 
     path = tmp_path / "plan.toml"
-    path.write_text(next(b for b in blocks("toml") if "[[stage]]" in b), "utf-8")
+    path.write_text(blocks("toml", page("plans.md"))[0], "utf-8")
     assert [stage.tag for stage in Plan.from_toml(path)] == ["LOOK", "ANSWER"]
 
 
@@ -62,11 +66,11 @@ def test_the_ablation_example_is_a_grid(tmp_path):
     from cot_engine.ablation.grid import load_ablation
 
     path = tmp_path / "grid.toml"
-    path.write_text(next(b for b in blocks("toml") if "[[cells]]" in b), "utf-8")
+    path.write_text(blocks("toml", page("ablation.md"))[0], "utf-8")
     ablation = load_ablation(path)
     assert ablation.reference in {cell.label for cell in ablation.cells}
     assert sum(cell.match is not None for cell in ablation.cells) == 3
-    (tmp_path / "questions.jsonl").write_text(blocks("json")[0], "utf-8")
+    (tmp_path / "questions.jsonl").write_text(blocks("json", page("ablation.md"))[0], "utf-8")
     (tmp_path / "scene-1.png").write_bytes((ROOT / "examples/images/scene-1.png").read_bytes())
     assert load_data(**ablation.data, folder=tmp_path).items[0].grade("2") == 1
 
@@ -97,3 +101,10 @@ def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
         inside = target.removeprefix("cot_engine/")
         assert (package / inside if inside != target else ROOT / target).exists(), target
+    for name in (ROOT / "docs").glob("*.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", name.read_text("utf-8")):
+            assert (name.parent / target).exists(), f"{name.name}: {target}"
+
+
+def test_it_is_short():
+    assert README.count("\n") < 250
