@@ -24,7 +24,7 @@ from cot_engine.statistics import Interval
 def page(findings: Findings, store: Store, *, traces: int = 60) -> str:
     """The page, as text. `traces`: the most problems whose searches are shown in it.
 
-    Raises CotEngineError without matplotlib, StoreError for a store that cannot be read.
+    Raises StoreError for a store that cannot be read.
     """
     run = findings.run
     settings, written = _settings(findings)

@@ -1,19 +1,16 @@
-"""What the plots are put together from: axes, points with their intervals, rows, keys."""
+"""What the plots are put together from: scales and axes, points with intervals, rows, keys."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
 
 from cot_engine.report import svg
-from cot_engine.report.svg import INK, PAPER, SIZE, Drawing
+from cot_engine.report.svg import BOLD, INK, PAPER, RULE, SIZE, SOFT, Drawing
 from cot_engine.statistics import Interval
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.lines import Line2D
 
 ROW, ABOVE = 25, 17  # heights of a row, and of its label where that stands above it
 
@@ -31,187 +28,187 @@ class Plot:
 
 def plot(name: str, label: str, note: str, make: Callable[[int], Drawing]) -> Plot:
     wide, narrow = (make(width).svg(f"{name}-{width}", label) for width in (svg.WIDE, svg.NARROW))
-    from markupsafe import Markup
-
-    return Plot(name, note, Markup(wide), Markup(narrow))
+    return Plot(name, note, wide, narrow)
 
 
-def text(ax: Axes, x: float, y: float, said: str, **how: Any) -> None:
-    """Text at a place in pixels from the axes' lower left corner."""
-    how = {"va": "center", "annotation_clip": False} | how
-    ax.annotate(said, (x, y), xycoords="axes pixels", **how)
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Values from `low` to `high` as pixels from `start` to `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high = self.low, self.high
+        if self.log:
+            value, low, high = math.log(value), math.log(low), math.log(high)
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
-def pixels(ax: Axes) -> Any:
-    """The transform of places in pixels from the axes' lower left corner."""
-    from matplotlib.transforms import Affine2D
+@dataclass
+class Panel:
+    """A part of a drawing, its edges in pixels, with a scale each way once its axes are drawn."""
 
-    return Affine2D().translate(ax.bbox.x0, ax.bbox.y0)
+    drawing: Drawing
+    left: float
+    top: float
+    right: float
+    bottom: float
+    x: Scale = field(init=False)
+    y: Scale = field(init=False)
 
+    def shares(self, found: Sequence[Interval], title: str | None = "accuracy") -> None:
+        """Accuracy upwards, over what these span."""
+        low, high = min(i.low for i in found), max(i.high for i in found)
+        room = max(0.06 * (high - low), 0.01)
+        low, high = max(-0.01, low - room), min(1.01, high + room)
+        self.upwards(low, high, round_ticks(low, high, 7), title)
 
-def moved(ax: Axes, x: float, y: float = 0) -> Any:
-    """The transform of data that is drawn some pixels beside its place."""
-    from matplotlib.transforms import Affine2D
+    def upwards(self, low: float, high: float, ticks: Sequence[float], title: str | None) -> None:
+        """A scale upwards, with a line across at each tick. Title None: a neighbour has the
+        numbers."""
+        self.y = Scale(low, high, self.bottom, self.top)
+        for y, tick in zip(map(self.y, ticks), ticks, strict=True):
+            self.drawing.line([(self.left, y), (self.right, y)], RULE, 0.7)
+            if title is not None:
+                self.drawing.text(self.left - 6, y, f"{tick:.3g}", SOFT, "end")
+        turned = f"translate({self.left - 38} {(self.top + self.bottom) / 2}) rotate(-90)"
+        if title:
+            self.drawing.text(0, 0, title, SOFT, "middle", transform=turned)
 
-    return ax.transData + Affine2D().translate(x, y)
+    def amounts(self, values: Sequence[float], most: int, title: str, exact: bool = False) -> None:
+        """Amounts to the right, logarithmic if they range over more than a factor of four.
+        `exact`: ticks at the values and nowhere else."""
+        low, high = min(values), max(values)
+        if log := low > 0 and high / low > 4:
+            room = (high / low) ** 0.06
+            low, high = low / room, high * room
+        else:
+            room = max(0.06 * (high - low), 0.06 * abs(high), 1e-9)
+            low, high = low - room, high + room
+        self.x = Scale(low, high, self.left, self.right, log)
+        ticks = log_ticks(low, high, most) if log else round_ticks(low, high, most)
+        if exact:
+            ticks = []
+            for value in sorted(set(values)):
+                far = (self.right - self.left) / most / 2
+                if not ticks or self.x(value) - self.x(ticks[-1]) > far:
+                    ticks.append(value)
+        self.floor(ticks, "{:,.4g}".format, title)
 
+    def span(self, low: float, high: float, form: Callable[[float], str], title: str) -> None:
+        """Shares, differences or costs to the right, and lines upwards; zero's is strong where
+        there is something on both sides of it."""
+        self.x = Scale(low, high, self.left, self.right)
+        ticks = round_ticks(low, high, max(3, int((self.right - self.left) / 60)))
+        for tick in ticks:
+            self.upright(tick, *((INK, 1) if low < tick == 0 else (RULE, 0.7)))
+        self.floor(ticks, form, title)
 
-def share_axis(ax: Axes, found: Sequence[Interval], *, bare: bool = False) -> None:
-    """Accuracy upwards, over what these intervals span; `bare`: a neighbour has the numbers."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    def floor(self, ticks: Sequence[float], form: Callable[[float], str], title: str) -> None:
+        """The lower edge, with its ticks and what it is about."""
+        self.drawing.line([(self.left, self.bottom), (self.right, self.bottom)], RULE)
+        for tick in ticks:
+            self.drawing.text(self.x(tick), self.bottom + 11, form(tick), SOFT, "middle")
+        middle = (self.left + self.right) / 2
+        if title:
+            self.drawing.text(middle, self.bottom + 30, title, SOFT, "middle")
 
-    low, high = min(i.low for i in found), max(i.high for i in found)
-    room = max(0.06 * (high - low), 0.01)
-    ax.set_ylim(max(-0.01, low - room), min(1.01, high + room))
-    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: "" if bare else f"{y:.3g}"))
-    ax.grid(axis="y")
-    ax.tick_params(length=0)
-    ax.spines["left"].set_visible(False)
-    if not bare:
-        ax.set_ylabel("accuracy")
+    def upright(self, x: float, color: str, width: float = 1, dashes: str = "") -> None:
+        """A line from top to bottom, at a value."""
+        at = self.x(x)
+        self.drawing.line([(at, self.top), (at, self.bottom)], color, width, dashes)
 
-
-def amount_axis(
-    ax: Axes, values: Sequence[float], most: int, *, exactly: bool = False
-) -> Callable[[float], float]:
-    """Amounts to the right, logarithmic if they range over more than a factor of four. Returns
-    where a value is, in pixels. `exactly`: ticks at the values and nowhere else."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-
-    low, high = min(values), max(values)
-    width = ax.bbox.width
-    if log := low > 0 and high / low > 4:
-        ax.set_xscale("log")
-        room = (high / low) ** 0.06
-        low, high = low / room, high * room
-    else:
-        room = max(0.06 * (high - low), 0.06 * abs(high), 1e-9)
-        low, high = low - room, high + room
-    ax.set_xlim(low, high)
-    where = ax.transData.transform
-    if exactly:
-        kept: list[float] = []
-        for value in sorted(set(values)):
-            if not kept or where((value, 0))[0] - where((kept[-1], 0))[0] > width / most / 2:
-                kept.append(value)
-        ax.xaxis.set_major_locator(FixedLocator(kept))
-    elif log:
-        ax.xaxis.set_major_locator(FixedLocator(svg.ticks(low, high, most)))
-    else:
-        ax.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.4g}"))
-    left = ax.bbox.x0
-    return lambda value: float(where((value, 0))[0] - left)
-
-
-def whiskered(
-    ax: Axes, x: float, found: Interval, marker: str, color: str, *, shift: float = 0,
-    hollow: bool = False, size: float = 7,
-) -> Line2D:  # fmt: skip
-    """A point with its interval upright; the point, to be named."""
-    place = moved(ax, shift)
-    ax.plot([x, x], [found.low, found.high], color=color, lw=1.3, transform=place, clip_on=False)
-    fill = PAPER if hollow else color
-    (point,) = ax.plot(
-        [x], [found.estimate], marker, color=color, mfc=fill, mew=1.5, ms=size, transform=place,
-        clip_on=False,
-    )  # fmt: skip
-    return point
-
-
-def along(
-    ax: Axes, found: Interval, y: float, marker: str, color: str, *, hollow: bool = False,
-    size: float = 7, width: float = 1.4,
-) -> Line2D:  # fmt: skip
-    """A point with its interval lying; the point, to be named."""
-    ax.plot([found.low, found.high], [y, y], color=color, lw=width)
-    fill = PAPER if hollow else color
-    (point,) = ax.plot([found.estimate], [y], marker, color=color, mfc=fill, mew=1.5, ms=size)
-    return point
+    def interval(self, found: Interval, marker: str, color: str, size: float, width: float = 1.3,
+                 *, x: float | None = None, y: float = 0, **named: Any) -> None:  # fmt: skip
+        """A point with its interval, upright at a place or lying at a height in pixels."""
+        values = (found.low, found.high, found.estimate)
+        places = [(self.x(v), y) if x is None else (x, self.y(v)) for v in values]
+        self.drawing.line(places[:2], color, width)
+        self.drawing.mark(marker, *places[2], color, size, **named)
 
 
 def rows(
-    width: int, labels: Sequence[str], texts: Sequence[str], *, head: int = 8,
-    headings: Sequence[int] = (),
-) -> tuple[Drawing, Axes, list[float]]:  # fmt: skip
-    """A drawing with a row for each label, which stands at the left of the axes, or on a phone
-    above its row; each text stands at the right. Returns the rows' heights in data, too.
+    width: int, labels: Sequence[str], texts: Sequence[str], ends: tuple[float, float],
+    form: Callable[[float], str], title: str, *, head: int = 8, headings: Sequence[int] = (),
+) -> tuple[Panel, list[float]]:  # fmt: skip
+    """A drawing with a row for each label, which stands at the left of the panel, or on a phone
+    above its row; each text stands at the right; the panel spans what is between the ends.
+    Returns the rows' heights, too.
 
     `headings` are rows with nothing but their label.
     """
     wide = width > svg.NARROW
     right = 12 + max((svg.text_width(t) for t in texts), default=0)
-    names = [svg.fitted(label, width - right - 330 if wide else width - 4) for label in labels]
-    widths = [svg.text_width(name, strong=i in headings) for i, name in enumerate(names)]
+    names = [svg.fitted(label, width - right - 360 if wide else width - 4) for label in labels]
+    strong = [BOLD if i in headings else 1 for i in range(len(labels))]
+    widths = [svg.text_width(name) * more for name, more in zip(names, strong, strict=True)]
     left = 16 + max(widths, default=0) if wide else 8
-    tall = [
-        ROW if wide or i in headings else ROW + ABOVE for i in range(len(labels))
-    ]  # of each row, in pixels
+    tall = [ROW if wide or i in headings else ROW + ABOVE for i in range(len(labels))]
     drawing = Drawing(width, head + sum(tall) + 46)
-    ax = drawing.axes(left, head, right, 46)
-    ax.set_ylim(sum(tall), 0)
-    ax.set_yticks([])
-    ax.spines["left"].set_visible(False)
-    ax.tick_params(length=3)
-    ax.grid(axis="x")
-    middles, top = [], 0.0
-    for i, (name, said) in enumerate(zip(names, texts, strict=True)):
-        heading = i in headings
-        middles.append(top + tall[i] - ROW / 2)
-        y = sum(tall) - (middles[-1] if wide or heading else top + ABOVE / 2 + 2)
-        weight = "bold" if heading else "normal"
-        x, side = (-12, "right") if wide else (-left, "left")
-        behind = {"boxstyle": "square,pad=0.1", "fc": PAPER, "ec": "none"}  # grid lines cross it
-        text(ax, x, y, name, ha=side, weight=weight, bbox=None if wide else behind)
-        text(ax, ax.bbox.width + 10, sum(tall) - middles[-1], said)
-        top += tall[i]
-    return drawing, ax, middles
+    panel = Panel(drawing, left, head, width - right, head + sum(tall))
+    panel.span(*ends, form, title)
+    lower = list(accumulate(tall, initial=head))[1:]
+    for i, (name, said, y) in enumerate(zip(names, texts, lower, strict=True)):
+        x, anchor = (left - 12, "end") if wide else (0, "start")
+        over = 0 if wide or i in headings else ROW / 2 + ABOVE / 2 - 2  # lines of the grid cross it
+        how: dict[str, Any] = {"font_weight": 600} if i in headings else {}
+        how |= {"stroke": PAPER, "stroke_width": 3, "paint_order": "stroke"} if over else {}
+        drawing.text(x, y - ROW / 2 - over, name, anchor=anchor, **how)
+        drawing.text(panel.right + 10, y - ROW / 2, said)
+    return panel, [y - ROW / 2 for y in lower]
 
 
-def span_axis(ax: Axes, values: Sequence[float], form: Callable[[float], str]) -> None:
-    """Shares or differences to the right, over what these values span."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    low, high = min(values), max(values)
-    room = max(0.03 * (high - low), 0.005)
-    ax.set_xlim(low - room, high + room)
-    ax.xaxis.set_major_locator(MaxNLocator(max(3, int(ax.bbox.width / 60)), steps=[1, 2, 5, 10]))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: form(x)))
-
-
-def swatches(ax: Axes, entries: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """A line above the axes that says what a marker, or a filled box, stands for."""
-    from matplotlib.patches import Rectangle
-
-    x, y = (0.0 if ax.bbox.x0 > 40 else 8 - ax.bbox.x0), ax.bbox.height + 14
-    place = {"transform": pixels(ax), "clip_on": False}
-    for name, how in entries:
-        if "fc" in how:
-            ax.add_patch(Rectangle((x, y - 6), 16, 11, **how, **place))
-        else:
-            ax.plot([x + 8], [y], **how, **place)
-        text(ax, x + 22, y, name)
+def legend(panel: Panel, names: Sequence[str], draw: Callable[[str, float, float], None]) -> None:
+    """A line above the panel that says what is drawn how: `draw` puts a sample into 16 pixels."""
+    x, y = (panel.left if panel.left > 40 else 8.0), panel.top - 14
+    for name in names:
+        draw(name, x, y)
+        panel.drawing.text(x + 22, y, name)
         x += 40 + svg.text_width(name)
 
 
-def key(ax: Axes, left: float, entries: Sequence[tuple[str, str, str, str, bool]]) -> None:
-    """Number, marker and name of each point, one below the other, at the right of the axes."""
+def key(panel: Panel, entries: Sequence[tuple[str, str, str, str, bool]]) -> None:
+    """Number, marker and name of each point, one below the other, at the right of the panel."""
     for i, (number, name, color, marker, hollow) in enumerate(entries):
-        y = ax.bbox.height - 8 - 17 * i
-        text(ax, left + 8, y, number, ha="right", color=color, size=SIZE - 1.5)
-        fill = PAPER if hollow else color
-        ax.plot(
-            [left + 18], [y], marker, color=color, mfc=fill, mew=1.5, ms=6.5,
-            transform=pixels(ax), clip_on=False,
-        )  # fmt: skip
-        text(ax, left + 28, y, name)
+        x, y = panel.right + 10, panel.top + 8 + 17 * i
+        panel.drawing.text(x + 8, y, number, color, "end", SIZE - 1.5)
+        panel.drawing.mark(marker, x + 18, y, color, 6.5, hollow)
+        panel.drawing.text(x + 28, y, name)
+
+
+def around(values: Iterable[float]) -> tuple[float, float]:
+    """The ends of these values, with some room beyond."""
+    known = [value for value in values if math.isfinite(value)]
+    room = 0.03 * (max(known) - min(known)) or 0.005
+    return min(known) - room, max(known) + room
 
 
 def finite(found: Interval) -> bool:
     return math.isfinite(found.estimate)
 
 
-def zero_line(ax: Axes, x: float = 0.0) -> None:
-    ax.axvline(x, color=INK, lw=1, zorder=1)
+# --- round numbers -------------------------------------------------------------------------------
+
+
+def round_ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers from low to high, as many as may be: multiples of 1, 2 or 5."""
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    for step in (power * s for s in (1, 2, 5, 10, 20, 50)):
+        found = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+        if len(found) <= most:
+            return [float(f"{i * step:.12g}") for i in found]
+    raise AssertionError
+
+
+def log_ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers on a logarithmic axis: 1, 2, 5, 10 ... or as many of them as may be."""
+    tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
+        found = [s * 10.0**t for t in tens for s in steps if low <= s * 10.0**t <= high]
+        if len(found) <= most:
+            return found
+    return found[:: math.ceil(len(found) / most)]

@@ -6,27 +6,22 @@ Each is drawn twice, for a wide page and for a phone. A plot that would be empty
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from cot_engine.report import panels, svg
 from cot_engine.report.amounts import amount, axis, interval
 from cot_engine.report.findings import Curve, Findings, Standing
-from cot_engine.report.panels import Plot, plot
+from cot_engine.report.panels import Panel, Plot, plot
 from cot_engine.report.rowplots import calibration, cost, forest, headroom
-from cot_engine.report.svg import MARKERS, PAPER, SERIES, SIZE, SOFT, Drawing
+from cot_engine.report.svg import MARKERS, SERIES, SIZE, SOFT, Drawing
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-_DERIVED = {"vote": "+", "random": "x", "oracle": "*"}  # markers of what is no search of its own
+_DERIVED = {"vote": "plus", "random": "cross", "oracle": "star"}  # what is no search of its own
 
 
 def draw(findings: Findings) -> dict[str, Plot]:
-    """All plots by name. Raises CotEngineError without matplotlib."""
+    """All plots by name."""
     makers = (_accuracy, _scaling, forest, cost, headroom, calibration)
-    with svg.style():
-        return {plot.name: plot for plot in (make(findings) for make in makers)}
+    return {plot.name: plot for plot in (make(findings) for make in makers)}
 
 
 def _looks(findings: Findings) -> dict[str, tuple[str, str]]:
@@ -62,34 +57,30 @@ def _accuracy(findings: Findings) -> Plot:
         names = [svg.fitted(s.label, 230) for _, s in own]
         right = 44 + max(map(svg.text_width, names), default=0) if wide else 18
         drawing = Drawing(width, max(400, 17 * len(own) + 90) if wide else 360)
-        ax = drawing.axes(50, 36, right, 46)
-        panels.share_axis(ax, [s.accuracy for _, s in points])
-        ax.set_xlabel(f"mean spent on a search ({unit})")
-        where = panels.amount_axis(ax, [s.spent / factor for _, s in points], 9 if wide else 4)
-        _budget_line(ax, points, factor, where)
+        panel = Panel(drawing, 50, 36, width - right, drawing.height - 46)
+        panel.shares([s.accuracy for _, s in points])
+        spent = [s.spent / factor for _, s in points]
+        panel.amounts(spent, 9 if wide else 4, f"mean spent on a search ({unit})")
+        _budget_line(panel, points, factor)
         for number, s in derived:
-            (dot,) = ax.plot(
-                [s.spent / factor], [s.accuracy.estimate], _DERIVED[s.kind], color=SOFT,
-                mfc=PAPER, ms=7, mew=1, clip_on=False,
-            )  # fmt: skip
-            drawing.name(dot, f"s{number}", _said(s, findings.unit))
-        wanted = [where(s.spent / factor) for _, s in own]
-        placed = svg.spread(wanted, 12 if wide else 9)
-        for (number, s), at, to in zip(own, wanted, placed, strict=True):
+            x, y = panel.x(s.spent / factor), panel.y(s.accuracy.estimate)
+            said = _said(s, findings.unit)
+            drawing.mark(_DERIVED[s.kind], x, y, SOFT, hollow=True, id=f"s{number}", said=said)
+        placed = svg.spread([panel.x(s.spent / factor) for _, s in own], 12 if wide else 9)
+        for (number, s), x in zip(own, placed, strict=True):
             color, marker = looks[s.strategy]
-            dot = panels.whiskered(
-                ax, s.spent / factor, s.accuracy, marker, color, shift=to - at,
-                hollow=s.matching == "unmatched", size=7 if wide else 5.5,
+            panel.interval(
+                s.accuracy, marker, color, 7 if wide else 5.5, x=x, id=f"s{number}",
+                hollow=s.matching == "unmatched", said=_said(s, findings.unit),
             )  # fmt: skip
-            drawing.name(dot, f"s{number}", _said(s, findings.unit))
-            top = ax.transData.transform((1, s.accuracy.high))[1] - ax.bbox.y0
-            panels.text(ax, to, top + 7, str(number), ha="center", size=SIZE - 2, color=color)
+            y = panel.y(s.accuracy.high) - 7
+            drawing.text(x, y, str(number), color, "middle", SIZE - 2)
         if wide:
             entries = [
                 (str(number), name, *looks[s.strategy], s.matching == "unmatched")
                 for (number, s), name in zip(own, names, strict=True)
             ]
-            panels.key(ax, ax.bbox.width + 10, entries)
+            panels.key(panel, entries)
         return drawing
 
     note = (
@@ -104,16 +95,15 @@ def _accuracy(findings: Findings) -> Plot:
     return plot("accuracy", f"Accuracy against {unit} spent on a search", note, make)
 
 
-def _budget_line(ax: Axes, points, factor: float, where: Callable[[float], float]) -> None:
+def _budget_line(panel: Panel, points: Sequence[tuple[int, Standing]], factor: float) -> None:
     reference = next((s for _, s in points if s.matching == "reference"), None)
     if reference is None:
         return
-    at, width = where(reference.spent / factor), ax.bbox.width
-    ax.axvline(reference.spent / factor, color=SOFT, lw=1, dashes=(4, 3), zorder=0)
-    said = svg.fitted(f"budget: {reference.label}", width)
+    panel.upright(reference.spent / factor, SOFT, dashes="4 3")
+    said = svg.fitted(f"budget: {reference.label}", panel.right - panel.left)
     half = svg.text_width(said) / 2
-    x = min(max(at, half - 40), width - half)
-    panels.text(ax, x, ax.bbox.height + 24, said, ha="center", color=SOFT)
+    x = min(max(panel.x(reference.spent / factor), panel.left + half - 40), panel.right - half)
+    panel.drawing.text(x, panel.top - 24, said, SOFT, "middle")
 
 
 # --- scaling -------------------------------------------------------------------------------------
@@ -134,43 +124,41 @@ def _scaling(findings: Findings) -> Plot:
     def make(width: int) -> Drawing:
         wide = width > svg.NARROW
         names = [svg.fitted(c.name, 150 if wide else 260) for c in curves]
-        right = 22 + max(map(svg.text_width, names)) if wide else 18
+        right = width - (22 + max(map(svg.text_width, names)) if wide else 18)
         head = 14 if wide else 20 + 18 * len(curves)
-        each = (width - 50 - 30 - right) / 2 if wide else width - 50 - right
+        each = (right - 50 - 30) / 2 if wide else right - 50
         drawing = Drawing(width, 320 if wide else head + 2 * 250)
-        first = drawing.axes(50, head, width - 50 - each, 46 if wide else 296)
-        second = drawing.axes(width - right - each, head if wide else head + 250, right, 46)
-        for ax, short, title, x in (
+        first = Panel(drawing, 50, head, 50 + each, head + (260 if wide else 204))
+        top = head if wide else head + 250
+        ends: list[tuple[float, float]] = []  # of the curves over compute
+        second = Panel(drawing, right - each, top, right, drawing.height - 46)
+        for panel, short, title, value in (
             (first, "n", "n", lambda p: float(p.n or 0)),
             (second, "c", f"mean spent on a search ({unit})", lambda p: p.spent / factor),
         ):
-            panels.share_axis(ax, found, bare=wide and ax is second)
-            ax.set_xlabel(title)
-            xs = [x(p) for c in curves for p in c.points]
-            where = panels.amount_axis(ax, xs, 6, exactly=ax is first)
+            panel.shares(found, None if wide and panel is second else "accuracy")
+            xs = [value(p) for c in curves for p in c.points]
+            panel.amounts(xs, 6, title, exact=panel is first)
             for i, (curve, (color, marker, dashes)) in enumerate(zip(curves, looks, strict=True)):
-                shift = 5 * (i - (len(curves) - 1) / 2) if ax is first else 0
-                ax.plot(
-                    [x(p) for p in curve.points], [p.accuracy.estimate for p in curve.points],
-                    color=color, ls=dashes, transform=panels.moved(ax, shift),
-                )  # fmt: skip
-                for k, point in enumerate(curve.points):
-                    dot = panels.whiskered(
-                        ax, x(point), point.accuracy, marker, color, shift=shift,
-                        hollow=point.kind != "search", size=6,
+                shift = 5 * (i - (len(curves) - 1) / 2) if panel is first else 0
+                across = [panel.x(value(p)) + shift for p in curve.points]
+                up = [panel.y(p.accuracy.estimate) for p in curve.points]
+                drawing.line(list(zip(across, up, strict=True)), color, 1.6, dashes)
+                for k, (x, point) in enumerate(zip(across, curve.points, strict=True)):
+                    panel.interval(
+                        point.accuracy, marker, color, 6, x=x, hollow=point.kind != "search",
+                        id=f"{short}{i}-{k}", said=_said(point, findings.unit),
                     )  # fmt: skip
-                    drawing.name(dot, f"{short}{i}-{k}", _said(point, findings.unit))
-            if wide and ax is second:
-                ends = [where(x(c.points[-1])) for c in curves]
-                _end_labels(ax, curves, names, [color for color, *_ in looks], ends)
-        for i, (name, (color, marker, dashes)) in enumerate(zip(names, looks, strict=True)):
-            if not wide:
-                y = first.bbox.height + 18 * (len(curves) - i)
-                first.plot(
-                    [-36, -8], [y, y], color=color, ls=dashes, marker=marker, ms=6, markevery=[1],
-                    transform=panels.pixels(first), clip_on=False,
-                )  # fmt: skip
-                panels.text(first, 2, y, name)
+                if panel is second:
+                    ends.append((across[-1], up[-1]))
+        if wide:
+            _end_labels(second, names, [color for color, *_ in looks], ends)
+        else:
+            for i, (name, (color, marker, dashes)) in enumerate(zip(names, looks, strict=True)):
+                y = head - 18 * (len(curves) - i)
+                drawing.line([(14, y), (42, y)], color, 1.6, dashes)
+                drawing.mark(marker, 42, y, color, 6)
+                drawing.text(52, y, name)
         return drawing
 
     note = (
@@ -185,17 +173,15 @@ def _scaling(findings: Findings) -> Plot:
 def _curve_looks(findings: Findings, curves: Sequence[Curve]) -> list[tuple[str, str, str]]:
     """Colour and marker of the curve's strategy; dashes tell its second curve from its first."""
     looks, seen = _looks(findings), [c.points[0].strategy for c in curves]
-    dashes = ("-", "--", ":", "-.")
+    dashes = ("", "6 3", "1.5 2.5", "8 3 1.5 3")
     return [(*looks[s], dashes[seen[:i].count(s) % 4]) for i, s in enumerate(seen)]
 
 
-def _end_labels(ax: Axes, curves: Sequence[Curve], names, colors, ends: Sequence[float]) -> None:
-    """Each curve's name at its last point, moved up or down where two would touch."""
-    low, high = ax.get_ylim()
-    height, width = ax.bbox.height, ax.bbox.width
-    wanted = [(c.points[-1].accuracy.estimate - low) / (high - low) * height for c in curves]
-    placed = svg.spread(wanted, 16)
-    for name, color, end, at, to in zip(names, colors, ends, wanted, placed, strict=True):
-        line = {"color": color, "lw": 0.7, "transform": panels.pixels(ax), "clip_on": False}
-        ax.plot([end + 6, width + 6], [at, to], **line)
-        panels.text(ax, width + 10, to, name, color=color)
+def _end_labels(
+    panel: Panel, names: Sequence[str], colors: Sequence[str], ends: Sequence[tuple[float, float]]
+) -> None:
+    """Each curve's name beside its last point, moved up or down where two would touch."""
+    placed = svg.spread([y for _, y in ends], 16)
+    for name, color, (x, y), to in zip(names, colors, ends, placed, strict=True):
+        panel.drawing.line([(x + 6, y), (panel.right + 6, to)], color, 0.7)
+        panel.drawing.text(panel.right + 10, to, name, color)

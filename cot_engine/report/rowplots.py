@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from cot_engine.report import panels
-from cot_engine.report.amounts import amount, axis, figures, interval, points, probability, share
+from cot_engine.report.amounts import amount, axis, figures, interval, percent, points, probability
 from cot_engine.report.findings import Comparison, Findings, Headroom
-from cot_engine.report.panels import Plot, plot
-from cot_engine.report.svg import INK, NARROW, PAPER, SERIES, SOFT, Drawing, fitted
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from cot_engine.report.judging import Card
+from cot_engine.report.judging import Card
+from cot_engine.report.panels import Panel, Plot, Scale, plot
+from cot_engine.report.svg import BOLD, INK, NARROW, SERIES, SOFT, Drawing, fitted
 
 ROLES = ("generate", "judge", "score")
 MOST = 60  # rows of a plot; the tables have all
-_HATCH = {"generate": "", "judge": "/////", "score": "....."}
+_FILL = {"generate": (SERIES[0], 1.0), "judge": (SERIES[1], 0.35), "score": (SERIES[2], 0.0)}
 
 
 def forest(findings: Findings) -> Plot:
@@ -29,22 +24,21 @@ def forest(findings: Findings) -> Plot:
     labels = [f"{c.first} − {c.second}" for c in shown]
 
     def make(width: int) -> Drawing:
-        drawing, ax, heights = panels.rows(width, labels, [_difference(c) for c in shown])
         ends = [v for c in shown for v in (c.paired.difference.low, c.paired.difference.high)]
-        panels.span_axis(ax, [*ends, 0.0], lambda x: points(x, "+.3g"))
-        ax.set_xlabel("difference in accuracy (points)")
-        panels.zero_line(ax)
+        panel, heights = panels.rows(
+            width, labels, [_difference(c) for c in shown], panels.around([*ends, 0.0]),
+            lambda x: points(x, "+.3g"), "difference in accuracy (points)",
+        )  # fmt: skip
         for i, (c, label, y) in enumerate(zip(shown, labels, heights, strict=True)):
             d = c.paired.difference
             clear = c.p < 0.05 and (d.low > 0 or d.high < 0)
-            marker = "o" if c.matched else "D"
-            dot = panels.along(
-                ax, d, y, marker, INK if clear else SOFT, hollow=not c.matched,
-                size=6.5, width=2.4 if clear else 1.3,
-            )  # fmt: skip
             said = f"{interval(d, sign=True)}, adjusted p {probability(c.p)}"
-            drawing.name(dot, f"d{i}", f"{label}: {said}; compute {c.ratio:.2f} to 1")
-        return drawing
+            panel.interval(
+                d, "circle" if c.matched else "diamond", INK if clear else SOFT, 6.5,
+                2.4 if clear else 1.3, y=y, hollow=not c.matched, id=f"d{i}",
+                said=f"{label}: {said}; compute {c.ratio:.2f} to 1",
+            )  # fmt: skip
+        return panel.drawing
 
     note = (
         "The first's score minus the second's over the problems that both have, 95 % interval."
@@ -72,42 +66,36 @@ def cost(findings: Findings) -> Plot:
     most = max(max(s.spent, s.allotted or 0) for s in shown)
     factor, unit = axis([most], findings.unit)
     roles = [role for role in ROLES if any(s.by_role.get(role) for s in shown)]
-    looks = {
-        role: {"fc": SERIES[i], "ec": PAPER, "hatch": _HATCH[role], "lw": 1}
-        for i, role in enumerate(ROLES)
-    }
     told = any(s.allotted is not None for s in shown)
 
     def make(width: int) -> Drawing:
-        texts = [figures(s.spent / factor) for s in shown]
-        drawing, ax, heights = panels.rows(width, [s.label for s in shown], texts, head=32)
-        panels.span_axis(ax, [0.0, most / factor], lambda x: f"{x:,.3g}")
-        ax.set_xlim(0, most / factor * 1.02)
-        ax.set_xlabel(f"mean spent on a search ({unit})")
+        panel, heights = panels.rows(
+            width, [s.label for s in shown], [figures(s.spent / factor) for s in shown],
+            (0.0, most / factor * 1.02), "{:,.3g}".format,
+            f"mean spent on a search ({unit})", head=32,
+        )  # fmt: skip
+        drawing = panel.drawing
         for i, (s, y) in enumerate(zip(shown, heights, strict=True)):
             start = 0.0
             for role in roles:
-                if not (part := s.by_role.get(role, 0.0) / factor):
-                    continue
-                (bar,) = ax.barh([y], [part], 13, start, **looks[role])
-                start += part
-                used = amount(s.by_role[role], findings.unit)
-                drawing.name(
-                    bar,
-                    f"{role}{i}",
-                    f"{s.label}: {role} {used} of {amount(s.spent, findings.unit)}",
-                )
+                if spent := s.by_role.get(role, 0.0):
+                    x, end = panel.x(start / factor), panel.x((start + spent) / factor)
+                    used = f"{amount(spent, findings.unit)} of {amount(s.spent, findings.unit)}"
+                    said = f"{s.label}: {role} {used}"
+                    drawing.box(x, y - 6.5, end - x, 13, *_FILL[role], id=f"{role}{i}", said=said)
+                    start += spent
             if s.allotted is not None:
-                at = s.allotted / factor
-                (tick,) = ax.plot([at, at], [y - 10, y + 10], color=INK, lw=2)
-                tick.set_solid_capstyle("butt")
-                allotted = f"{s.label}: allotted {amount(s.allotted, findings.unit)}"
-                drawing.name(tick, f"allotted{i}", allotted)
-        entries = [(role, looks[role]) for role in roles]
-        if told:
-            bar = {"marker": "|", "color": INK, "ms": 14, "mew": 2}
-            entries.append(("allotted", bar))
-        panels.swatches(ax, entries)
+                x = panel.x(s.allotted / factor)
+                said = f"{s.label}: allotted {amount(s.allotted, findings.unit)}"
+                drawing.line([(x, y - 10), (x, y + 10)], INK, 2, id=f"allotted{i}", said=said)
+
+        def sample(name: str, x: float, y: float) -> None:
+            if name == "allotted":
+                drawing.line([(x + 8, y - 7), (x + 8, y + 7)], INK, 2)
+            else:
+                drawing.box(x, y - 5, 16, 11, *_FILL[name])
+
+        panels.legend(panel, [*roles, *["allotted"] * told], sample)
         return drawing
 
     note = "What a search cost on average, by who spent it." + (
@@ -116,8 +104,12 @@ def cost(findings: Findings) -> Plot:
     return plot("cost", f"Cost of a search by role, in {unit}", note, make)
 
 
-_CHOICES = (("random", "o", SERIES[6], True), ("selected", "o", SERIES[0], False))
-_CHOICES += (("oracle", "D", SERIES[2], True),)
+_CHOICES = {
+    "random": ("circle", SERIES[6], True),
+    "selected": ("circle", SERIES[0], False),
+    "oracle": ("diamond", SERIES[2], True),
+}
+"""Marker, colour, and whether it is hollow."""
 
 
 def headroom(findings: Findings) -> Plot:
@@ -125,34 +117,34 @@ def headroom(findings: Findings) -> Plot:
     if not found:
         why = "No selection of this run is known candidate by candidate: no headroom to draw."
         return Plot("headroom", absent=why)
-    titles = list(dict.fromkeys(map(headroom_title, found)))
-    lines: list[tuple[str, Headroom | None]] = []
-    for title in titles:
+    lines: list[tuple[str, Headroom | None]] = []  # a row's label; of a heading, no more
+    for title in dict.fromkeys(f"{h.label}, {h.measure}" for h in found):
         lines.append((title, None))
-        lines += [(h.stage, h) for h in found if headroom_title(h) == title]
+        lines += [(h.stage, h) for h in found if f"{h.label}, {h.measure}" == title]
+    ends = [v for h in found for i in (h.random, h.selected, h.oracle) for v in (i.low, i.high)]
 
     def make(width: int) -> Drawing:
-        texts = ["" if h is None else _taken(h) for _, h in lines]
-        headings = [i for i, (_, h) in enumerate(lines) if h is None]
-        labels = [label for label, _ in lines]
-        drawing, ax, heights = panels.rows(width, labels, texts, head=32, headings=headings)
-        ends = [v for h in found for i in (h.random, h.selected, h.oracle) for v in (i.low, i.high)]
-        panels.span_axis(ax, [v for v in ends if math.isfinite(v)], lambda x: f"{x:.3g}")
-        ax.set_xlabel("mean score of the candidate that is taken")
+        texts = ["" if h is None else percent(h.taken) for _, h in lines]
+        panel, heights = panels.rows(
+            width, [label for label, _ in lines], texts, panels.around(ends), "{:.3g}".format,
+            "mean score of the candidate that is taken", head=32,
+            headings=[i for i, (_, h) in enumerate(lines) if h is None],
+        )  # fmt: skip
         for i, ((_, h), y) in enumerate(zip(lines, heights, strict=True)):
-            for (name, marker, color, hollow), dy in zip(_CHOICES, (6, 0, -6), strict=True):
+            for (name, (marker, color, hollow)), up in zip(
+                _CHOICES.items(), (6, 0, -6), strict=True
+            ):
                 if h is not None and panels.finite(one := getattr(h, name)):
-                    dot = panels.along(
-                        ax, one, y + dy, marker, color, hollow=hollow, size=5.5, width=1.1
-                    )
-                    said = f"{headroom_title(h)}, {h.stage}, {name}: {interval(one)}"
-                    drawing.name(dot, f"{name}{i}", said)
-        looks = [
-            (name, {"marker": m, "color": c, "mfc": PAPER if hollow else c, "mew": 1.5, "ls": ""})
-            for name, m, c, hollow in _CHOICES
-        ]
-        panels.swatches(ax, looks)
-        return drawing
+                    said = f"{h.label}, {h.measure}, {h.stage}, {name}: {interval(one)}"
+                    how = {"hollow": hollow, "id": f"{name}{i}", "said": said}
+                    panel.interval(one, marker, color, 5.5, 1.1, y=y - up, **how)
+
+        def sample(name: str, x: float, y: float) -> None:
+            marker, color, hollow = _CHOICES[name]
+            panel.drawing.mark(marker, x + 8, y, color, 7, hollow)
+
+        panels.legend(panel, list(_CHOICES), sample)
+        return panel.drawing
 
     note = (
         "How good the candidate is that is taken at a stage: a random one, the one that was"
@@ -161,15 +153,6 @@ def headroom(findings: Findings) -> Plot:
         " selection went. 95 % intervals."
     )
     return plot("headroom", "Random, selected and oracle candidates by stage", note, make)
-
-
-def headroom_title(h: Headroom) -> str:
-    """ "stage-beam n=4, worth"."""
-    return f"{h.label}, {h.measure}"
-
-
-def _taken(h: Headroom) -> str:
-    return "–" if h.taken is None else f"{100 * h.taken:.0f} %".replace("-", "−")
 
 
 # --- calibration ---------------------------------------------------------------------------------
@@ -188,13 +171,13 @@ def calibration(findings: Findings) -> Plot:
         gap, left, tall, head = (26, 50, 150, 40) if wide else (14, 44, 110, 40)
         down = math.ceil(len(shown) / across)
         each = (width - left - 8 - gap * (across - 1)) / across
-        high = max(b.margin for c in shown for b in c.calibration) * 1.08
+        high = max(b.margin for c in shown for b in c.calibration) * 1.08 or 1.0
         drawing = Drawing(width, down * (tall + head + 34) + 16)
         for i, card in enumerate(shown):
             column, row = i % across, i // across
             x, y = left + column * (each + gap), row * (tall + head + 34) + head
-            ax = drawing.axes(x, y, width - x - each, drawing.height - y - tall)
-            _calibrated(drawing, ax, card, i, high, first=column == 0, low=row == down - 1)
+            panel = Panel(drawing, x, y, x + each, y + tall)
+            _calibrated(panel, card, i, high, first=column == 0, low=row == down - 1)
         return drawing
 
     note = (
@@ -207,36 +190,23 @@ def calibration(findings: Findings) -> Plot:
     return plot("calibration", "Judges: share right by margin", note, make)
 
 
-def card_title(card: Card) -> str:
-    """ "likelihood at CAPTION, by worth", "... seeing a blank picture"."""
-    shown = {"blank": ", seeing a grey picture", "swap": ", seeing another picture"}
-    return f"{card.judge} at {card.stage}, by {card.measure}{shown.get(card.image, '')}"
-
-
 def _calibrated(
-    drawing: Drawing, ax: Axes, card: Card, number: int, high: float, *, first: bool, low: bool
+    panel: Panel, card: Card, number: int, high: float, *, first: bool, low: bool
 ) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    ax.set_xlim(0, high)
-    ax.set_ylim(-0.03, 1.03)
-    ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"] if first else ["", "", ""])
-    ax.xaxis.set_major_locator(MaxNLocator(3))
-    ax.tick_params(length=3)
-    ax.grid(axis="y")
+    drawing = panel.drawing
+    panel.upwards(-0.03, 1.03, (0, 0.5, 1), "share right" if first else None)
+    panel.x = Scale(0, high, panel.left, panel.right)
+    panel.floor(panels.round_ticks(0, high, 4), "{:.3g}".format, "mean |margin|" if low else "")
     steps = [high * k / 40 for k in range(41)]
-    ax.plot(steps, [1 / (1 + math.exp(-x)) for x in steps], color=SOFT, lw=1, ls="--")
-    xs, ys = [b.margin for b in card.calibration], [b.right for b in card.calibration]
-    ax.plot(xs, ys, color=SERIES[0], lw=1)
-    for k, b in enumerate(card.calibration):
-        (dot,) = ax.plot([b.margin], [b.right], "o", color=SERIES[0], ms=6, clip_on=False)
-        said = f"{card_title(card)}: |margin| {b.margin:.3g}, {share(b.right)} right"
-        drawing.name(dot, f"b{number}-{k}", f"{said} of {b.pairs} pairs")
-    top = ax.bbox.height
-    title, _, where = card_title(card).partition(" at ")
-    panels.text(ax, 0, top + 27, fitted(title, ax.bbox.width), weight="bold")
-    panels.text(ax, 0, top + 11, fitted(where, ax.bbox.width), color=SOFT)
-    if first:
-        ax.set_ylabel("share right")
-    if low:
-        ax.set_xlabel("mean |margin|")
+    drawing.line([(panel.x(x), panel.y(1 / (1 + math.exp(-x)))) for x in steps], SOFT, 1, "4 2")
+    places = [(panel.x(b.margin), panel.y(b.right)) for b in card.calibration]
+    drawing.line(places, SERIES[0])
+    shown = {"blank": ", seeing a grey picture", "swap": ", seeing another picture"}
+    where = f"{card.stage}, by {card.measure}{shown.get(card.image, '')}"
+    for k, (b, (x, y)) in enumerate(zip(card.calibration, places, strict=True)):
+        said = f"|margin| {b.margin:.3g}, {b.right:.3f} right of {b.pairs} pairs"
+        said = f"{card.judge} at {where}: {said}"
+        drawing.mark("circle", x, y, SERIES[0], 6, id=f"b{number}-{k}", said=said)
+    room = panel.right - panel.left
+    drawing.text(panel.left, panel.top - 27, fitted(card.judge, room / BOLD), font_weight=600)
+    drawing.text(panel.left, panel.top - 11, fitted(where, room), SOFT)

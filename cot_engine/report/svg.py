@@ -1,185 +1,132 @@
-"""Matplotlib's drawings as SVG that stands in a page: text stays text, colours are the page's.
+"""Drawings in SVG that stand in a page: text stays text, colours are the page's.
 
-Everything is measured in CSS pixels. What is drawn is the same to the byte each time.
+Everything is measured in CSS pixels from the upper left corner.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
+import unicodedata
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
 
-from cot_engine.errors import CotEngineError, install
 from cot_engine.escape import visible
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from cot_engine.show.templates import part
 
 WIDE, NARROW = 880, 328  # of a page on a screen or on paper, and on a phone
 SIZE = 11.5  # of text
-MARKERS = "osD^vpH"  # beside the colours: a series is told from the others without them
+BOLD = 1.12  # how much wider bold text is
+INK, SOFT, RULE, PAPER = (f"var(--{name})" for name in ("ink", "soft", "rule", "paper"))
+SERIES = tuple(f"var(--c{i})" for i in range(1, 8))
+MARKERS = ("circle", "square", "diamond", "up", "down", "pentagon", "hexagon")
+"""Beside the colours: a series is told from the others without them."""
 
-# Stand-ins that become variables of page.css, so that one drawing serves light, dark and print.
-INK, SOFT, RULE, PAPER, WRONG = (f"#00000{i}" for i in range(1, 6))
-SERIES = tuple(f"#0000a{i}" for i in range(1, 8))
-_VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", PAPER: "paper", WRONG: "wrong"}
-_VARIABLES |= {color: f"c{i}" for i, color in enumerate(SERIES, 1)}
-
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "cot-engine",
-    "text.parse_math": False,  # a "$" in a label is a dollar
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib: measures the same everywhere
-    "font.size": SIZE,
-    "text.color": INK,
-    "axes.labelcolor": SOFT,
-    "axes.labelsize": SIZE,
-    "axes.edgecolor": RULE,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "axes.linewidth": 1.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.7,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": SOFT,
-    "ytick.labelcolor": SOFT,
-    "xtick.labelsize": SIZE - 0.5,
-    "ytick.labelsize": SIZE - 0.5,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 7.0,
-    "path.simplify": False,
-}
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """What drawings are made and saved under. Raises CotEngineError without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise CotEngineError(
-            "The report's plots need matplotlib, which is not installed.",
-            install("report"),
-        ) from None
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has others
-        matplotlib.rcdefaults()  # a matplotlibrc of the user's must not show
-        matplotlib.rcParams.update(_STYLE)
-        yield
+# Corners of a marker, and by how many degrees the first is turned from straight up.
+_CORNERS = {"square": (4, 45), "diamond": (4, 0), "up": (3, 0), "down": (3, 180)}
+_CORNERS |= {"pentagon": (5, 0), "hexagon": (6, 30), "star": (10, 0)}
+_STROKES = {"plus": (0, 90), "cross": (45, 135)}
 
 
 class Drawing:
-    """A figure of this size, and what is said of its parts when they are pointed at."""
+    """Shapes on a sheet of this size, the later above the earlier. `named` are what any shape may
+    have: an `id`, and what is `said` when it is pointed at."""
 
     def __init__(self, width: int, height: int) -> None:
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-
         self.width, self.height = width, height
-        self.figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-        FigureCanvasSVG(self.figure)
-        self._said: dict[str, str] = {}
+        self.shapes: list[dict[str, Any]] = []
 
-    def axes(self, left: float, top: float, right: float, bottom: float) -> Axes:
-        """Axes with these margins."""
-        box = (left, bottom, self.width - left - right, self.height - top - bottom)
-        w, h = self.width, self.height
-        return self.figure.add_axes((box[0] / w, box[1] / h, box[2] / w, box[3] / h))
+    def svg(self, name: str, label: str, style: str = "") -> str:
+        """The drawing as an element, markup. `name` begins its ids; `label` is read out; `style`
+        makes it a file that stands alone."""
+        return part("report/drawing.svg.jinja", "drawing", name, label, self, style)
 
-    def name(self, artist: Any, id: str, text: str) -> None:
-        """Give a part an id, and the text that is shown when it is pointed at."""
-        artist.set_gid(id)
-        self._said[id] = visible(text)
-
-    def svg(self, name: str, label: str) -> str:
-        """The drawing as an element. `name` begins its ids; `label` is read out."""
-        buffer = io.StringIO()
-        empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        self.figure.savefig(buffer, format="svg", metadata=empty)
-        root = ElementTree.fromstring(buffer.getvalue())
-        _clean(root, name, self._said)
-        root.attrib = {
-            "viewBox": f"0 0 {self.width} {self.height}",
-            "width": str(self.width),
-            "height": str(self.height),
-            "role": "img",
-            "aria-label": visible(label),
+    def add(self, tag: str, text: str = "", *, id: str = "", said: str = "", **how: Any) -> None:
+        """An element; attributes are written with "_" for "-", and none is written that is ""."""
+        shown = {
+            key.replace("_", "-"): round(value, 2) if isinstance(value, float) else value
+            for key, value in how.items()
+            if value != ""
         }
-        return ElementTree.tostring(root, encoding="unicode")
+        self.shapes.append({"tag": tag, "text": text, "id": id, "said": said, "attributes": shown})
+
+    def line(self, points: Sequence[tuple[float, float]], color: str, width: float = 1,
+             dashes: str = "", **named: str) -> None:  # fmt: skip
+        """A line through these points."""
+        path = "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points)
+        self.add("path", d=path, fill="none", stroke=color, stroke_width=width,
+                 stroke_dasharray=dashes, **named)  # fmt: skip
+
+    def box(self, x: float, y: float, width: float, height: float, color: str, fill: float = 1,
+            **named: str) -> None:  # fmt: skip
+        """A box with an edge of its colour; `fill` says how much of it is inside, from 0 to 1."""
+        self.add("rect", x=x, y=y, width=width, height=height, fill=color, fill_opacity=fill,
+                 stroke=color, **named)  # fmt: skip
+
+    def mark(self, shape: str, x: float, y: float, color: str, size: float = 7,
+             hollow: bool = False, **named: str) -> None:  # fmt: skip
+        """A marker with its middle there."""
+        self.add("path", d=_outline(shape, size / 2), fill=PAPER if hollow else color,
+                 stroke=color, stroke_width=1.5, transform=f"translate({x:.2f} {y:.2f})",
+                 **named)  # fmt: skip
+
+    def text(self, x: float, y: float, said: str, color: str = INK, anchor: str = "start",
+             size: float = SIZE, **how: Any) -> None:  # fmt: skip
+        """A text whose middle is at that height; none where there is nothing to say."""
+        if said:
+            self.add("text", said, x=x, y=y + 0.36 * size, fill=color, font_size=size,
+                     text_anchor=anchor, **how)  # fmt: skip
 
 
-def _clean(root: ElementTree.Element, name: str, said: dict[str, str]) -> None:
-    """Plain names instead of namespaces; only ids that are used, each the drawing's own; the
-    page's fonts and colours; no more digits than can be seen."""
-    style = "{http://www.w3.org/2000/svg}style"
-    for parent in list(root.iter()):
-        for child in [c for c in parent if c.tag == style]:
-            parent.remove(child)
-    used = set(said)
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-        element.text = element.tail = None if element.tag != "text" else element.text
-        for key in [key for key in element.attrib if key.endswith("}href")]:
-            element.set("href", element.attrib.pop(key))
-        used.update(re.findall(r"#([\w-]+)", " ".join(element.attrib.values())))
-    for element in root.iter():
-        element.tail = None
-        if (id := element.attrib.pop("id", "")) in used:
-            element.set("id", f"{name}-{id}")
-            if id in said:
-                title = ElementTree.Element("title")
-                title.text = said[id]
-                element.insert(0, title)
-        for key, value in element.attrib.items():
-            element.set(key, _value(key, value, name))
-        if "rotate(-0 " in element.get("transform", ""):
-            del element.attrib["transform"]
+def _outline(shape: str, r: float) -> str:
+    """A marker as a path around 0, 0."""
+    if shape == "circle":
+        return f"M{-r} 0A{r} {r} 0 1 1 {r} 0A{r} {r} 0 1 1 {-r} 0Z"
+    if shape in _STROKES:
+        return "".join(f"M{_at(r, a)}L{_at(r, a + 180)}" for a in _STROKES[shape])
+    count, turn = _CORNERS[shape]
+    radii = [r * 1.25, r * 0.55] if shape == "star" else [r * (1.3 if count < 5 else 1.1)]
+    corners = (_at(radii[i % len(radii)], turn + 360 * i / count) for i in range(count))
+    return f"M{'L'.join(corners)}Z"
 
 
-def _value(key: str, value: str, name: str) -> str:
-    if key == "href" or "url(#" in value:
-        value = re.sub(r"#(?=[\w-]+\)?$|[\w-]+\))", f"#{name}-", value)
-    if key == "style":
-        value = re.sub(r"font-family: [^;]*;? ?", "", value)
-    for color, variable in _VARIABLES.items():
-        value = value.replace(color, f"var(--{variable})")
-    if key in ("d", "x", "y", "width", "height", "transform"):
-        value = re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.2f}", value)
-        value = " ".join(value.split())
-    return value
+def _at(radius: float, degrees: float) -> str:
+    turn = math.radians(degrees)
+    return f"{radius * math.sin(turn):.2f} {-radius * math.cos(turn):.2f}"
 
 
 # --- where things go -----------------------------------------------------------------------------
 
+# Of an em, as in DejaVu Sans or Verdana: other fonts of pages are narrower.
+_WIDTHS = {
+    character: width
+    for characters, width in (
+        ("ijl'|", 0.3), (" .,:;!/\\Irtf()[]{}-\"", 0.41), ("sczkvxyJ_?*", 0.6),
+        ("wGOQDHNU&+=−×<>~^#", 0.84), ("mMW@%…—", 1.0),
+    )
+    for character in characters
+}  # fmt: skip
 
-def text_width(text: str, size: float = SIZE, *, strong: bool = False) -> float:
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
 
-    font = FontProperties(family=["DejaVu Sans"], size=size, weight="bold" if strong else None)
-    return text_to_path.get_text_width_height_descent(text, font, False)[0]
+def _width(character: str) -> float:
+    wide = unicodedata.east_asian_width(character) in "WF"
+    other = 1.05 if wide else 0.72 if character.isupper() else 0.65
+    return 0 if unicodedata.combining(character) else _WIDTHS.get(character, other)
 
 
-def fitted(text: str, width: float, size: float = SIZE) -> str:
+def text_width(text: str, size: float = SIZE) -> float:
+    """How wide a text is, in the widest fonts that a page may be shown in."""
+    return size * sum(map(_width, text))
+
+
+def fitted(text: str, width: float) -> str:
     """The text, cut off with "…" where it is wider than that."""
     text = " ".join(visible(text).split())
-    if text_width(text, size) <= width:
+    if text_width(text) <= width:
         return text
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        wide = text_width(text[:middle].rstrip() + "…", size) > width
-        low, high = (low, middle - 1) if wide else (middle, high)
-    return text[:low].rstrip() + "…"
+    ends = accumulate(map(_width, text), initial=_WIDTHS["…"])
+    fits = sum(SIZE * end <= width for end in ends) - 1
+    return text[: max(fits, 0)].rstrip() + "…"
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
@@ -199,13 +146,3 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
         for rank, i in enumerate(members):
             placed[i] = middle + gap * (rank - (len(members) - 1) / 2)
     return placed
-
-
-def ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers on a logarithmic axis: 1, 2, 5, 10 ... or as many of them as may be."""
-    tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
-        found = [s * 10.0**t for t in tens for s in steps if low <= s * 10.0**t <= high]
-        if len(found) <= most:
-            return found
-    return found[:: math.ceil(len(found) / most)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
@@ -10,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cot_engine.errors import CotEngineError, StoreError
+from cot_engine.errors import StoreError
 from cot_engine.escape import visible
 from cot_engine.files.writing import write_whole
 from cot_engine.training.sft_config import SFTConfig
@@ -18,59 +19,40 @@ from cot_engine.training.sft_config import SFTConfig
 # The page's variables for a drawing that stands alone, by day and by night.
 _CSS = """svg { --ink: #1c1a17; --soft: #6b655c; --rule: #d9d4cb; --paper: #fff; --c1: #0072b2;
   --c2: #c4500f; --c3: #00805a; background: var(--paper); font-family: sans-serif; }
-text { fill: var(--ink); }
 @media (prefers-color-scheme: dark) { svg { --ink: #eae6df; --soft: #a8a196; --rule: #45413a;
   --paper: #191714; --c1: #5db4e6; --c2: #f0894a; --c3: #3ec79d; } }"""
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path) -> bool:
     """Loss, held-out loss and learning rate over the steps, as an SVG file. False, and no file,
-    where there are not two rows to connect or no matplotlib."""
-    from cot_engine.report import svg
+    where there are not two rows to connect."""
+    from cot_engine.report import panels, svg
 
-    learnt = [row for row in rows if "loss" in row]
-    held = [row for row in rows if "held_out_loss" in row]
-    if len(learnt) < 2:
+    names = {"loss": "loss", "held_out_loss": "held-out loss", "learning_rate": "learning rate"}
+    found = {
+        name: [(r["step"], r[name]) for r in rows if math.isfinite(r.get(name, math.nan))]
+        for name in names
+    }
+    steps = [step for step, _ in found["loss"]]
+    if len(steps) < 2:
         return False
-    try:
-        with svg.style():
-            drawing = svg.Drawing(svg.WIDE, 420)
-            upper = drawing.axes(56, 30, 20, 150)
-            lower = drawing.axes(56, 300, 20, 42)
-            steps = [row["step"] for row in learnt]
-            upper.plot(steps, [row["loss"] for row in learnt], color=svg.SERIES[0])
-            names = [("loss", svg.SERIES[0])]
-            if held:
-                at, values = [r["step"] for r in held], [r["held_out_loss"] for r in held]
-                upper.plot(at, values, color=svg.SERIES[1], marker="o", ms=4)
-                names.append(("held-out loss", svg.SERIES[1]))
-            x = 0.0
-            for name, color in names:
-                upper.annotate(
-                    name, (x, upper.bbox.height + 10), xycoords="axes pixels", color=color
-                )
-                x += svg.text_width(name) + 18
-            upper.tick_params(labelbottom=False)
-            lower.plot(steps, [row["learning_rate"] for row in learnt], color=svg.SERIES[2])
-            lower.set_ylim(bottom=0)
-            lower.annotate(
-                "learning rate",
-                (0, lower.bbox.height + 8),
-                xycoords="axes pixels",
-                color=svg.SERIES[2],
-            )
-            lower.set_xlabel("steps")
-            lower.sharex(upper)
-            lower.xaxis.get_major_locator().set_params(integer=True)
-            for axes in (upper, lower):
-                axes.grid(axis="y")
-            last = f"loss {learnt[-1]['loss']:.4f} at step {learnt[-1]['step']:,}"
-            drawn = drawing.svg("curves", f"Training curves: {last}")
-    except CotEngineError:  # no matplotlib: the log has the numbers
-        return False
-    drawn = drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    head, _, rest = drawn.partition(">")
-    drawn = f"{head}><style>{_CSS}</style>{rest}\n"
+    drawing = svg.Drawing(svg.WIDE, 420)
+    upper = panels.Panel(drawing, 56, 30, svg.WIDE - 20, 270)
+    lower = panels.Panel(drawing, 56, 300, svg.WIDE - 20, 378)
+    for panel, shown in ((upper, ("loss", "held_out_loss")), (lower, ("learning_rate",))):
+        low, high = panels.around([v for name in shown for _, v in found[name]])
+        low = low if panel is upper else 0.0
+        panel.upwards(low, high, panels.round_ticks(low, high, 5), "")
+        panel.x = panels.Scale(min(steps), max(steps), panel.left, panel.right)
+        x = panel.left
+        for name in filter(found.get, shown):
+            color = svg.SERIES[list(names).index(name)]
+            drawing.line([(panel.x(step), panel.y(v)) for step, v in found[name]], color, 1.6)
+            drawing.text(x, panel.top - 10, names[name], color)
+            x += svg.text_width(names[name]) + 18
+    lower.floor(panels.round_ticks(min(steps), max(steps), 9), "{:,.0f}".format, "steps")
+    last = f"loss {found['loss'][-1][1]:.4f} at step {steps[-1]:,}"
+    drawn = drawing.svg("curves", f"Training curves: {last}", _CSS) + "\n"
     write_whole(path, drawn, "The drawing of the curves", StoreError)
     return True
 

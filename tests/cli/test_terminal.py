@@ -295,8 +295,8 @@ def test_a_where_that_no_search_meets_is_refused_and_runs_are_json(monkeypatch, 
 
 
 def test_an_extra_is_named_by_what_it_needs():
-    said = install("report")
-    assert "pip install 'matplotlib>=3.9'" in said and "pip install '.[report]'" in said
+    said = install("inspect")
+    assert "pip install 'inspect-ai>=0.3.69'" in said and "pip install '.[inspect]'" in said
     assert "pip install 'cot-engine" not in said
     assert "'accelerate>=1.0' 'peft>=0.17'" in install("train")
 
