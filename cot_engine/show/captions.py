@@ -59,7 +59,7 @@ def column_text(column: Column) -> str:
         text += f", {len(column.cards)} distinct"
     if column.matches:
         text += f" · {plural(len(column.matches), 'match', 'matches')}"
-    return text + " · not gone on with" * column.passed
+    return text + " · not gone on with" * column.dropped
 
 
 def command(figure: Figure) -> str:

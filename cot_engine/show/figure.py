@@ -64,8 +64,8 @@ class Bout:
 @dataclass
 class Column:
     """`depth` counts from 1. `cards` begin with the one on the answer's path, if any; `passed`: it
-    has none, and the path goes by. `elsewhere` names candidates of its tournaments that are in
-    another column."""
+    has none, and the path goes by; `dropped`: nothing else was grown from them either, they were
+    looked at. `elsewhere` names candidates of its tournaments that are in another column."""
 
     depth: int
     unit: str
@@ -74,6 +74,7 @@ class Column:
     contests: list[Contest] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     passed: bool = False
+    dropped: bool = False
     elsewhere: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -244,16 +245,17 @@ def _arrange(figure: Figure, fold: Fold) -> None:
             elif len(parents) > 1:
                 card.parent = label
     path = [at for at, column in enumerate(columns) if any(card.on_path for card in column.cards)]
+    grown = {card.chain.parent for column in columns for card in column.cards}
     for at, column in enumerate(columns):
+        column.passed = at not in path and bool(path) and path[0] < at < path[-1]
+        column.dropped = column.passed and not any(card.id in grown for card in column.cards)
         order = drawing_order(column)
         column.cards.sort(key=lambda card: order.get(card.id, len(order)))
-        met = {id for match in column.matches for id in (match.first, match.second)}
+        met = dict.fromkeys(id for match in column.matches for id in (match.first, match.second))
+        there = {id: names[id] for id in met if id in names}
         column.elsewhere = {
-            id: f"{columns[of].title} {label}"
-            for id, (of, label) in names.items()
-            if of != at and id in met
+            id: f"{columns[of].title} {label}" for id, (of, label) in there.items() if of != at
         }
-        column.passed = at not in path and bool(path) and path[0] < at < path[-1]
 
 
 def letter(index: int) -> str:
