@@ -48,9 +48,10 @@ class Growth:
     remarks: list[Remark] = field(default_factory=list)
 
     @property
-    def depth(self) -> int:
-        """How many steps a candidate has, of the longest one."""
-        return 1 + max((parent.count(".") for parent in self.parents), default=0)
+    def place(self) -> tuple[int, str]:
+        """How many steps a candidate has, of the longest one, and what it was to end with:
+        candidates of other rounds with the same may stand beside it."""
+        return 1 + max((parent.count(".") for parent in self.parents), default=0), self.unit
 
 
 @dataclass

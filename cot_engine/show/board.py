@@ -7,7 +7,7 @@ and gives lines out; it knows no terminal, so that it can be tested on hand-made
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from rich.text import Text
@@ -32,7 +32,7 @@ from cot_engine.core.match import Match
 from cot_engine.core.usage import Role, Usage
 from cot_engine.escape import terminal
 from cot_engine.show import words
-from cot_engine.show.figure import letter, loser
+from cot_engine.show.figure import Card, Column, letter, loser
 from cot_engine.show.words import plural
 
 
@@ -49,52 +49,20 @@ _LONG_BEGINNING = 30  # characters
 _INDENT = "    "
 
 
-@dataclass
-class Card:
-    chain: Chain
-    label: str
-    count: int = 1
-
-
-@dataclass
-class Panel:
-    """What is on show together. `unit` and `depth` are those of its candidates; one of a selection
-    among candidates that were shown before has no `growths` of its own."""
-
-    unit: str
-    depth: int
-    growths: list[Growth] = field(default_factory=list)
-    contests: list[Contest] = field(default_factory=list)
-    cards: list[Card] = field(default_factory=list)
-
-    @property
-    def settled(self) -> bool:
-        growing = any(growth.pending for growth in self.growths)
-        return not growing and all(contest.outcome for contest in self.contests)
-
-    @property
-    def wanted(self) -> int:
-        growing = [growth for growth in self.growths if growth.pending] or self.growths[-1:]
-        return sum(growth.wanted for growth in growing)
-
-    @property
-    def matches(self) -> list[Match]:
-        return [match for contest in self.contests for match in contest.matches]
-
-
 class Board:
     """The state of the display. Give it each event; it returns what is final.
 
-    `open` are the panels that are not. `names` gives the label of every candidate, those with the
-    same text as another included: no two of a unit and depth have the same.
+    `open` are the panels that are not: columns of the figure, as far as they are there; one of a
+    selection among candidates that were shown before has no `growths`. `names` gives the label of
+    every candidate: no two of a unit and depth have the same, but for those with the same text.
     """
 
     def __init__(self) -> None:
         self.fold = Fold()
-        self.open: list[Panel] = []
+        self.open: list[Column] = []
         self.progress: Progress | None = None  # inside what is being done
         self.names: dict[str, str] = {}
-        self.lettered: dict[tuple[str, int], int] = {}  # how many of a unit and depth
+        self.lettered: dict[tuple[int, str], int] = {}  # the last letter of each place
 
     @property
     def started(self) -> Started | None:
@@ -124,7 +92,7 @@ class Board:
                 self._among(round)
             case Selected(), Contest():
                 panel = self._among(round)
-                return self._leave(panel) if panel and panel.settled else []
+                return self._leave(panel) if panel and not panel.busy else []
             case Cut(), _:
                 return _note(words.cut_text(event, self.started.budget if self.started else None))
             case Notice(), _:
@@ -167,21 +135,20 @@ class Board:
 
     # --- events ---
 
-    def _leave(self, *panels: Panel) -> list[Block]:
+    def _leave(self, *panels: Column) -> list[Block]:
         self.open = [panel for panel in self.open if not any(panel is other for other in panels)]
         return [Block("round", lines) for panel in panels if (lines := self._draw(panel))]
 
     def _growing(self, growth: Growth) -> list[Block]:
         """Put a round on a panel: its own, unless others grow beside it and none is judged yet."""
-        place = growth.unit, growth.depth
         for panel in reversed(self.open):
             if any(growth is other for other in panel.growths):
                 return []
-            if (panel.unit, panel.depth) == place and not panel.contests:
+            if (panel.depth, panel.unit) == growth.place and not panel.contests:
                 panel.growths.append(growth)
                 return []
-        over = self._leave(*(panel for panel in self.open if panel.settled))
-        self.open.append(Panel(*place, [growth]))
+        over = self._leave(*(panel for panel in self.open if not panel.busy))
+        self.open.append(Column(*growth.place, [growth]))
         return over
 
     def _grown(self, growth: Growth, many: int) -> None:
@@ -189,18 +156,16 @@ class Board:
         known = {_key(card.chain): card for card in panel.cards}
         for chain in growth.chains[len(growth.chains) - many :]:
             if (same := known.get(_key(chain))) is not None:
-                same.count += chain.count
+                same.folded += (chain.id,)
                 self.names[chain.id] = same.label
                 continue
             if chain.id not in self.names:
-                place = panel.unit, panel.depth
-                self.lettered[place] = self.lettered.get(place, 0) + 1
-                self.names[chain.id] = letter(self.lettered[place] - 1)
-            card = Card(chain, self.names[chain.id], chain.count)
-            known[_key(chain)] = card
+                index = self.lettered[growth.place] = self.lettered.get(growth.place, -1) + 1
+                self.names[chain.id] = letter(index)
+            known[_key(chain)] = card = Card(self.names[chain.id], chain)
             panel.cards.append(card)
 
-    def _among(self, contest: Contest) -> Panel | None:
+    def _among(self, contest: Contest) -> Column | None:
         """The panel of a tournament: where its candidates are, or one of its own where they were
         shown before and there is something new to show."""
         for panel in reversed(self.open):
@@ -212,8 +177,8 @@ class Board:
         if not contest.growths or (contest.outcome and not contest.matches):
             return None
         chains = [self.fold.chains[id] for id in contest.entrants if id in self.names]
-        cards = [Card(chain, self.names[chain.id]) for chain in chains]
-        self.open.append(Panel(contest.unit, contest.growths[-1].depth, [], [contest], cards))
+        cards = [Card(self.names[chain.id], chain) for chain in chains]
+        self.open.append(Column(*contest.growths[-1].place, [], cards, [contest]))
         return self.open[-1]
 
     # --- lines ---
@@ -233,13 +198,12 @@ class Board:
             question.append(f"  [{terminal(pictures)}]", "not bold dim")
         return [line, question]
 
-    def _draw(self, held: Panel) -> list[Text]:
+    def _draw(self, held: Column) -> list[Text]:
         if not held.cards:
             return []
         title = Text(terminal(_title(held).removeprefix("the ").upper()), "bold cyan")
-        sampled = sum(len(growth.chains) for growth in held.growths)
-        counts = [plural(sampled, "candidate") + self._from(held)] if sampled else []
-        if len(held.cards) < sampled:
+        counts = [plural(held.sampled, "candidate") + self._from(held)] * bool(held.growths)
+        if len(held.cards) < held.sampled:
             counts.append(f"{len(held.cards)} distinct")
         if held.matches:
             counts.append(plural(len(held.matches), "match", "matches"))
@@ -250,7 +214,7 @@ class Board:
         lines = [title]
         shown = [card for card in held.cards if card in first]
         for card, said in zip(
-            shown, _differing([self._content(c.chain) for c in shown]), strict=True
+            shown, _differing([self._content(card) for card in shown]), strict=True
         ):
             chosen = card.label in kept or (not kept and len(held.cards) == 1)
             lines.append(self._card(card, said, chosen))
@@ -258,14 +222,14 @@ class Board:
             lines.append(Text(f"{_INDENT}and {len(held.cards) - _MOST_CARDS} more", "dim"))
         return lines + self._matches(held)
 
-    def _from(self, held: Panel) -> str:
+    def _from(self, held: Column) -> str:
         """ " from B" where the strategy went on from candidates that no tournament chose."""
         parents = dict.fromkeys(id for growth in held.growths for id in growth.parents)
         kept = {id for contest in self.fold.selections for id in contest.outcome.kept}  # type: ignore[union-attr]
         growths = [self.fold.grown_in[id] for id in parents if id in self.names and id not in kept]
         if all(chain.id in parents for growth in growths for chain in growth.chains):
             return ""
-        return f" from {' '.join(self.names.get(id, '') for id in parents)}".rstrip()
+        return f" from {' '.join(self.names[id] for id in parents if id in self.names)}"
 
     def _card(self, card: Card, said: str, chosen: bool) -> Text:
         line = Text("▸ " if chosen else "  ", "bold green")
@@ -274,19 +238,19 @@ class Board:
         line.append(f"{mean:6.2f}  ".replace("-", "−"), "dim")
         if card.count > 1:
             line.append(f"×{card.count} ", "cyan")
-        if card.chain.last and card.chain.last.faults:
-            line.append(f"{card.chain.last.faults[0].partition(':')[0]}: ", "yellow")
+        for fault in card.step.faults[:1]:
+            line.append(f"{fault.partition(':')[0]}: ", "yellow")
         line.append(said, "" if chosen else "dim")
         return line
 
-    def _content(self, chain: Chain) -> str:
+    def _content(self, card: Card) -> str:
         """What was written, in one line, without the tags."""
-        text = chain.last.text if chain.last else ""
+        text = card.step.text
         if self.started:
             text = " ".join(said for _, said in words.pieces(text, self.started.plan))
         return terminal(" ".join(text[:2000].split()))
 
-    def _matches(self, held: Panel) -> list[Text]:
+    def _matches(self, held: Column) -> list[Text]:
         said = [_match(match, self.names) for match in held.matches[-_MOST_MATCHES:]]
         if len(held.matches) > _MOST_MATCHES:
             said.insert(0, f"{len(held.matches) - _MOST_MATCHES} earlier matches")
@@ -304,7 +268,7 @@ def _key(chain: Chain) -> tuple[str | None, str]:
     return chain.parent, chain.text.strip()
 
 
-def _title(held: Panel) -> str:
+def _title(held: Column) -> str:
     return f"sentence {held.depth}" if held.unit == "sentence" else _of_unit(held.unit)
 
 
@@ -318,14 +282,16 @@ def _said(doing: str, *parts: str) -> str:
     return f"{doing}: {said}" if said else doing
 
 
-def _candidates_done(far: Progress | None, held: Panel | None) -> str:
-    wanted = far.of if far is not None else held.wanted if held else 0
+def _candidates_done(far: Progress | None, held: Column | None) -> str:
+    growths = held.growths if held else []
+    going = [growth for growth in growths if growth.pending] or growths[-1:]
+    wanted = far.of if far is not None else sum(growth.wanted for growth in going)
     if wanted < 2:
         return ""
     return f"{far.done} of {wanted} candidates" if far and far.tokens else f"{wanted} candidates"
 
 
-def _matches_done(far: Progress | None, held: Panel | None) -> str:
+def _matches_done(far: Progress | None, held: Column | None) -> str:
     done = far.done if far is not None else len(held.matches) if held else 0
     if far is not None and far.of:
         most = "at most " if far.at_most else ""

@@ -82,6 +82,12 @@ class Column:
         return sum(len(growth.chains) for growth in self.growths)
 
     @property
+    def busy(self) -> bool:
+        """Whether something of it is still going on."""
+        growing = any(growth.pending for growth in self.growths)
+        return growing or not all(contest.outcome for contest in self.contests)
+
+    @property
     def matches(self) -> list[Match]:
         return [match for contest in self.contests for match in contest.matches]
 
@@ -182,7 +188,7 @@ def _columns(fold: Fold) -> list[Column]:
             judged.setdefault(growth.number, set()).add(contest.number)
 
     def together(column: Column, growth: Growth) -> bool:
-        if (column.unit, column.depth) != (growth.unit, growth.depth):
+        if (column.depth, column.unit) != growth.place:
             return False
         if any(growth.parents == other.parents for other in column.growths):
             return True
@@ -199,7 +205,7 @@ def _columns(fold: Fold) -> list[Column]:
         )
         if (at := next(places, None)) is None:
             at = len(columns)
-            columns.append(Column(growth.depth, growth.unit))
+            columns.append(Column(*growth.place))
         columns[at].growths.append(growth)
         home.update((chain.id, at) for chain in growth.chains)
     return columns
@@ -232,8 +238,8 @@ def _arrange(figure: Figure, fold: Fold) -> None:
     names: dict[str, tuple[int, str]] = {}  # the column and label of each id
     for at, column in enumerate(columns):
         parents = {card.chain.parent for card in column.cards}
-        place = column.unit, column.depth
-        before = sum(len(c.cards) for c in columns[:at] if (c.unit, c.depth) == place)
+        same = [c for c in columns[:at] if (c.depth, c.unit) == (column.depth, column.unit)]
+        before = sum(len(other.cards) for other in same)
         for index, card in enumerate(column.cards, before):
             card.label = letter(index)
             ids = (card.id, *card.folded)
