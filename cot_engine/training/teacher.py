@@ -15,7 +15,6 @@ import contextlib
 import difflib
 import email.utils
 import json
-import random
 import re
 import time
 from collections.abc import Callable
@@ -50,6 +49,15 @@ class Rejected(Exception):
 
 class Unanswered(Exception):
     """No answer after all retries; a later run may have more luck."""
+
+
+class _Passing(Exception):
+    """What passes by itself. `wait` are the seconds that the server asks for; `queued`: others are
+    answered, so that it is only the queue, and not this request's fault."""
+
+    def __init__(self, said: str, wait: float | None = None, queued: bool = False) -> None:
+        super().__init__(said)
+        self.wait, self.queued = wait, queued
 
 
 class Stopped(Exception):
@@ -142,8 +150,8 @@ class Pace:
         if self.stop.is_set():
             raise Stopped
 
-    def pause(self, seconds: float) -> None:
-        """Nobody starts a call for so long."""
+    async def pause(self, seconds: float) -> None:
+        """Nobody starts a call for so long; does not wait itself."""
         self.paused_until = max(self.paused_until, time.monotonic() + seconds)
 
 
@@ -175,9 +183,10 @@ class Teacher:
         self.open = 0
         try:
             import httpx2
-        except ImportError:
-            raise TeacherError("This needs httpx2.", install("data")) from None
-        self._http = httpx2
+            import tenacity
+        except ImportError as error:
+            raise TeacherError(f"This needs {error.name}.", install("data")) from None
+        self._http, self._tenacity = httpx2, tenacity
 
     async def __aenter__(self) -> Teacher:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
@@ -195,42 +204,64 @@ class Teacher:
     ) -> str:
         """The body of the reply, as it came. Raises Rejected, Unanswered, Stopped, TeacherError."""
         options = {"seed": seed, "temperature": temperature, "max_tokens": tokens}
-        tries, seen = 0, self._answered
-        while True:
-            try:
-                # Whoever waits for a place has not had its turn: a pause holds it back too.
-                async with self._places:
-                    await self.pace.turn()
-                    sent = self._options(options)
-                    async with asyncio.timeout(self.timeout):
-                        status, headers, body = await self._post(
-                            {"model": model, "messages": messages, **sent}
-                        )
-            except TimeoutError:
-                said, wait = f"no answer in {self.timeout:g} s", None
-            except self._http.TransportError as error:
-                if isinstance(error, self._http.ConnectError) and not self._answered:
-                    raise self._unreachable(error) from None
-                said, wait = f"the connection broke: {type(error).__name__}: {error}", None
-            except self._http.HTTPError as error:  # a body that cannot be decoded
-                said, wait = f"{type(error).__name__}: {error}", None
-            else:
-                if status == 200:
-                    self._answered += 1
-                    return self._blot(body)
-                said = f"HTTP {status}: {self._blot(_said(body))}"
-                if status == 400 and self._adapt(sent, body):
-                    continue
-                if status not in _TRANSIENT or _quota(body):
-                    raise await self._final(status, said, model, headers)
-                wait = _retry_after(headers)
-                if status == 429 and self._answered != seen:
-                    # Others are answered: it is only the queue, and not this request's fault.
-                    tries, seen = 0, self._answered
-            tries += 1
-            if tries > self.retries:
-                raise Unanswered(f"{said}; tried {tries} times")
-            self._slow_down(said, wait, tries)
+        retried = self._tenacity.AsyncRetrying(
+            retry=self._tenacity.retry_if_exception_type(_Passing),
+            stop=self._tired,
+            wait=self._wait,
+            sleep=self.pace.pause,
+        )
+        return await retried(self._once, model, messages, options)
+
+    async def _once(self, model: str, messages: list[Message], options: dict[str, Any]) -> str:
+        seen = self._answered
+        try:
+            # Whoever waits for a place has not had its turn: a pause holds it back too.
+            async with self._places:
+                await self.pace.turn()
+                sent = self._options(options)
+                async with asyncio.timeout(self.timeout):
+                    status, headers, body = await self._post(
+                        {"model": model, "messages": messages, **sent}
+                    )
+        except TimeoutError:
+            raise _Passing(f"no answer in {self.timeout:g} s") from None
+        except self._http.HTTPError as error:  # also a body that cannot be decoded
+            if isinstance(error, self._http.ConnectError) and not self._answered:
+                raise self._unreachable(error) from None
+            broke = "the connection broke: " * isinstance(error, self._http.TransportError)
+            raise _Passing(f"{broke}{type(error).__name__}: {error}") from None
+        if status == 200:
+            self._answered += 1
+            return self._blot(body)
+        said = f"HTTP {status}: {self._blot(_said(body))}"
+        if status == 400 and self._adapt(sent, body):
+            return await self._once(model, messages, options)
+        if status not in _TRANSIENT or _quota(body):
+            raise await self._final(status, said, model, headers)
+        raise _Passing(said, _retry_after(headers), status == 429 and self._answered != seen)
+
+    def _tired(self, state: Any) -> bool:
+        """Was it tried often enough? Raises Unanswered."""
+        passing = state.outcome.exception()
+        if passing.queued:
+            state.attempt_number = 1
+        if state.attempt_number > self.retries:
+            raise Unanswered(f"{passing}; tried {state.attempt_number} times")
+        return False
+
+    def _wait(self, state: Any) -> float:
+        """The seconds that all are to wait. Raises TeacherError."""
+        passing = state.outcome.exception()
+        longer = self._tenacity.wait_exponential_jitter(FIRST_WAIT, LONGEST, jitter=FIRST_WAIT)
+        wait = longer(state) if passing.wait is None else passing.wait
+        if wait > MAX_WAIT:
+            raise TeacherError(
+                f"The teacher asks to wait {wait:,.0f} s ({passing}); at most {MAX_WAIT:g} s are"
+                " waited.",
+                "Start again later: what is done is kept.",
+            )
+        self.tell(f"The teacher: {passing}. All wait {wait:.1f} s.")
+        return wait
 
     async def _post(self, payload: dict[str, Any]) -> tuple[int, Any, str]:
         url = f"{self.base_url}/chat/completions"
@@ -263,18 +294,6 @@ class Teacher:
                 self._without.add(name)
                 self.tell(f"Note: the teacher does not take {name}: it is asked without.")
         return bool(odd)
-
-    def _slow_down(self, said: str, wait: float | None, tries: int) -> None:
-        if wait is not None and wait > MAX_WAIT:
-            raise TeacherError(
-                f"The teacher asks to wait {wait:,.0f} s ({said}); at most {MAX_WAIT:g} s are"
-                " waited.",
-                "Start again later: what is done is kept.",
-            )
-        if wait is None:
-            wait = min(LONGEST, FIRST_WAIT * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
-        self.pace.pause(wait)
-        self.tell(f"The teacher: {said}. All wait {wait:.1f} s.")
 
     async def _final(self, status: int, said: str, model: str, headers: Any) -> Exception:
         """What to raise for an answer that asking again would not change."""

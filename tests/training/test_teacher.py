@@ -151,7 +151,7 @@ def test_options_that_a_server_does_not_know_are_left_out(tmp_path):
 def test_a_stop_ends_the_waiting():
     async def run():
         pace = Pace()
-        pace.pause(1000)
+        await pace.pause(1000)
         asyncio.get_running_loop().call_later(0.05, pace.stop.set)
         with pytest.raises(Stopped):
             await pace.turn()
