@@ -15,8 +15,8 @@ from cot_engine.core.usage import Usage
 
 @runtime_checkable
 class Backend(Protocol):
-    """Implementations must pass `cot_engine.testing.check_backend`, and `check_exact` where they
-    compute in this process and promise what that one asks.
+    """Implementations must pass `cot_engine.testing.check_backend`; one that runs its model in this
+    process `check_exact` too.
 
     All methods may be called from many searches at once, on one event loop.
     """
@@ -27,9 +27,9 @@ class Backend(Protocol):
         ...
 
     async def generate(self, request: Generate) -> Generated:
-        """Sample one continuation per seed. Candidate i depends on its seed and prefix alone: on
-        other rows only by rounding, which at float32 changes the last digits of its log-probability
-        and at lower precision may change what is drawn.
+        """Sample one continuation per seed. In this process candidate i depends on its seed and
+        prefix alone: on other rows only by rounding, which at float32 changes the last digits of
+        its log-probability and at lower precision may change what is drawn.
 
         `max_new_tokens` is cut to what the context holds. Raises InputError if prompt + prefix
         leave no room for a single token.
@@ -41,9 +41,11 @@ class Backend(Protocol):
         ...
 
     def estimate(self, request: Generate | Choose) -> Usage:
-        """The most that this request can cost, given what its scope holds already.
+        """The most that this request can cost, given what its scope holds already. Used to reserve
+        before a call.
 
-        `decoded` is len(seeds) * max_new_tokens for a Generate. Used to reserve before a call.
+        `decoded` is len(seeds) * max_new_tokens for a Generate. Who does not know what the model
+        reads in its own tokens gives the other units as well as it can.
         """
         ...
 
@@ -52,7 +54,7 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop and free the model. Requests in flight fail with an error."""
+        """Stop and free the model. Requests in flight end, and later ones, with a ModelError."""
         ...
 
 

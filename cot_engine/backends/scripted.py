@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cot_engine.core.grammar import next_stage, read
@@ -20,6 +20,7 @@ from cot_engine.core.requests import (
 )
 from cot_engine.core.stages import DEFAULT_PLAN, Plan
 from cot_engine.core.usage import Usage
+from cot_engine.errors import InputError, ModelError
 
 _PIECE = re.compile(r"\s*\S+|\s+")
 
@@ -69,12 +70,18 @@ class ScriptedBackend:
     info: BackendInfo = BackendInfo(
         "scripted", "scripted", "0", "arithmetic", "none", "none", 1_000_000, 100
     )
+    closed: bool = False
     _known: dict[str, set[tuple[str, ...]]] = field(default_factory=dict)
     _words: dict[int, str] = field(default_factory=dict)
 
-    async def generate(self, request: Generate) -> Generated:
+    async def _take(self, request: Generate | Choose) -> None:
         self.requests.append(request)
         await asyncio.sleep(0)
+        if self.closed:
+            raise ModelError("The backend is closed.", "Make another one.")
+
+    async def generate(self, request: Generate) -> Generated:
+        await self._take(request)
         context = self._context(request)
         usage = self._read(request.scope, context, request.prompt)
         generations = []
@@ -99,8 +106,7 @@ class ScriptedBackend:
         return Generation("".join(words), ids, logprob, finish)  # type: ignore[arg-type]
 
     async def choose(self, request: Choose) -> Chosen:
-        self.requests.append(request)
-        await asyncio.sleep(0)
+        await self._take(request)
         usage, rows = Usage(), []
         for tail in request.tails:
             context = self._words_of(request.prompt.text + tail, request.prompt)
@@ -109,7 +115,8 @@ class ScriptedBackend:
             texts = compared.groups() if compared else ("", "")
             first, second = (self.prefer(text.strip()) for text in texts)
             margin = first - second
-            rows.append((-0.7 + margin / 2, -0.7 - margin / 2))
+            more = (-9.0,) * (len(request.choices) - 2)
+            rows.append((-0.7 + margin / 2, -0.7 - margin / 2, *more))
         return Chosen(tuple(rows), usage)
 
     def estimate(self, request: Generate | Choose) -> Usage:
@@ -134,14 +141,19 @@ class ScriptedBackend:
         self._known.pop(scope, None)
 
     def close(self) -> None:
+        self.closed = True
         self._known.clear()
 
     def _context(self, request: Generate) -> tuple[str, ...]:
         written = "".join(segment.text for segment in request.prefix)
-        return (*self._words_of(request.prompt.text, request.prompt), *_PIECE.findall(written))
+        return self._words_of(request.prompt.text, request.prompt, _PIECE.findall(written))
 
-    def _words_of(self, text: str, prompt: Prompt) -> tuple[str, ...]:
-        return (*(f"<{image.digest}>" for image in prompt.images), *_PIECE.findall(text))
+    def _words_of(self, text: str, prompt: Prompt, more: Sequence[str] = ()) -> tuple[str, ...]:
+        images = (f"<{image.digest}>" for image in prompt.images)
+        words = (*images, *_PIECE.findall(text), *more)
+        if len(words) >= self.info.context:
+            raise InputError(f"{len(words)} words; the model holds {self.info.context}.")
+        return words
 
     def _read(self, scope: str, words: tuple[str, ...], prompt: Prompt) -> Usage:
         known = self._known.setdefault(scope, set())

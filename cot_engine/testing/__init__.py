@@ -5,7 +5,7 @@ check_strategy(MyStrategy(n=3))
 """
 
 from cot_engine.backends.scripted import ScriptedBackend, staged_reply
-from cot_engine.testing.backends import check_backend
+from cot_engine.testing.backends import check_backend, check_exact
 from cot_engine.testing.judges import check_judge, check_scorer
 from cot_engine.testing.searches import alike, solve_scripted
 from cot_engine.testing.strategies import check_strategy
@@ -14,6 +14,7 @@ __all__ = [
     "ScriptedBackend",
     "alike",
     "check_backend",
+    "check_exact",
     "check_judge",
     "check_scorer",
     "check_strategy",

@@ -57,12 +57,13 @@ class UrnBackend:
         if self.chatty:
             text = f"I put my hand in and hold {text}"
         text += request.until.strings[0] if request.until.strings else "."
-        words = _WORD.findall(text)[: request.max_new_tokens]
-        text = "".join(words)
         end = request.until.end(text)
-        finish = "stop" if end else "length" if len(words) == request.max_new_tokens else "eos"
+        words = _WORD.findall(text[:end])
+        finish = "eos" if end is None else "stop"
+        if len(words) > request.max_new_tokens:
+            words, finish = words[: request.max_new_tokens], "length"
         ids = tuple(sum(word.encode()) for word in words)
-        return Generation(text, ids, -float(len(words)), finish)
+        return Generation("".join(words), ids, -float(len(words)), finish)
 
     async def choose(self, request: Choose) -> Chosen:
         self._check(request)

@@ -23,16 +23,16 @@ from cot_engine.errors import (
     UnknownNameError,
 )
 from cot_engine.judging.profile import Profile
-from cot_engine.testing import ScriptedBackend, alike, check_backend
+from cot_engine.testing import ScriptedBackend, alike, check_exact
 
 
 def scripted(**script) -> Engine:
     return Engine(ScriptedBackend(**script), profile=Profile("likelihood"))
 
 
-def test_backend_conforms(engine, problems):
-    check_backend(engine.backend, problems[0])
-    check_backend(engine.backend, Problem("text", "How many legs have two cats?"))
+def test_backend_is_exact(engine, problems):
+    check_exact(engine.backend, problems[0])
+    check_exact(engine.backend, Problem("text", "How many legs have two cats?"))
 
 
 def test_the_display_moves_inside_a_stage(engine, problems, monkeypatch):

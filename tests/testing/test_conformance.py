@@ -9,7 +9,6 @@ import asyncio
 import itertools
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pytest
 from beams import Beam
@@ -28,6 +27,7 @@ from broken_parts import (
     names,
     throwing,
 )
+from tiny_models import picture
 
 from cot_engine import plugins
 from cot_engine.core.boundaries import Until
@@ -43,6 +43,7 @@ from cot_engine.search.strategy import Expand, Score
 from cot_engine.testing import (
     ScriptedBackend,
     check_backend,
+    check_exact,
     check_judge,
     check_scorer,
     check_strategy,
@@ -76,7 +77,10 @@ def test_all_our_scorers_conform():
 
 
 def test_the_scripted_backend_conforms():
-    check_backend(ScriptedBackend(), Problem("p", "How many are there?"))
+    backend = ScriptedBackend()
+    for check in (check_exact, check_backend):
+        check(backend, Problem("p", "How many are there?"))
+    assert backend.closed
 
 
 def test_the_suites_run_where_a_loop_runs():
@@ -308,96 +312,218 @@ def test_a_strategy_that_breaks_a_rule():
 # --- backends ------------------------------------------------------------------------------------
 
 
-def broken(name: str) -> Any:
-    class Drawing(ScriptedBackend):
-        """A candidate depends on its place among the seeds."""
+def test_the_local_backend_conforms(backend):
+    for problem in (Problem("p", "how many?", (picture(0),)), Problem("t", "how many?")):
+        check_exact(backend, problem)
+    check_backend(backend, Problem("p", "how many?", (picture(0),)))
 
-        def _generation(self, request, seed):
-            self.place = getattr(self, "place", 0) + 1
-            return super()._generation(request, seed + self.place)
 
-    class Guessing(ScriptedBackend):
-        def estimate(self, request):
-            return replace(super().estimate(request), flops=0)
+class Late(ScriptedBackend):
+    """Writes on after its boundary."""
 
-    class Forgetful(ScriptedBackend):
-        """Reads everything again."""
+    async def generate(self, request):
+        return await super().generate(replace(request, until=Until()))
 
-        async def generate(self, request):
-            self._known.pop(request.scope, None)
-            return await super().generate(request)
 
-        def estimate(self, request):
-            self._known.pop(request.scope, None)
-            return super().estimate(request)
+class Sure(ScriptedBackend):
+    async def choose(self, request):
+        reply = await super().choose(request)
+        return replace(reply, logprobs=tuple((2.0, -2.0) for _ in reply.logprobs))
 
-    class Keeping(ScriptedBackend):
-        def release(self, scope):
-            pass
 
-    class Late(ScriptedBackend):
-        """Writes on after its boundary."""
+class Nobody(ScriptedBackend):
+    def __init__(self, **_):
+        super().__init__(info=None)
 
-        async def generate(self, request):
-            return await super().generate(replace(request, until=Until()))
 
-    class Sure(ScriptedBackend):
-        async def choose(self, request):
-            reply = await super().choose(request)
-            return replace(reply, logprobs=tuple((2.0, -2.0) for _ in reply.logprobs))
+class Releasing(ScriptedBackend):
+    def release(self, scope):
+        del self._known[scope]
 
-    class Crowded(ScriptedBackend):
-        """What is asked at the same time has a part in it."""
 
-        flying = 0
+class Deaf(ScriptedBackend):
+    """To its seeds."""
 
-        async def generate(self, request):
-            self.flying += 1
+    def _generation(self, request, seed):
+        return super()._generation(request, 0)
+
+
+class Blind(ScriptedBackend):
+    """To boundaries, where it says that it has seen none."""
+
+    async def generate(self, request):
+        reply = await super().generate(replace(request, until=Until()))
+        cut = [request.until.end(each.text) for each in reply.generations]
+        short = tuple(
+            each if end is None else replace(each, text=each.text[: end - 1])
+            for each, end in zip(reply.generations, cut, strict=True)
+        )
+        return replace(reply, generations=short)
+
+
+class Hasty(ScriptedBackend):
+    """Says that it had no room for more."""
+
+    def _generation(self, request, seed):
+        made = super()._generation(request, seed)
+        ids = made.ids[:2]
+        return replace(made, ids=ids, finish="length")
+
+
+class Free(ScriptedBackend):
+    """Does not count what it writes."""
+
+    async def generate(self, request):
+        reply = await super().generate(request)
+        return replace(reply, usage=replace(reply.usage, decoded=0))
+
+
+class Cheap(ScriptedBackend):
+    """Estimates less than it writes."""
+
+    def estimate(self, request):
+        return replace(super().estimate(request), decoded=0)
+
+
+class Boundless(ScriptedBackend):
+    """Reads as much of what does not fit as does."""
+
+    def _words_of(self, text, prompt, more=()):
+        return super()._words_of(text[:1000], prompt, more)
+
+
+class Mixed(ScriptedBackend):
+    """Answers the request that came last."""
+
+    async def _take(self, request):
+        await super()._take(request)
+        for _ in range(3):
             await asyncio.sleep(0)
-            try:
-                seeds = tuple(seed + self.flying for seed in request.seeds)
-                return await super().generate(replace(request, seeds=seeds))
-            finally:
-                self.flying -= 1
 
-    class Batched(ScriptedBackend):
-        async def choose(self, request):
-            reply = await super().choose(request)
-            rows = tuple(
-                tuple(value - len(request.tails) for value in row) for row in reply.logprobs
-            )
-            return replace(reply, logprobs=rows)
-
-    class Nobody(ScriptedBackend):
-        def __init__(self):
-            super().__init__()
-            self.info = None
-
-    class Releasing(ScriptedBackend):
-        def release(self, scope):
-            del self._known[scope]
-
-    kinds = (Drawing, Guessing, Forgetful, Keeping, Late, Sure, Crowded, Batched, Nobody, Releasing)
-    return {kind.__name__: kind for kind in kinds}[name]()
+    async def generate(self, request):
+        self.last = request
+        await self._take(request)
+        return await ScriptedBackend.generate(self, self.last)
 
 
-BROKEN = {
-    "Drawing": "a candidate depends on its seed and prefix alone",
-    "Guessing": "an estimate is an upper bound (flops)",
-    "Forgetful": "no token is prefilled twice",
-    "Keeping": "what was released is forgotten",
-    "Late": "ends with the token at its boundary",
-    "Sure": "a log-probability is not above 0",
-    "Crowded": "searches at the same time do not touch each other",
-    "Batched": "a verdict does not depend on the others in its batch",
-    "Nobody": "info is a BackendInfo",
-    "Releasing": "raised KeyError",
+class Open(ScriptedBackend):
+    """Goes on when it is closed."""
+
+    def close(self):
+        pass
+
+
+class Forgotten(ScriptedBackend):
+    """Leaves those waiting who wait when it is closed."""
+
+    async def _take(self, request):
+        was = self.closed
+        await asyncio.sleep(0)
+        if self.closed and not was:
+            await asyncio.Event().wait()
+        await super()._take(request)
+
+
+class Drawing(ScriptedBackend):
+    """A candidate depends on its place among the seeds."""
+
+    def _generation(self, request, seed):
+        self.place = getattr(self, "place", 0) + 1
+        return super()._generation(request, seed + self.place)
+
+
+class Guessing(ScriptedBackend):
+    def estimate(self, request):
+        return replace(super().estimate(request), flops=0)
+
+
+class Forgetful(ScriptedBackend):
+    """Reads everything again."""
+
+    async def generate(self, request):
+        self._known.pop(request.scope, None)
+        return await super().generate(request)
+
+    def estimate(self, request):
+        self._known.pop(request.scope, None)
+        return super().estimate(request)
+
+
+class Keeping(ScriptedBackend):
+    def release(self, scope):
+        pass
+
+
+class Crowded(ScriptedBackend):
+    """What is asked at the same time has a part in it."""
+
+    flying = 0
+
+    async def generate(self, request):
+        self.flying += 1
+        await asyncio.sleep(0)
+        try:
+            seeds = tuple(seed + self.flying for seed in request.seeds)
+            return await super().generate(replace(request, seeds=seeds))
+        finally:
+            self.flying -= 1
+
+
+class Batched(ScriptedBackend):
+    async def choose(self, request):
+        reply = await super().choose(request)
+        rows = tuple(tuple(value - len(request.tails) for value in row) for row in reply.logprobs)
+        return replace(reply, logprobs=rows)
+
+
+class Inexact(ScriptedBackend):
+    """What it reads anew, it reads a little otherwise than what it has kept."""
+
+    async def generate(self, request):
+        reply = await super().generate(request)
+        off = 0.01 * (reply.usage.prefilled > 3)
+        rows = tuple(replace(each, logprob=each.logprob - off) for each in reply.generations)
+        return replace(reply, generations=rows)
+
+
+CONTRACT = {
+    Late: "ends at its boundary",
+    Sure: "a log-probability is not above 0",
+    Nobody: "info is a BackendInfo",
+    Releasing: "raised KeyError",
+    Deaf: "seeds decide what is sampled",
+    Blind: "a boundary that is often written is found",
+    Hasty: "is as long as it may be",
+    Free: "every token that is written is counted",
+    Cheap: "an estimate is an upper bound (decoded)",
+    Boundless: "is an InputError",
+    Mixed: "seeds",
+    Open: "a closed backend answers with a ModelError",
+    Forgotten: "in flight when it is closed is answered",
 }
+EXACT = {
+    Drawing: "a candidate depends on its seed and prefix alone",
+    Guessing: "an estimate is an upper bound (flops)",
+    Forgetful: "no token is prefilled twice",
+    Keeping: "what was released is forgotten",
+    Crowded: "searches at the same time do not touch each other",
+    Batched: "a verdict does not depend on the others in its batch",
+    Inexact: "forked equals recomputed",
+}
+HOW_MANY = Problem("p", "How many?")
+SMALL = replace(ScriptedBackend.info, context=2000)  # what does not fit is soon read
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_backend_that_breaks_a_rule(name):
-    found_out(lambda b: check_backend(b, Problem("p", "How many?")), broken(name), BROKEN[name])
+@pytest.mark.parametrize("broken", CONTRACT)
+def test_a_backend_that_breaks_the_contract(broken, monkeypatch):
+    monkeypatch.setattr("cot_engine.testing.backends.PATIENCE", 0.2)
+    found_out(lambda b: check_backend(b, HOW_MANY), broken(info=SMALL), CONTRACT[broken])
+
+
+@pytest.mark.parametrize("broken", EXACT)
+def test_a_backend_that_is_not_exact_still_keeps_the_contract(broken):
+    found_out(lambda b: check_exact(b, HOW_MANY), broken(), EXACT[broken])
+    check_backend(broken(info=SMALL), HOW_MANY)
 
 
 def test_numbers_that_are_none_are_named_in_usage():

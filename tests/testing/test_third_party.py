@@ -128,10 +128,14 @@ def test_a_strangers_backend_is_opened_by_the_name_of_its_model(urn, tmp_path):
     assert "no model folder 'urn:yes,no'" in run(*command, path=[]).stderr
 
 
-def test_a_strangers_backend_gets_its_parameters(urn):
+def test_a_strangers_backend_conforms_and_gets_its_parameters(urn):
     code = """
-from cot_engine import CotEngineError, Engine
+from cot_engine import CotEngineError, Engine, Problem
+from cot_engine.testing import check_backend
 from urn import Urn
+
+for chatty in (False, True):
+    check_backend(Urn(chatty).open("urn:a,b,c"), Problem("p", "Which?"))
 
 for model, backend, given in [
     ("urn:yes", None, {"chatty": True}),
