@@ -39,7 +39,7 @@ def test_vision(adapter, size):
 def test_language(adapter, tokens, context):
     """Prefill from nothing, prefill behind a prefix, one decoded token."""
     from cot_engine.backends.local.kv import RowCache, Slots
-    from cot_engine.backends.models.family import Rows
+    from cot_engine.backends.models.family import Pass
 
     flops = adapter.flops
     pixels = adapter.prepare(picture(0).pixels, "0" * 64)
@@ -50,7 +50,7 @@ def test_language(adapter, tokens, context):
     slots.reserve(1, context + tokens)
     positions = context + torch.arange(tokens)[None]
     ids = torch.ones(1, tokens, dtype=torch.long)
-    rows = Rows(ids, positions, positions, [], [(seen, (0,) * len(seen))])
+    rows = Pass(ids, positions, positions, [], [(seen, (0,) * len(seen))])
     cache = RowCache(slots, 1, context + tokens)
     cache.place(positions)
     hidden, real = counted(lambda: adapter.forward(rows, cache))

@@ -78,12 +78,12 @@ def test_closing_tells_those_in_flight_before_it_waits(backend, monkeypatch):
         for end in await soon(asyncio.gather(*tasks, return_exceptions=True)):
             assert isinstance(end, ModelError) and "The backend is closed." in str(end)
         await soon(closing)  # although the forward pass is still under way
-        assert backend.worker.life.thread.is_alive()
+        assert backend.worker.thread.handle.is_alive()
         let.set()
 
     asyncio.run(go())
-    backend.worker.life.thread.join(20)
-    assert not backend.worker.life.thread.is_alive()
+    backend.worker.thread.handle.join(20)
+    assert not backend.worker.thread.handle.is_alive()
 
 
 def test_closing_on_the_loop_and_twice(backend):
@@ -118,8 +118,8 @@ def test_closing_from_the_models_own_thread(loaded, monkeypatch):
     )
     with pytest.raises(ModelError, match="closed"):
         asyncio.run(soon(backend.generate(ask())))
-    backend.worker.life.thread.join(20)
-    assert not backend.worker.life.thread.is_alive()
+    backend.worker.thread.handle.join(20)
+    assert not backend.worker.thread.handle.is_alive()
 
 
 def test_a_listener_that_raises_is_heard_of(loaded):
@@ -174,7 +174,7 @@ def test_a_thread_that_cannot_go_on_refuses(backend, monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_is_refused_at_once(backend):
     asyncio.run(backend.generate(ask()))
-    with backend.worker.lock, backend.worker.life.guard:  # as another thread may while forking
+    with backend.worker.lock, backend.worker.thread.guard:  # as another thread may while forking
         child = os.fork()
     if child == 0:
         signal.alarm(30)
@@ -197,7 +197,7 @@ def test_a_forked_child_is_refused_at_once(backend):
 def test_a_backend_nobody_uses_goes_and_its_thread_with_it(folder):
     backend = LocalBackend.load(folder, device="cpu")
     asyncio.run(backend.generate(ask()))
-    thread = backend.worker.life.thread
+    thread = backend.worker.thread.handle
     gone = [weakref.ref(it) for it in (backend, backend.worker, backend.adapter.model)]
     threads = threading.active_count()
     del backend

@@ -10,7 +10,7 @@ import torch
 from tiny_models import picture
 from torch.utils.flop_counter import FlopCounterMode
 
-from cot_engine.backends.local.sampling import Settings, draw, keys
+from cot_engine.backends.local.sampling import RowSampling, draw, keys
 from cot_engine.core.boundaries import Until
 from cot_engine.core.requests import GREEDY, Choose, Generate, Prompt, Sampling, Segment
 from cot_engine.errors import ModelError
@@ -132,14 +132,14 @@ def test_what_is_masked_is_never_drawn_and_what_is_no_number_is_told(how):
         ]
     )
     seeds = torch.arange(len(rows)).numpy().astype("uint64")
-    tokens, logprobs = draw(rows, Settings.of([how] * 6), keys(seeds, seeds), banned=1)
+    tokens, logprobs = draw(rows, RowSampling.of([how] * 6), keys(seeds, seeds), banned=1)
     assert tokens[0] in (0, 3) and tokens[1] == 2
     assert [torch.tensor(p).isfinite().item() for p in logprobs] == [True, True] + 4 * [False]
 
 
 def test_several_draws_from_the_same_logits():
     logits = torch.randn(2, 30, generator=torch.Generator().manual_seed(0))
-    how = Settings.of([Sampling(1.0, 0.9, 10)] * 8)
+    how = RowSampling.of([Sampling(1.0, 0.9, 10)] * 8)
     seeds = torch.arange(8).numpy().astype("uint64")
     of = torch.tensor([0, 0, 0, 1, 1, 0, 1, 1]).numpy()
     assert draw(logits, how, keys(seeds, seeds), None, of) == draw(

@@ -420,7 +420,7 @@ def test_closing_fails_what_is_in_flight(folder):
             await backend.generate(ask())
 
     run(go())
-    assert not backend.worker.life.thread.is_alive()
+    assert not backend.worker.thread.handle.is_alive()
 
 
 def test_too_long(backend):

@@ -13,7 +13,7 @@ from tiny_models import BUILDERS, build, picture
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from cot_engine.backends.local.loading import load
-from cot_engine.backends.local.sampling import Settings, draw, keys, seed64, uniforms
+from cot_engine.backends.local.sampling import RowSampling, draw, keys, seed64, uniforms
 from cot_engine.backends.local.text import ChatText
 from cot_engine.core.boundaries import Until
 from cot_engine.core.requests import GREEDY, Choose, Generate, Prompt, Sampling, Segment
@@ -267,7 +267,7 @@ def test_several_end_tokens(folder, tmp_path):
 
 
 def settings(*rows):
-    return Settings.of(rows)
+    return RowSampling.of(rows)
 
 
 def many_keys(count):

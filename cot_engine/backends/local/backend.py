@@ -131,7 +131,7 @@ class LocalBackend:
     # --- requests --------------------------------------------------------------------------------
 
     async def generate(self, request: Generate) -> Generated:
-        self.worker.life.check()
+        self.worker.thread.check()
         if not request.seeds or request.max_new_tokens < 1:
             raise InputError("A request to write needs at least one seed and one new token.")
         sequence = await self._ready(self._reply, request)
@@ -142,7 +142,7 @@ class LocalBackend:
         return await self._run(job)
 
     async def choose(self, request: Choose) -> Chosen:
-        self.worker.life.check()
+        self.worker.thread.check()
         if not request.tails or not request.choices:
             raise InputError("A request to choose needs at least one tail and one choice.")
         sequences = await self._ready(self._questions, request)
@@ -152,7 +152,7 @@ class LocalBackend:
         return await self._run(job)
 
     def estimate(self, request: Generate | Choose) -> Usage:
-        self.worker.life.check()
+        self.worker.thread.check()
         generating = isinstance(request, Generate)
         sequences = [self._reply(request)] if generating else self._questions(request)
         scope = self._scopes.get(request.scope)
@@ -217,7 +217,7 @@ class LocalBackend:
         try:
             return await job.done
         finally:
-            self.worker.life.forget(job)  # done, failed or given up: nothing more is wanted of it
+            self.worker.thread.forget(job)  # done, failed or given up: nothing more is wanted of it
 
     def _job(self, request: Generate | Choose, sequences: list[Sequence]) -> Job:
         loop = asyncio.get_running_loop()

@@ -7,19 +7,19 @@ import time
 import numpy as np
 import torch
 
-from cot_engine.backends.local.jobs import Job, Row
+from cot_engine.backends.local.jobs import DecodeRow, Job
 from cot_engine.backends.local.kv import KVShape, RowCache, Slots
-from cot_engine.backends.local.sampling import Settings, draw, keys, seed64
-from cot_engine.backends.models.family import Adapter, Features, Rows
+from cot_engine.backends.local.sampling import RowSampling, draw, keys, seed64
+from cot_engine.backends.models.family import Adapter, Features, Pass
 
 SMALL_BYTES = 1 << 30
 AHEAD = 32  # keys of random numbers are made for so many steps at once
 
 
-def streams(rows: list[Row]) -> tuple[Settings, np.ndarray]:
+def streams(rows: list[DecodeRow]) -> tuple[RowSampling, np.ndarray]:
     """The rows' sampling settings and seeds."""
     seeds = [seed64(row.job.request.seeds[row.index]) for row in rows]
-    settings = Settings.of([row.job.request.sampling for row in rows])
+    settings = RowSampling.of([row.job.request.sampling for row in rows])
     return settings, np.array(seeds, np.uint64)
 
 
@@ -33,7 +33,7 @@ class Batch:
         vocabulary = adapter.head.weight.shape[0]
         self.banned = adapter.placeholder if adapter.placeholder < vocabulary else None
         self.slots = Slots(shape)
-        self.rows: list[Row] = []
+        self.rows: list[DecodeRow] = []
         self.cache: RowCache | None = None
         self._changed()
 
@@ -42,7 +42,7 @@ class Batch:
         self._keys: list[np.ndarray] = []
         self.cache = None
 
-    def join(self, rows: list[Row]) -> None:
+    def join(self, rows: list[DecodeRow]) -> None:
         """Give each row a slot and copy into it what it shares and what it has."""
         if not rows:
             return
@@ -77,19 +77,19 @@ class Batch:
         slots.reserve(rows, columns, used=len(self.rows))
         self._changed()
 
-    def copy(self, row: Row, start: int, end: int) -> torch.Tensor:
+    def copy(self, row: DecodeRow, start: int, end: int) -> torch.Tensor:
         """The keys and values of the row's tokens at start..end, in memory of their own."""
         if row.tail is not None:
             return row.tail[..., start - row.start : end - row.start, :].clone()
         return self.slots.take(self.rows.index(row), start, end)
 
-    def wipe(self, row: Row) -> None:
+    def wipe(self, row: DecodeRow) -> None:
         """Zero the row's slot: what is masked still meets the softmax's 0, and 0 * nan is nan, so
         the row that has this slot next would not be a number either."""
         if row in self.rows:
             self.slots.data[:, :, self.rows.index(row)] = 0
 
-    def leave(self, row: Row) -> None:
+    def leave(self, row: DecodeRow) -> None:
         if row not in self.rows:
             return
         at, last = self.rows.index(row), len(self.rows) - 1
@@ -99,7 +99,7 @@ class Batch:
         self.rows.pop()
         self._changed()
 
-    def park(self, keep: int) -> list[Row]:
+    def park(self, keep: int) -> list[DecodeRow]:
         """Take all but the first `keep` rows out, losing nothing; they can join again."""
         parked = self.rows[keep:]
         for row in parked:
@@ -138,7 +138,7 @@ class Batch:
             self.cache.layers = layers
         ids = torch.tensor([[row.ids[-1]] for row in self.rows], device=self.shape.device)
         positions = lengths[:, None]
-        rows = Rows(ids, positions, positions + offsets, [], [])
+        rows = Pass(ids, positions, positions + offsets, [], [])
         if extra is None:
             rows.pictures = self._pictures()
             extra = self.adapter.extra(rows, self.cache)
@@ -159,7 +159,7 @@ class Batch:
             row.length += 1
         return tokens, logprobs
 
-    def first(self, jobs: list[Job], rows: list[Row]) -> tuple[list[int], list[float]]:
+    def first(self, jobs: list[Job], rows: list[DecodeRow]) -> tuple[list[int], list[float]]:
         """The first tokens of new `rows`, from the final states of their jobs' prompts: logits are
         computed once for each prompt, as they are charged, however many rows begin there."""
         hidden = torch.stack([job.sequences[0].end.hidden for job in jobs])

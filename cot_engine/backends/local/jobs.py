@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from cot_engine.backends.local.prefix import Node
-from cot_engine.backends.local.text import Watch
+from cot_engine.backends.local.text import BoundaryWatch
 from cot_engine.backends.models.family import Features, Pixels
 from cot_engine.core.requests import Choose, Chosen, Generate, Generated, Generation
 from cot_engine.core.usage import Usage
@@ -62,7 +62,7 @@ class Sequence:
 
 
 @dataclass(slots=True)
-class Tally:
+class UsageSum:
     """A Usage being added up."""
 
     encodes: int = 0
@@ -94,8 +94,8 @@ class Job:
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[Generated | Chosen]
     choices: list[int] = field(default_factory=list)  # first tokens, for Choose
-    watch: Watch | None = None
-    tally: Tally = field(default_factory=Tally)
+    watch: BoundaryWatch | None = None
+    tally: UsageSum = field(default_factory=UsageSum)
     results: dict[int, Generation] = field(default_factory=dict)
     cancelled: bool = False
     failed: bool = False
@@ -123,7 +123,7 @@ class Job:
 
 
 @dataclass(slots=True, eq=False)
-class Row:
+class DecodeRow:
     """One candidate being written. `length` tokens of it are in the cache; the last of `ids` is
     not, it is fed next. `tail` holds its keys and values while it has no slot."""
 

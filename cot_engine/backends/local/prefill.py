@@ -11,13 +11,13 @@ import torch
 from cot_engine.backends.local.jobs import Job, Sequence
 from cot_engine.backends.local.kv import KVShape, RowCache, Slots
 from cot_engine.backends.local.prefix import Node
-from cot_engine.backends.models.family import Adapter, Features, Rows
+from cot_engine.backends.models.family import Adapter, Features, Pass
 
 KEPT_BYTES = 1 << 30  # fresh memory costs more than a small prefill: up to this much is reused
 
 
 @dataclass(slots=True)
-class Part:
+class Planned:
     """A pending node, and a request that needs it (which pays for it)."""
 
     node: Node
@@ -29,20 +29,20 @@ class Part:
         return len(self.node.keys)
 
 
-def plan(jobs: list[Job], limit: int) -> list[Part]:
+def plan(jobs: list[Job], limit: int) -> list[Planned]:
     """Pending nodes whose parents are computed, of similar length, `limit` columns in all.
 
     Similar, because a row costs as much as the longest beside it. Columns, cached ones included,
     because they are what takes memory. At least one part is returned if any is pending.
     """
-    parts: dict[int, Part] = {}
+    parts: dict[int, Planned] = {}
     for job in jobs:
         for sequence in job.sequences:
             node = next((n for n in sequence.end.path() if n.pending), None)
             if node is not None and id(node) not in parts:
-                parts[id(node)] = Part(node, job, sequence)
+                parts[id(node)] = Planned(node, job, sequence)
     ordered = sorted(parts.values(), key=lambda part: part.size)
-    chosen: list[Part] = []
+    chosen: list[Planned] = []
     for part in ordered:
         if chosen and (part.size > 1.4 * chosen[0].size + 8 or columns_of([*chosen, part]) > limit):
             break
@@ -50,7 +50,7 @@ def plan(jobs: list[Job], limit: int) -> list[Part]:
     return chosen
 
 
-def columns_of(parts: list[Part]) -> int:
+def columns_of(parts: list[Planned]) -> int:
     """Of all rows together, each as long as the longest."""
     return len(parts) * (max(p.node.start for p in parts) + max(p.size for p in parts))
 
@@ -68,7 +68,7 @@ class Prefill:
         """Let go of the memory; zeros again, whatever was in it."""
         self.slots = Slots(self.shape)
 
-    def encode(self, part: Part) -> None:
+    def encode(self, part: Planned) -> None:
         """Encode the images that the part needs and its search has not encoded yet."""
         needed = [
             image
@@ -86,7 +86,7 @@ class Prefill:
             tally.flops += self.adapter.image_flops(image)
             tally.seconds += time.perf_counter() - began
 
-    def run(self, parts: list[Part]) -> None:
+    def run(self, parts: list[Planned]) -> None:
         """One forward pass over `parts`; each row is a node behind its own cached prefix."""
         for part in parts:
             self.encode(part)
@@ -126,7 +126,7 @@ class Prefill:
                 part.size, part.node.start, self.adapter.crossed(part.sequence.images)
             )
 
-    def rows(self, parts: list[Part], longest: int) -> Rows:
+    def rows(self, parts: list[Planned], longest: int) -> Pass:
         """The batch: right-padded ids, positions that go on counting through the padding."""
         device = self.shape.device
         ids = torch.zeros(len(parts), longest, dtype=torch.long)
@@ -154,4 +154,4 @@ class Prefill:
         positions = (starts[:, None] + torch.arange(longest)).to(device)
         flat = all(part.sequence.rope is None for part in parts)
         rope = rope.to(device)
-        return Rows(ids.to(device), positions, rope[0] if flat else rope, spots, pictures)
+        return Pass(ids.to(device), positions, rope[0] if flat else rope, spots, pictures)

@@ -42,7 +42,7 @@ def seed64(seed: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class RowSampling:
     """The rows' sampling settings [rows, 1]; `widest` is the largest top-k."""
 
     temperature: np.ndarray
@@ -51,7 +51,7 @@ class Settings:
     widest: int
 
     @classmethod
-    def of(cls, rows: Sequence[Sampling]) -> Settings:
+    def of(cls, rows: Sequence[Sampling]) -> RowSampling:
         sizes = [1 if s.greedy else s.top_k or _ALL for s in rows]
         return cls(
             np.array([[1.0 if s.greedy else s.temperature] for s in rows]),
@@ -63,7 +63,7 @@ class Settings:
 
 def draw(
     logits: torch.Tensor,
-    settings: Settings,
+    settings: RowSampling,
     keys: np.ndarray,
     banned: int | None = None,
     of: np.ndarray | None = None,

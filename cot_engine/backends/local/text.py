@@ -200,8 +200,8 @@ class ChatText:
 
     # --- boundaries ------------------------------------------------------------------------------
 
-    def watch(self, until: Until) -> Watch:
-        return Watch(self, until, *self._hot(until))
+    def watch(self, until: Until) -> BoundaryWatch:
+        return BoundaryWatch(self, until, *self._hot(until))
 
     def _find_hot(self, until: Until) -> tuple[bytes, bytes]:
         """Per vocabulary entry: may a stop string end in it; may a sentence's end begin in it."""
@@ -216,7 +216,7 @@ class ChatText:
         return bytes(stops), bytes(ends)
 
 
-class Watch:
+class BoundaryWatch:
     """Looks for a request's boundary as a row grows; cheap until a telling token comes by."""
 
     def __init__(self, text: ChatText, until: Until, stops: bytes, ends: bytes) -> None:

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from cot_engine.backends.local.decode import Batch
-from cot_engine.backends.local.jobs import Job, Row, Scope
-from cot_engine.backends.local.life import Life
-from cot_engine.backends.local.prefill import Part, Prefill, columns_of, plan
+from cot_engine.backends.local.failures import attempt, failure, not_numbers, out_of_memory
+from cot_engine.backends.local.jobs import DecodeRow, Job, Scope
+from cot_engine.backends.local.model_thread import ModelThread
+from cot_engine.backends.local.prefill import Planned, Prefill, columns_of, plan
 from cot_engine.backends.local.prefix import evict, insert, recompute_end
 from cot_engine.backends.local.text import ChatText
-from cot_engine.backends.local.trouble import attempt, failure, not_numbers, out_of_memory
 from cot_engine.backends.models.family import Adapter
 from cot_engine.core.requests import Choose, Chosen, Finish, Generated, Generation
 from cot_engine.errors import ModelError
@@ -55,26 +55,26 @@ class Worker:
         self.prefill = Prefill(adapter, shape, self.lock)
         self.batch = Batch(adapter, shape)
         self.jobs: list[Job] = []  # whose prompts are not computed yet
-        self.waiting: deque[Row] = deque()  # rows without a slot
+        self.waiting: deque[DecodeRow] = deque()  # rows without a slot
         self.step = 0.0  # seconds that the last forward pass of all rows took
-        self.life = Life(self)
+        self.thread = ModelThread(self)
 
     # --- called from elsewhere -------------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
         """Raises ModelError once the worker is closed, and in a forked child."""
-        self.life.submit(job)
+        self.thread.submit(job)
 
     def close(self) -> None:
         """Fail what is in flight, now; wait about a second at most for the thread to end."""
-        self.life.close()
+        self.thread.close()
 
     # --- the thread ------------------------------------------------------------------------------
 
     def serve(self) -> None:
         """Answer what arrived and all that arrives meanwhile; a trouble of one turn ends there."""
-        while not self.life.over:
-            arrived = self.life.arrived()
+        while not self.thread.over:
+            arrived = self.thread.arrived()
             if not (arrived or self.jobs or self.waiting or self.batch.rows):
                 return
             error = attempt(functools.partial(self._turn, arrived))
@@ -112,7 +112,7 @@ class Worker:
                 sequence.root, sequence.end = found, insert(found, sequence.keys)
         self.jobs.append(job)
 
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> list[DecodeRow]:
         return [*self.batch.rows, *self.waiting]
 
     def _in_flight(self) -> set[Job]:
@@ -124,7 +124,7 @@ class Worker:
         for row in [row for row in self._rows() if row.job.over]:
             self._discard(row)
 
-    def _discard(self, row: Row) -> None:
+    def _discard(self, row: DecodeRow) -> None:
         self.batch.leave(row)
         if row in self.waiting:
             self.waiting.remove(row)
@@ -160,7 +160,7 @@ class Worker:
         if ready:
             self._begin(ready)
 
-    def _prefill_failed(self, parts: list[Part], error: BaseException) -> None:
+    def _prefill_failed(self, parts: list[Planned], error: BaseException) -> None:
         jobs = list({id(p.job): p.job for p in parts}.values())
         if not out_of_memory(error):
             self._fail(jobs, error)
@@ -217,7 +217,7 @@ class Worker:
         rows = []
         for job in jobs:
             start = len(job.sequences[0].ids)
-            rows += [Row(job, i, start) for i in range(len(job.request.seeds))]
+            rows += [DecodeRow(job, i, start) for i in range(len(job.request.seeds))]
             job.tally.flops += self.adapter.flops.head(1)
         self.waiting.extend(self._take(rows, *self.batch.first(jobs, rows)))
 
@@ -269,7 +269,9 @@ class Worker:
         if self.adapter.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _take(self, rows: list[Row], tokens: list[int], logprobs: list[float]) -> list[Row]:
+    def _take(
+        self, rows: list[DecodeRow], tokens: list[int], logprobs: list[float]
+    ) -> list[DecodeRow]:
         """Give each row its new token; finish those that end. Returns the others."""
         ahead = time.monotonic() + self.step  # when another token would be there
         going = []
@@ -300,7 +302,7 @@ class Worker:
                 going.append(row)
         return going
 
-    def _finish(self, row: Row, finish: Finish, keep: int) -> None:
+    def _finish(self, row: DecodeRow, finish: Finish, keep: int) -> None:
         """Make the row a generation, hand its keys and values to the tree, free its slot."""
         job, sequence = row.job, row.sequence
         if finish != "stop":
@@ -321,13 +323,13 @@ class Worker:
             generations = tuple(job.results[i] for i in range(len(job.results)))
             self._answer(job, Generated(generations, job.usage()))
 
-    def _store(self, row: Row, ids: tuple[int, ...]) -> None:
+    def _store(self, row: DecodeRow, ids: tuple[int, ...]) -> None:
         """Each new node gets memory of its own: a view would hold what others have already."""
         for node in insert(row.sequence.end, ids).path():
             if node.kv is None and node.start >= row.start:
                 node.kv = self.batch.copy(row, node.start, node.end)
 
-    def _unsound(self, row: Row) -> None:
+    def _unsound(self, row: DecodeRow) -> None:
         job = row.job
         if not job.over:
             written = self.text.added(row.sequence.ids, row.ids)

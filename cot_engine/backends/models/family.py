@@ -44,7 +44,7 @@ class Features:
 
 
 @dataclass(slots=True)
-class Rows:
+class Pass:
     """One forward pass: `ids` and cache `positions` [rows, tokens], `rope` what the model calls
     positions, [rows, tokens] or [3, rows, tokens].
 
@@ -173,7 +173,7 @@ class Adapter(ABC):
         after the prompt differ from indices."""
         return None, 0
 
-    def mask(self, rows: Rows, columns: int) -> torch.Tensor | dict[str, torch.Tensor]:
+    def mask(self, rows: Pass, columns: int) -> torch.Tensor | dict[str, torch.Tensor]:
         if "sliding_attention" not in self.kinds:
             window = None if self.kinds else self.window
             return visible(columns, rows.positions, self.dtype, window)
@@ -182,11 +182,11 @@ class Adapter(ABC):
             "sliding_attention": visible(columns, rows.positions, self.dtype, self.window),
         }
 
-    def extra(self, rows: Rows, cache: RowCache) -> dict[str, Any]:
+    def extra(self, rows: Pass, cache: RowCache) -> dict[str, Any]:
         """Further arguments of the language model; may set `cache.layers`."""
         return {}
 
-    def forward(self, rows: Rows, cache: RowCache, mask: Any = None, extra: Any = None) -> Any:
+    def forward(self, rows: Pass, cache: RowCache, mask: Any = None, extra: Any = None) -> Any:
         """Final hidden states [rows, tokens, width]; the cache takes the new keys and values."""
         embeds = self.embed(rows.ids)
         for row, columns, features, first in rows.spots:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cot_engine.backends.models.family import Adapter, Pictured, Pixels, Rows
+from cot_engine.backends.models.family import Adapter, Pass, Pictured, Pixels
 from cot_engine.backends.models.flops import linear, vit
 
 
@@ -26,7 +26,7 @@ class Gemma3Adapter(Adapter):
         patches = (vision.image_size // vision.patch_size) ** 2
         return vit(vision, patches) + linear(tokens, vision.hidden_size, self.text.hidden_size)
 
-    def mask(self, rows: Rows, columns: int) -> dict[str, torch.Tensor]:
+    def mask(self, rows: Pass, columns: int) -> dict[str, torch.Tensor]:
         masks = super().mask(rows, columns)
         masks = masks if isinstance(masks, dict) else {"full_attention": masks}
         for row, at, _, _ in rows.spots:

@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from cot_engine.backends.local.kv import RowCache
-from cot_engine.backends.models.family import Adapter, Features, Pictured, Pixels, Rows, by_row
+from cot_engine.backends.models.family import Adapter, Features, Pass, Pictured, Pixels, by_row
 from cot_engine.backends.models.flops import encoder, linear, patches
 
 ATTENTION = "cot_engine"
@@ -140,7 +140,7 @@ class MllamaAdapter(Adapter):
         seen = torch.arange(len(states), device=self.device) < _tiles(image) * each
         return Features(cross=torch.stack(parts), seen=seen)
 
-    def extra(self, rows: Rows, cache: RowCache) -> dict[str, Any]:
+    def extra(self, rows: Pass, cache: RowCache) -> dict[str, Any]:
         """Group the rows by their images and say what each token sees of them."""
         groups: list[Pictures] = []
         shared: dict[tuple[int, ...], Pictures] = {}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from cot_engine.backends.local.kv import RowCache
-from cot_engine.backends.models.family import Features, Pixels, Rows
+from cot_engine.backends.models.family import Features, Pass, Pixels
 from cot_engine.backends.models.flops import encoder
 from cot_engine.backends.models.qwen2_vl import Qwen2VLAdapter
 
@@ -32,7 +32,7 @@ class Qwen3VLAdapter(Qwen2VLAdapter):
         levels = 1 + len(self.vision.deepstack_visual_indexes)
         return levels * super().merger_flops(patches)
 
-    def extra(self, rows: Rows, cache: RowCache) -> dict[str, Any]:
+    def extra(self, rows: Pass, cache: RowCache) -> dict[str, Any]:
         if not rows.spots:
             return {}
         where = torch.zeros_like(rows.ids, dtype=torch.bool)

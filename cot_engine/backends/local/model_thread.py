@@ -1,4 +1,4 @@
-"""The life of the thread that runs the model, and that nobody is left waiting for it.
+"""The thread that runs the model, from its start to its end, and nobody left waiting for it.
 
 It ends with `close`, with its owner's last reference, or with a fork, whose child has no threads.
 From then on requests are refused; those in flight are told at once, before the thread is waited
@@ -16,8 +16,8 @@ from typing import Protocol
 
 import torch
 
+from cot_engine.backends.local.failures import attempt, emptied
 from cot_engine.backends.local.jobs import Job
-from cot_engine.backends.local.trouble import attempt, emptied
 from cot_engine.errors import ModelError, said
 
 AT_EXIT = 10.0  # seconds that the end of the interpreter waits for it
@@ -26,8 +26,8 @@ PATIENCE = 1.0  # seconds that closing waits for a forward pass; the thread then
 
 class Owner(Protocol):
     def serve(self) -> None:
-        """Answer `life.arrived` and all that arrive meanwhile; return when nothing is left to do,
-        or when `life.over`."""
+        """Answer `arrived` and all that arrive meanwhile; return when nothing is left to do,
+        or when it is `over`."""
         ...
 
     def drop(self) -> None:
@@ -35,7 +35,7 @@ class Owner(Protocol):
         ...
 
 
-class Life:
+class ModelThread:
     """`submit` from any thread; in the model's, the owner takes in what `arrived`.
 
     The thread holds its owner only while there is work, so an owner that nobody uses any more is
@@ -50,12 +50,12 @@ class Life:
         # Reentrant: the garbage collector or a signal may come in between and end a request.
         self.guard = threading.RLock()
         self.process = os.getpid()
-        self.thread = threading.Thread(
+        self.handle = threading.Thread(
             target=_live, args=(self, weakref.ref(owner)), name="cot-engine-model", daemon=True
         )
         weakref.finalize(owner, self.inbox.put, None).atexit = False
         _living.add(self)
-        self.thread.start()
+        self.handle.start()
 
     def check(self) -> None:
         """Raises ModelError if no request can be answered any more."""
@@ -113,11 +113,11 @@ class Life:
             return
         self.end("The backend is closed.")
         self.inbox.put(None)
-        if threading.current_thread() is not self.thread:
-            self.thread.join(PATIENCE)
+        if threading.current_thread() is not self.handle:
+            self.handle.join(PATIENCE)
 
 
-_living: weakref.WeakSet[Life] = weakref.WeakSet()
+_living: weakref.WeakSet[ModelThread] = weakref.WeakSet()
 
 
 @atexit.register
@@ -127,10 +127,10 @@ def _end_all() -> None:
     for life in list(_living):
         life.close()
         if os.getpid() == life.process:
-            life.thread.join(AT_EXIT)
+            life.handle.join(AT_EXIT)
 
 
-def _live(life: Life, owner: weakref.ref[Owner]) -> None:
+def _live(life: ModelThread, owner: weakref.ref[Owner]) -> None:
     try:
         with torch.inference_mode():
             while not life.over and life.wait():
