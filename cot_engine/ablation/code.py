@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cot_engine import plugins
+from cot_engine.backends.opening import backend_of
 from cot_engine.errors import CotEngineError
 
 if TYPE_CHECKING:
@@ -30,14 +31,15 @@ _OF_ABLATION = (
 def code_version(ablation: Ablation, profile: Profile) -> str:
     """Such as "cot-engine 0.1.0 (3fa9c1d2) torch 2.13.0 transformers 5.23.0".
 
-    The digest in brackets is over this package's sources and those of the strategies and judges
-    that the grid names, wherever they come from, and over what the model's profile has to say to
-    these judges: with one changed, no old row is counted.
+    The digest in brackets is over this package's sources and those of the strategies, judges and
+    backends that the grid names, wherever they come from, and over what the model's profile has to
+    say to these judges: with one changed, no old row is counted.
     """
     digest = hashlib.sha256(_package().encode())
     for kind, name in sorted(
         {("strategy", cell.config.strategy) for cell in ablation.cells}
         | {("judge", cell.config.judge) for cell in ablation.cells if cell.config.judge != "auto"}
+        | {("backend", backend_of(cell.config.model)) for cell in ablation.cells}
     ):
         digest.update(f"{kind} {name}".encode() + _source(kind, name))
         if kind == "judge" and (given := profile.parameters(name)):

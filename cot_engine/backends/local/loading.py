@@ -118,22 +118,21 @@ def _near(folder: Path) -> list[str]:
 
 
 def pick_device(device: str) -> torch.device:
+    """auto: a GPU if there is one. Raises InputError."""
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(next(kind for kind in there if there[kind]))
     try:
         found = torch.device(device)
     except RuntimeError:
         found = None
-    if found is None or found.type not in ("cpu", "cuda", "mps"):
+    if found is None or found.type not in there:
         raise InputError(f"There is no device {device!r}.", "Use auto, cuda, mps or cpu.")
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not available[found.type]:
+    if not there[found.type]:
         raise InputError(
             f"This machine (or this build of torch) has no {found.type} device.",
             "Use --device cpu.",
