@@ -79,7 +79,7 @@ def use(data: bytes) -> str:
     judge = Named("likelihood", ScorerJudge(LikelihoodScorer()))
 
     def again() -> None:
-        found = asyncio.run(rejudge(trace, judge, "round-robin"))
+        found = asyncio.run(rejudge(trace, judge, tournament="round-robin"))
         render_tree(replayed(trace, found))
 
     for view in (

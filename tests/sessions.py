@@ -24,7 +24,7 @@ def session(script=staged_reply, *, problem="p", backend=None, plan=PLAN, **more
     backend = backend or ScriptedBackend(script)
     made = Session(
         Problem(problem, "Which is it?"),
-        *(plan, backend, Settings(plan=plan, **more), events.append, "scope"),
+        *(backend, Settings(plan=plan, **more), events.append, "scope"),
     )
     return made, backend, events
 

@@ -35,7 +35,7 @@ from cot_engine.core.problem import Problem
 from cot_engine.errors import ConfigError, ImageError, InputError, UnknownNameError, shown
 from cot_engine.images.download import AllowUrl
 from cot_engine.images.load import Image, load_image
-from cot_engine.options.config import check_question
+from cot_engine.options.problem import check_question
 
 SCENES = 1000
 """How many scenes are taken where nothing else is said."""

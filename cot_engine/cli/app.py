@@ -4,18 +4,15 @@ are imported when they run: `--help` loads neither torch nor PIL nor rich."""
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cot_engine.cli.data import data
-from cot_engine.cli.options import Action, Json, Quiet, Verbose
+from cot_engine.cli.options import Action, Json, Quiet, Verbose, flags
 from cot_engine.cli.options import option as _option
 from cot_engine.cli.options import usage as _usage
 from cot_engine.cli.training import train, train_judge
-from cot_engine.options.config import KEYS, RunConfig, parse_parameters, scalar, typed
-
-_D = RunConfig()
 
 app = typer.Typer(
     add_completion=False,
@@ -46,115 +43,14 @@ def _root(
         typer.echo(context.get_help())
 
 
-# What loads and runs a model is the same wherever one is: each command's [default] is its own.
-_Text = str | None
-_Device = Annotated[
-    _Text, _option("--device", metavar="NAME", help="auto, cuda, cuda:N, mps or cpu.")
-]
-_Dtype = Annotated[
-    _Text, _option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.")
-]
-_Quantize = Annotated[
-    _Text, _option("--quantize", metavar="8bit|4bit", help="Smaller weights, by bitsandbytes.")
-]
-_InFlight = Annotated[
-    _Text, _option("--in-flight", metavar="N", help=f"Searches at a time. [{_D.in_flight}]")
-]
-_TopP = Annotated[_Text, _option("--top-p", metavar="X", help=f"1 is off. [{_D.top_p}]")]
-_TopK = Annotated[_Text, _option("--top-k", metavar="N", help=f"0 is off. [{_D.top_k}]")]
-_Seed = Annotated[_Text, _option("--seed", metavar="N", help=f"Of all draws. [{_D.seed}]")]
-
-
 @app.command(cls=_usage("[IMAGE] QUESTION"))
+@flags(after="image")
 def solve(
     words: Annotated[list[str], typer.Argument(metavar="[IMAGE] QUESTION", hidden=True)],
     image: Annotated[
         list[str] | None,
         _option("--image", "-i", metavar="PATH", help="A further picture; may be repeated."),
     ] = None,
-    strategy: Annotated[
-        str | None,
-        _option("--strategy", "-s", metavar="NAME", help=f"How to search. [{_D.strategy}]"),
-    ] = None,
-    n: Annotated[
-        str | None,
-        _option("--n", "-n", metavar="N", help="Candidates of each selection, 1 to 1024."),
-    ] = None,
-    keep: Annotated[
-        str | None, _option("--keep", metavar="N", help="How many go on from it.")
-    ] = None,
-    parameter: Annotated[
-        list[str] | None,
-        _option("--parameter", "-p", metavar="NAME=VALUE", help="Any parameter of the strategy."),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        _option(
-            "--budget",
-            metavar="AMOUNT",
-            help='What may be spent: "2e12 flops", "500 new tokens", "30 s" ...',
-        ),
-    ] = None,
-    judge: Annotated[
-        str | None,
-        _option("--judge", metavar="NAME", help=f"Who compares candidates. [{_D.judge}]"),
-    ] = None,
-    tournament: Annotated[
-        str | None,
-        _option("--tournament", metavar="NAME", help=f"Who meets whom. [{_D.tournament}]"),
-    ] = None,
-    orders: Annotated[
-        str | None,
-        _option(
-            "--orders", metavar="both|one", help=f"Judge in both orders, or one. [{_D.orders}]"
-        ),
-    ] = None,
-    judge_image: Annotated[
-        str | None,
-        _option(
-            "--judge-image",
-            metavar="seen|blank|swap",
-            help=f"What the judge sees. [{_D.judge_image}]",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        _option("--model", "-m", metavar="NAME", help=f"A folder or a hub name. [{_D.model}]"),
-    ] = None,
-    device: _Device = None,
-    dtype: _Dtype = None,
-    quantize: _Quantize = None,
-    mode: Annotated[
-        str | None,
-        _option(
-            "--mode",
-            metavar="auto|trained|prompted",
-            help=f"Whether the model knows the tags. [{_D.mode}]",
-        ),
-    ] = None,
-    plan: Annotated[
-        str | None, _option("--plan", metavar="FILE", help="A TOML file with other stages.")
-    ] = None,
-    detail: Annotated[
-        str | None,
-        _option(
-            "--detail", metavar="brief|normal|full", help=f"How much is written. [{_D.detail}]"
-        ),
-    ] = None,
-    temperature: Annotated[
-        str | None,
-        _option("--temperature", "-t", metavar="X", help=f"0 is greedy. [{_D.temperature}]"),
-    ] = None,
-    top_p: _TopP = None,
-    top_k: _TopK = None,
-    seed: _Seed = None,
-    in_flight: _InFlight = None,
-    allow_url: Annotated[
-        bool | None, _option("--allow-url/--no-allow-url", help="Read pictures from http(s).")
-    ] = None,
-    allow_inner_url: Annotated[
-        bool, _option("--allow-inner-url", help="Also from this machine and inner networks.")
-    ] = False,
     config: Annotated[
         str | None,
         _option("--config", "-c", metavar="FILE", help="A TOML file: n = 4, top_p = 1 ..."),
@@ -168,6 +64,7 @@ def solve(
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    **options: Any,
 ) -> Action:
     """Answer a question, with a picture (- is stdin) or without.
 
@@ -176,47 +73,29 @@ def solve(
     """
     from cot_engine.cli.solve import run
 
-    given = {key: value for key, value in locals().items() if key in KEYS and value is not None}
-    flags = {k: typed(k, v) if isinstance(v, str) else v for k, v in given.items()}
-    if allow_inner_url:
-        flags["allow_url"] = "inner"
-    parameters = parse_parameters(parameter or [])
-    parameters |= {k: scalar(v) for k, v in (("n", n), ("keep", keep)) if v is not None}
-    if parameters:
-        flags["parameters"] = parameters
     more = {"trace": trace, "allow_incomplete": allow_incomplete}
     more |= {"json": json, "quiet": quiet}
-    return partial(run, words, image or [], config, flags, **more)
+    return partial(run, words, image or [], config, options, **more)
 
 
 @app.command(cls=_usage("FILE.jsonl"))
+@flags(
+    *("judge", "tournament", "model", "device"),
+    after="html",
+    judge="Judge again with this one; nothing is generated.",
+    tournament="Judge again in this tournament.",
+    model="Of a judge that needs one. [the trace's, if yours]",
+    device="Of that model. [{}]",
+)
 def trace(
     file: Annotated[str, typer.Argument(metavar="FILE.jsonl", hidden=True)],
     html: Annotated[
         str | None, _option("--html", metavar="OUT.html", help="Write a page; - is stdout.")
     ] = None,
-    judge: Annotated[
-        str | None,
-        _option("--judge", metavar="NAME", help="Judge again with this one; nothing is generated."),
-    ] = None,
-    tournament: Annotated[
-        str | None, _option("--tournament", metavar="NAME", help="Judge again in this tournament.")
-    ] = None,
-    model: Annotated[
-        str | None,
-        _option(
-            "--model",
-            "-m",
-            metavar="NAME",
-            help="Of a judge that needs one. [the trace's, if yours]",
-        ),
-    ] = None,
-    device: Annotated[
-        str | None, _option("--device", metavar="NAME", help=f"Of that model. [{_D.device}]")
-    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    **options: Any,
 ) -> Action:
     """Draw a recorded search (solve --trace), or judge it again.
 
@@ -224,10 +103,15 @@ def trace(
     """
     from cot_engine.cli.trace import run
 
-    return partial(run, file, html, judge, tournament, model, device, json=json, quiet=quiet)
+    return partial(run, file, html, options, json=json, quiet=quiet)
 
 
 @app.command(cls=_usage("CONFIG.toml|PRESET"))
+@flags(
+    *("model", "device", "dtype", "quantize", "in_flight"),
+    after="problems",
+    model="A folder or a hub name. [the grid's]",
+)
 def ablate(
     config: Annotated[str, typer.Argument(metavar="CONFIG.toml|PRESET", hidden=True)],
     store: Annotated[
@@ -237,14 +121,6 @@ def ablate(
     problems: Annotated[
         int | None, _option("--problems", metavar="N", help="Of the data set. [the grid's]")
     ] = None,
-    model: Annotated[
-        str | None,
-        _option("--model", "-m", metavar="NAME", help="A folder or a hub name. [the grid's]"),
-    ] = None,
-    device: _Device = None,
-    dtype: _Dtype = None,
-    quantize: _Quantize = None,
-    in_flight: _InFlight = None,
     workers: Annotated[
         str, _option("--workers", metavar="local|ray", help="Who does the searches. [local]")
     ] = "local",
@@ -260,6 +136,7 @@ def ablate(
     ] = True,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    **options: Any,
 ) -> Action:
     """Compare strategies on a data set, at matched compute.
 
@@ -268,10 +145,8 @@ def ablate(
     """
     from cot_engine.cli.ablate import run
 
-    given = {key: value for key, value in locals().items() if key in KEYS and value is not None}
-    given = {key: typed(key, value) for key, value in given.items()}
     more = {"workers": workers, "ray_address": ray_address, "wait": wait, "retry": retry}
-    return partial(run, config, store, problems, given, **more, quiet=quiet)
+    return partial(run, config, store, problems, options, **more, quiet=quiet)
 
 
 @app.command(cls=_usage("STORE"))
@@ -323,6 +198,11 @@ def report(
 
 
 @app.command("judge-report", cls=_usage(""))
+@flags(
+    *("model", "device", "dtype", "quantize", "temperature", "top_p", "top_k", "seed", "in_flight"),
+    after="write_profile",
+    temperature="Of the samples. [{}]",
+)
 def judge_report(
     judges: Annotated[
         list[str] | None,
@@ -373,21 +253,6 @@ def judge_report(
         bool,
         _option("--write-profile", help="Write it into cot_engine.json in the model's folder."),
     ] = False,
-    model: Annotated[
-        str | None,
-        _option("--model", "-m", metavar="NAME", help=f"A folder or a hub name. [{_D.model}]"),
-    ] = None,
-    device: _Device = None,
-    dtype: _Dtype = None,
-    quantize: _Quantize = None,
-    temperature: Annotated[
-        str | None,
-        _option("--temperature", "-t", metavar="X", help=f"Of the samples. [{_D.temperature}]"),
-    ] = None,
-    top_p: _TopP = None,
-    top_k: _TopK = None,
-    seed: _Seed = None,
-    in_flight: _InFlight = None,
     config: Annotated[
         str | None, _option("--config", "-c", metavar="FILE", help="A TOML file as of solve.")
     ] = None,
@@ -397,6 +262,7 @@ def judge_report(
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    **options: Any,
 ) -> Action:
     """Examine judges on problems with known answers.
 
@@ -406,11 +272,9 @@ def judge_report(
     """
     from cot_engine.cli.judge_report import run
 
-    given = {key: value for key, value in locals().items() if key in KEYS and value is not None}
-    flags = {k: typed(k, v) if isinstance(v, str) else v for k, v in given.items()}
     who = (judges or [], strategies or [])
     what = (data, problems, n, rollouts, controls, fit, write_profile, out, config)
-    return partial(run, *who, *what, flags, json=json, quiet=quiet)
+    return partial(run, *who, *what, options, json=json, quiet=quiet)
 
 
 app.command(cls=_usage("CONFIG.toml"))(train)
@@ -418,18 +282,17 @@ app.command("train-judge", cls=_usage("CONFIG.toml"))(train_judge)
 
 
 @app.command("list", cls=_usage("strategies|judges|tournaments|models|stages"))
+@flags("plan", after="what")
 def list_(
     what: Annotated[str, typer.Argument(metavar="WHAT", hidden=True)],
-    plan: Annotated[
-        str | None, _option("--plan", metavar="FILE", help="A TOML file with other stages.")
-    ] = None,
     json: Json = False,
     verbose: Verbose = False,
+    **options: Any,
 ) -> Action:
     """List what there is to choose from, with its parameters."""
     from cot_engine.cli.listing import run
 
-    return partial(run, what, plan, json=json)
+    return partial(run, what, options.get("plan"), json=json)
 
 
 app.add_typer(data, name="data")

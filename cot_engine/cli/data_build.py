@@ -20,7 +20,7 @@ from cot_engine.cli.options import Action, Json, Quiet, Verbose, option
 from cot_engine.errors import ConfigError, CotEngineError, shown
 from cot_engine.escape import terminal
 from cot_engine.files.outputs import check_outputs
-from cot_engine.options.config import TEACHER_KEY as KEY
+from cot_engine.options.layers import TEACHER_KEY as KEY
 from cot_engine.training.clock import Clock, duration, share
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from cot_engine.errors import ConfigError, InputError
 from cot_engine.files.outputs import check_outputs
 from cot_engine.files.writing import write_whole
-from cot_engine.options.config import MAX_N, RunConfig, files_of, load_config
+from cot_engine.options.config import MAX_N, RunConfig
+from cot_engine.options.layers import files_of, load_config
 
 if TYPE_CHECKING:
     from cot_engine.ablation.data import DataSet

@@ -10,15 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cot_engine.errors import ImageError, IncompleteAnswer, InputError, TraceError, UnknownNameError
+from cot_engine.errors import ImageError, IncompleteAnswer, InputError, TraceError
 from cot_engine.files.outputs import check_outputs
-from cot_engine.options.config import RunConfig, check_question, files_of, load_config
+from cot_engine.options.config import RunConfig
+from cot_engine.options.layers import files_of, load_config
+from cot_engine.options.problem import check_question
 
 if TYPE_CHECKING:
     from cot_engine.core.answers import Answer
     from cot_engine.core.events import Event
     from cot_engine.core.trace import TraceFile
     from cot_engine.images.load import Image
+    from cot_engine.options.resolve import Resolved
 
 _INCOMPLETE = "The answer is not complete. {}"
 _PICTURES = frozenset(".png .jpg .jpeg .gif .webp .bmp .tif .tiff .avif .heic".split())
@@ -42,11 +45,13 @@ def run(
     from cot_engine.cli import process
     from cot_engine.cli.display import make_display
     from cot_engine.engine.facade import BUNDLED, model_path
+    from cot_engine.judging.profile import Profile
+    from cot_engine.options.resolve import resolve
 
     sources, question = split(words, more_images)
     check_question(question)
     config = load_config(config_file, os.environ, flags)
-    check_names(config)
+    call = resolve(Profile.of(model_path(config.model)), config)
     read = [("the model", model_path(config.model)), *files_of(config_file, os.environ, flags)]
     read += [("the picture", source) for source in sources]
     check_outputs([("--trace", trace)], read)
@@ -60,7 +65,7 @@ def run(
         if config.model == BUNDLED and not _chosen(flags):
             display.notice(_KNOWS)
         display.loading(config.model)
-        answer, failed = _search(config, images, question, trace, display)
+        answer, failed = _search(call, images, question, trace, display)
         if answer.incomplete and (allow_incomplete or failed is not None):
             display.notice(_INCOMPLETE.format(answer.incomplete))
     if json:
@@ -122,22 +127,6 @@ def _looks_like_picture(word: str) -> bool:
         return False
 
 
-def check_names(config: RunConfig) -> None:
-    """Raises for a strategy, judge, tournament or budget that will not do, before a model loads."""
-    from cot_engine import plugins
-    from cot_engine.engine.facade import model_path
-    from cot_engine.judging.profile import Profile
-    from cot_engine.search.budget import parse_budget
-    from cot_engine.search.tournament import TOURNAMENTS
-
-    plugins.make("strategy", config.strategy, config.parameters)
-    Profile.of(model_path(config.model)).make_judge(config.judge)
-    if config.tournament not in TOURNAMENTS:
-        raise UnknownNameError("tournament", config.tournament, TOURNAMENTS)
-    if config.budget is not None:
-        parse_budget(config.budget)
-
-
 def _load(sources: list[str], config: RunConfig) -> list[Image]:
     if not sources:
         return []
@@ -192,7 +181,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _search(
-    config: RunConfig,
+    call: Resolved,
     images: list[Image],
     question: str,
     trace: str | None,
@@ -202,7 +191,7 @@ def _search(
     from cot_engine.core.trace import TraceFile
     from cot_engine.engine.facade import Engine
 
-    file: TraceFile | None = None
+    config, file = call.config, None
     with ExitStack() as stack:
         engine = stack.enter_context(
             Engine.from_pretrained(
@@ -219,7 +208,7 @@ def _search(
         last: list[Event] = []
         try:
             answer = engine.solve(
-                images or None, question, config=config, on_event=_listener(file, display, last)
+                images or None, question, config=call, on_event=_listener(file, display, last)
             )
         except KeyboardInterrupt:
             raise _interrupted(file, last) from None

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cot_engine.cli.process import put_document
 from cot_engine.core.trace import Trace
@@ -23,28 +23,26 @@ if TYPE_CHECKING:
 def run(
     file: str,
     html: str | None,
-    judge: str | None,
-    tournament: str | None,
-    model: str | None,
-    device: str | None,
+    options: dict[str, Any],
     *,
     json: bool,
     quiet: bool,
 ) -> None:
     if html is not None and json:
         raise InputError("--html and --json exclude each other.", "Give one of them.")
-    if (model, device) != (None, None) and (judge, tournament) == (None, None):
+    judging = {key: value for key, value in options.items() if key in ("judge", "tournament")}
+    if options and not judging:
         raise InputError(
             "--model and --device are of a judge, and nothing is judged again.",
             "Give a --judge, or leave them out.",
         )
-    check_outputs([("--html", html)], [("the trace", file), ("the model", model)])
+    check_outputs([("--html", html)], [("the trace", file), ("the model", options.get("model"))])
     recorded = Trace.parse(sys.stdin.buffer.read(), file) if file == "-" else Trace.read(file)
     drawn, again = recorded, None
-    if judge is not None or tournament is not None:
+    if judging:
         from cot_engine.search.rejudge import replayed
 
-        again = _rejudge(recorded, judge, tournament, model, device, quiet)
+        again = _rejudge(recorded, options, quiet)
         drawn = replayed(recorded, again)
     try:
         _put(drawn, again, html, json=json)
@@ -89,31 +87,21 @@ def _print_tree(trace: Trace) -> None:
 # --- judging again -------------------------------------------------------------------------------
 
 
-def _rejudge(
-    trace: Trace,
-    judge: str | None,
-    tournament: str | None,
-    model: str | None,
-    device: str | None,
-    quiet: bool,
-) -> Rejudged:
+def _rejudge(trace: Trace, options: dict[str, Any], quiet: bool) -> Rejudged:
     from cot_engine.cli.display import make_display
     from cot_engine.engine.facade import BUNDLED, Engine, model_path
-    from cot_engine.errors import UnknownNameError
     from cot_engine.judging.profile import Profile
-    from cot_engine.options.config import load_config
+    from cot_engine.options.layers import load_config
+    from cot_engine.options.resolve import check_tournament
     from cot_engine.search.loop import Named
     from cot_engine.search.rejudge import rejudge
-    from cot_engine.search.tournament import TOURNAMENTS
 
     started = trace.started
-    judge, tournament = judge or started.judge, tournament or started.tournament
-    if tournament not in TOURNAMENTS:
-        raise UnknownNameError("tournament", tournament, TOURNAMENTS)
-    flags = {"model": model, "device": device}
-    given = {key: value for key, value in flags.items() if value is not None}
-    config = load_config(environment=os.environ, flags=given)
-    named, refusal = trace.started.backend.model, None
+    judge = options.pop("judge", started.judge)
+    tournament = options.pop("tournament", started.tournament)
+    check_tournament(tournament)
+    config = load_config(environment=os.environ, flags=options)
+    model, named, refusal = options.get("model"), started.backend.model, None
     if model is None and named not in (config.model, BUNDLED):
         refusal = InputError(
             f"The judge {shown(judge)} asks a model, and the trace names {shown(named)}, which"
@@ -124,9 +112,9 @@ def _rejudge(
         config = replace(config, model=named)
     profile = Profile() if refusal else Profile.of(model_path(config.model))
     try:
-        part = Named(judge, profile.make_judge(judge))
+        part = Named(profile.name_of(judge), profile.make_judge(judge))
         if model is None:
-            return asyncio.run(rejudge(trace, part, tournament))
+            return asyncio.run(rejudge(trace, part, tournament=tournament))
     except ConfigError as error:  # this judge needs what is in the model's profile
         raise refusal or error from None
     except TraceError:  # it asks a model, or the trace will not do: the engine says so again
@@ -137,7 +125,7 @@ def _rejudge(
         with Engine.from_pretrained(
             config.model, device=config.device, on_notice=display.notice
         ) as engine:
-            return engine.rejudge(trace, judge=judge, tournament=tournament)
+            return engine.rejudge(trace, judge=part, tournament=tournament)
 
 
 def _compared(again: Rejudged) -> dict:

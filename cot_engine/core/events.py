@@ -20,9 +20,10 @@ from typing import Any, Literal
 from cot_engine.core.chain import Chain
 from cot_engine.core.grammar import FAULTS
 from cot_engine.core.match import Match
+from cot_engine.core.options import SearchOptions
 from cot_engine.core.plain import Wrong, plain, reader
 from cot_engine.core.requests import BackendInfo, Sampling
-from cot_engine.core.stages import Detail, Plan
+from cot_engine.core.stages import Plan
 from cot_engine.core.usage import Role, Usage
 from cot_engine.errors import ConfigError, TraceError, shown
 from cot_engine.files.reading import parse_json
@@ -59,7 +60,7 @@ class ImageRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class Started(SearchOptions):
     """The beginning. `parameters` holds what JSON has words for: where a search begins,
     `parts.parameters` makes it so, of whatever a stranger's strategy takes."""
 
@@ -69,13 +70,8 @@ class Started:
     strategy: str
     parameters: dict[str, Any]
     judge: str
-    tournament: str
-    orders: Literal["both", "one"]
-    judge_image: Literal["seen", "blank", "swap"]
     plan: Plan
     mode: Literal["trained", "prompted"]
-    detail: Detail
-    seed: int
     sampling: Sampling
     budget: str | None
     backend: BackendInfo

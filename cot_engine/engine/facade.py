@@ -16,7 +16,6 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
@@ -29,23 +28,30 @@ from cot_engine.core.answers import Answer
 from cot_engine.core.events import Heard
 from cot_engine.core.problem import Problem
 from cot_engine.core.trace import Trace
-from cot_engine.engine.feed import Feed
+from cot_engine.engine.feed import Feed, HearingMany, Listener, asked, of_one
 from cot_engine.engine.modes import SAID, Modes
 from cot_engine.engine.thread import LoopThread, Sent, handing_over, in_thread
-from cot_engine.errors import ConfigError, CotEngineError, InputError, StrategyError, shown
+from cot_engine.errors import (
+    ConfigError,
+    CotEngineError,
+    InputError,
+    StrategyError,
+    UnknownNameError,
+    shown,
+)
 from cot_engine.judging.profile import Profile
-from cot_engine.judging.protocol import Judge
 from cot_engine.options.config import RunConfig
-from cot_engine.options.run import Run
+from cot_engine.options.problem import judge_images, problem_of
+from cot_engine.options.resolve import Resolved, resolve
 from cot_engine.search.loop import search
-from cot_engine.search.rejudge import Rejudged, rejudge
+from cot_engine.search.rejudge import REJUDGED, Rejudged, rejudge
 
 if TYPE_CHECKING:
     from cot_engine.images.load import Image, Source
 
 T = TypeVar("T")
-Listener = Callable[[Heard], None]
-HearingMany = Callable[[int, Heard], None]
+Config = RunConfig | Resolved | None
+"""What a call may be given its options as: one that is `resolve`d already stays as it is."""
 Pictures: TypeAlias = "Source | Image | Sequence[Source | Image] | Problem | None"
 """What a question is asked about: a picture, several, none, or a Problem that holds both."""
 Problems: TypeAlias = "Iterable[Problem | tuple[Pictures, str]]"
@@ -107,7 +113,7 @@ class Engine:
         image: Pictures,
         question: str | None = None,
         *,
-        config: RunConfig | None = None,
+        config: Config = None,
         on_event: Listener | None = None,
         **options: Any,
     ) -> Answer:
@@ -120,35 +126,36 @@ class Engine:
         engine's thread. Raises CotEngineError: a StrategyError if called in the engine's thread
         (by a listener, a judge or a strategy), a ModelError if the engine is closed.
         """
-        return self._run(self._solve(self._made(config, options), image, question, on_event))
+        call = resolve(self.profile, config, options)
+        return self._run(self._solve(call, image, question, on_event))
 
     async def asolve(
         self,
         image: Pictures,
         question: str | None = None,
         *,
-        config: RunConfig | None = None,
+        config: Config = None,
         on_event: Listener | None = None,
         **options: Any,
     ) -> Answer:
         """`solve`, awaitable. `on_event` is called in the engine's thread here, too: `astream`
         hands the events over to the loop that asks."""
-        run = self._made(config, options)
-        return await self._there(self._solve(run, image, question, on_event))
+        call = resolve(self.profile, config, options)
+        return await self._there(self._solve(call, image, question, on_event))
 
     def stream(
         self,
         image: Pictures,
         question: str | None = None,
         *,
-        config: RunConfig | None = None,
+        config: Config = None,
         **options: Any,
     ) -> Iterator[Heard]:
         """The events of one search as they happen; the last one is Finished. Leaving the loop
         early stops the search. Raises what `solve` raises, after the Failed event."""
         events: queue.SimpleQueue[Heard | None] = queue.SimpleQueue()
-        run = self._made(config, options)
-        sent = self._send(self._solve(run, image, question, events.put))
+        call = resolve(self.profile, config, options)
+        sent = self._send(self._solve(call, image, question, events.put))
         sent.result.add_done_callback(lambda _: events.put(None))
         try:
             while (event := events.get()) is not None:
@@ -163,14 +170,14 @@ class Engine:
         image: Pictures,
         question: str | None = None,
         *,
-        config: RunConfig | None = None,
+        config: Config = None,
         **options: Any,
     ) -> AsyncIterator[Heard]:
         """`stream`, as an async iterator."""
         events: asyncio.Queue[Heard | None] = asyncio.Queue()
         put = handing_over(events.put_nowait)
-        run = self._made(config, options)
-        sent = self._loop.send(self._solve(run, image, question, put))
+        call = resolve(self.profile, config, options)
+        sent = self._loop.send(self._solve(call, image, question, put))
         sent.result.add_done_callback(lambda _: put(None))
         try:
             while (event := await events.get()) is not None:
@@ -186,7 +193,7 @@ class Engine:
         self,
         problems: Problems,
         *,
-        config: RunConfig | None = None,
+        config: Config = None,
         on_event: HearingMany | None = None,
         on_error: Literal["raise"] = "raise",
         **options: Any,
@@ -196,7 +203,7 @@ class Engine:
         self,
         problems: Problems,
         *,
-        config: RunConfig | None = None,
+        config: Config = None,
         on_event: HearingMany | None = None,
         on_error: Literal["keep"],
         **options: Any,
@@ -205,7 +212,7 @@ class Engine:
         self,
         problems: Problems,
         *,
-        config: RunConfig | None = None,
+        config: Config = None,
         on_event: HearingMany | None = None,
         on_error: Literal["raise", "keep"] = "raise",
         **options: Any,
@@ -237,7 +244,7 @@ class Engine:
         self,
         problems: Problems,
         *,
-        config: RunConfig | None = None,
+        config: Config = None,
         on_event: HearingMany | None = None,
         on_error: Literal["raise"] = "raise",
         **options: Any,
@@ -247,7 +254,7 @@ class Engine:
         self,
         problems: Problems,
         *,
-        config: RunConfig | None = None,
+        config: Config = None,
         on_event: HearingMany | None = None,
         on_error: Literal["keep"],
         **options: Any,
@@ -256,7 +263,7 @@ class Engine:
         self,
         problems: Problems,
         *,
-        config: RunConfig | None = None,
+        config: Config = None,
         on_event: HearingMany | None = None,
         on_error: Literal["raise", "keep"] = "raise",
         **options: Any,
@@ -279,52 +286,36 @@ class Engine:
     # --- recorded searches ---
 
     def rejudge(
-        self,
-        trace: Trace,
-        *,
-        judge: str | Judge = "auto",
-        tournament: str = "knockout",
-        judge_image: Literal["seen", "blank", "swap"] = "seen",
-        on_event: Listener | None = None,
+        self, trace: Trace, *, on_event: Listener | None = None, **options: Any
     ) -> Rejudged:
         """Judge a recorded search again without generating anything anew (`search.rejudge`).
 
-        `judge_image` is what the judge sees; `on_event` is called with each event.
+        `options` are `judge`, `tournament` and `judge_image` (what the judge sees), as of `solve`;
+        `on_event` is called with each event.
         """
-        return self._run(self._rejudge(trace, judge, tournament, judge_image, on_event))
+        return self._run(self._rejudge(trace, options, on_event))
 
     async def arejudge(
-        self,
-        trace: Trace,
-        *,
-        judge: str | Judge = "auto",
-        tournament: str = "knockout",
-        judge_image: Literal["seen", "blank", "swap"] = "seen",
-        on_event: Listener | None = None,
+        self, trace: Trace, *, on_event: Listener | None = None, **options: Any
     ) -> Rejudged:
         """`rejudge`, awaitable."""
-        return await self._there(self._rejudge(trace, judge, tournament, judge_image, on_event))
+        return await self._there(self._rejudge(trace, options, on_event))
 
     async def _rejudge(
-        self,
-        trace: Trace,
-        judge: str | Judge,
-        tournament: str,
-        judge_image: Literal["seen", "blank", "swap"],
-        listen: Listener | None,
+        self, trace: Trace, options: dict[str, Any], listen: Listener | None
     ) -> Rejudged:
-        run = self._made(
-            RunConfig(tournament=tournament, judge_image=judge_image), {"judge": judge}
-        )
+        for key in options:
+            if key not in ("judge", *REJUDGED):
+                raise UnknownNameError("option of rejudge called", key, ["judge", *REJUDGED])
+        call = resolve(self.profile, None, options)
         return await rejudge(
             trace,
-            run.judge,
-            tournament,
+            call.judge,
             self.backend,
-            judge_image=judge_image,
-            shown=run.judge_images,
+            shown=lambda problem: judge_images(problem, call.config.judge_image),
             scope=f"rejudge:{trace.started.problem}#{next(self._scopes)}",
             listen=listen,
+            **{key: getattr(call.config, key) for key in REJUDGED},
         )
 
     # --- life ---
@@ -343,35 +334,33 @@ class Engine:
 
     # --- inside ---
 
-    def _made(self, config: RunConfig | None, options: dict[str, Any]) -> Run:
-        return Run(self.profile, config, options)
-
     async def _solve(
-        self, run: Run, image: Any, question: str | None, listen: Listener | None
+        self, call: Resolved, image: Any, question: str | None, listen: Listener | None
     ) -> Answer:
         """One search, from what the user gave. Runs in the engine's thread."""
         if listen is not None and not callable(listen):
             raise ConfigError(f"on_event is {shown(listen)}.", "It must be a function.")
-        problem = await self._load(lambda: run.problem(image, question))
+        config = call.config
+        problem = await self._load(lambda: problem_of(image, question, config.allow_url))
         if len(problem.images) > self.backend.info.max_images:
             raise InputError(
                 f"The problem has {len(problem.images)} images; {self.backend.info.model} takes"
                 f" at most {self.backend.info.max_images}.",
                 "Give fewer images, or a model that takes several.",
             )
-        seen = await self._load(lambda: run.judge_images(problem))
-        plan = run.settings.plan.fit(len(problem.images), run.settings.detail)
-        mode = run.mode
+        seen = await self._load(lambda: judge_images(problem, config.judge_image))
+        plan = call.plan.fit(len(problem.images), config.detail)
         notes: tuple[str, ...] = ()
-        if mode is None:
+        mode = config.mode
+        if mode == "auto":
             mode = await self._modes.of(plan)
             notes = (SAID[mode].format(plan.stages[0].open),)
         return await search(
             problem,
-            run.strategy,
-            run.judge,
+            call.strategy,
+            call.judge,
             self.backend,
-            replace(run.settings, mode=mode),
+            call.settings(plan, mode),
             scorers=self._scorer,
             judge_images=seen,
             scope=f"{problem.id}#{next(self._scopes)}",
@@ -387,7 +376,7 @@ class Engine:
     def _feed(
         self,
         problems: Problems,
-        config: RunConfig | None,
+        config: Config,
         on_event: HearingMany | None,
         on_error: Literal["raise", "keep"],
         options: dict[str, Any],
@@ -397,12 +386,12 @@ class Engine:
         """What `solve_many` and its twin take their answers from; they differ in how they wait."""
         if on_error not in ("raise", "keep"):
             raise ConfigError(f"on_error is {shown(on_error)}.", "It must be raise or keep.")
-        run = self._made(config, options)
+        call = resolve(self.profile, config, options)
 
         async def one(index: int, item: Any) -> Answer | CotEngineError:
-            listen = None if on_event is None else _of_one(index, on_event)
+            listen = None if on_event is None else of_one(index, on_event)
             try:
-                return await self._solve(run, *_asked(index, item), listen)
+                return await self._solve(call, *asked(index, item), listen)
             except CotEngineError as error:
                 if on_error == "keep" and not self._loop.closed:
                     return error
@@ -445,23 +434,3 @@ class Engine:
             sent.result.cancel()
             await asyncio.wait([asyncio.wrap_future(sent.over)], timeout=5)  # as in `_run`
             raise
-
-
-def _of_one(index: int, on_event: HearingMany) -> Listener:
-    """The listener of one of many, under the name of the one that hears them all."""
-
-    def listen(event: Heard) -> None:
-        on_event(index, event)
-
-    return functools.update_wrapper(listen, on_event, updated=())
-
-
-def _asked(index: int, item: Any) -> tuple[Any, str | None]:
-    """The image and question of one of many. Raises InputError."""
-    if isinstance(item, Problem):
-        return item, None
-    if isinstance(item, (tuple, list)) and len(item) == 2:
-        return item[0], item[1] if item[1] is not None else ""
-    raise InputError(
-        f"Problem {index} is {type(item).__name__}.", "Give a Problem, or an image and a question."
-    )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
+from cot_engine.core.events import Heard
+from cot_engine.core.problem import Problem
 from cot_engine.errors import InputError
+
+Listener = Callable[[Heard], None]
+HearingMany = Callable[[int, Heard], None]
 
 
 class Feed:
@@ -57,3 +63,23 @@ class Feed:
     def cancel(self) -> None:
         for result in self.sent:
             result.cancel()
+
+
+def of_one(index: int, on_event: HearingMany) -> Listener:
+    """The listener of one of many, under the name of the one that hears them all."""
+
+    def listen(event: Heard) -> None:
+        on_event(index, event)
+
+    return functools.update_wrapper(listen, on_event, updated=())
+
+
+def asked(index: int, item: Any) -> tuple[Any, str | None]:
+    """The image and question of one of many. Raises InputError."""
+    if isinstance(item, Problem):
+        return item, None
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        return item[0], item[1] if item[1] is not None else ""
+    raise InputError(
+        f"Problem {index} is {type(item).__name__}.", "Give a Problem, or an image and a question."
+    )

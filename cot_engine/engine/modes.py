@@ -11,7 +11,7 @@ from cot_engine.core.boundaries import Until
 from cot_engine.core.parts import Part, guard
 from cot_engine.core.requests import GREEDY, Generate, Prompt
 from cot_engine.core.stages import Plan
-from cot_engine.options.run import grey
+from cot_engine.options.problem import grey
 from cot_engine.search import replies
 
 Mode = Literal["trained", "prompted"]

@@ -25,6 +25,7 @@ from cot_engine.core.events import (
     Started,
 )
 from cot_engine.core.grammar import conclusion, incomplete
+from cot_engine.core.options import shared
 from cot_engine.core.parts import Part, guard
 from cot_engine.core.problem import Problem
 from cot_engine.core.trace import Trace
@@ -84,9 +85,9 @@ async def search(
         trace.events.append(event)
         tell(event)
 
-    plan = settings.plan.fit(len(problem.images), settings.detail)
+    plan = settings.plan
     session = Session(
-        *(problem, plan, backend, settings, emit, scope or problem.id, judge_images),
+        *(problem, backend, settings, emit, scope or problem.id, judge_images),
         reporter=Reporter(listen and tell),
     )
     try:
@@ -197,13 +198,7 @@ class _Asking:
 def _started(session: Session, strategy: Named, judge: Named) -> Started:
     settings, problem = session.settings, session.problem
     images = tuple(
-        ImageRecord(
-            image.digest,
-            image.source,
-            image.size,
-            image.notes,
-            image=image,
-        )
+        ImageRecord(image.digest, image.source, image.size, image.notes, image=image)
         for image in problem.images
     )
     return Started(
@@ -213,17 +208,13 @@ def _started(session: Session, strategy: Named, judge: Named) -> Started:
         strategy=strategy.name,
         parameters=parts.parameters(strategy.part),
         judge=judge.name,
-        tournament=settings.tournament,
-        orders=settings.orders,
-        judge_image=settings.judge_image,
-        plan=session.plan,
+        plan=settings.plan,
         mode=settings.mode,
-        detail=settings.detail,
-        seed=settings.seed,
         sampling=settings.sampling,
         budget=str(settings.budget) if settings.budget else None,
         backend=session.backend.info,
         versions=dict(_versions()),
+        **shared(settings),
     )
 
 

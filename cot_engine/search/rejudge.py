@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any
 
 from cot_engine.backends.protocol import Backend
 from cot_engine.core import parts
@@ -19,6 +19,7 @@ from cot_engine.core.answers import Answer
 from cot_engine.core.boundaries import Until
 from cot_engine.core.events import Event, Heard, Judged, Selected
 from cot_engine.core.grammar import conclusion
+from cot_engine.core.options import SearchOptions, options_of, shared
 from cot_engine.core.problem import Problem
 from cot_engine.core.requests import GREEDY, Choose, Chosen, Generate, Generated, Prompt
 from cot_engine.core.trace import Trace
@@ -31,6 +32,10 @@ from cot_engine.search.progress import Reporter
 from cot_engine.search.select import Arena
 from cot_engine.search.session import Session, Settings
 from cot_engine.search.strategy import Select
+
+REJUDGED = {f.name: f.default for f in options_of(SearchOptions, "judging") if f.name != "orders"}
+"""Options that judging again may be given, and what they are if it is not: whatever the search
+had. Only the orders in which candidates are shown stay those of the search."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +52,15 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejudged:
+class Rejudged(SearchOptions):
     """`answer` is what the search would have said if only its last selection had been judged this
-    way; `usage` what judging this way would have cost the search; `judge_image` what was shown."""
+    way; `usage` what judging this way would have cost the search. Its options are those of the
+    search but for `REJUDGED`."""
 
     judge: str
-    tournament: str
     selections: tuple[Selection, ...]
     answer: str
     usage: Usage
-    judge_image: Literal["seen", "blank", "swap"] = "seen"
 
     @property
     def agreement(self) -> float:
@@ -91,18 +95,18 @@ def recorded_problem(trace: Trace) -> Problem:
 async def rejudge(
     trace: Trace,
     judge: Named,
-    tournament: str,
     backend: Backend | None = None,
     *,
-    judge_image: Literal["seen", "blank", "swap"] = "seen",
     shown: Callable[[Problem], tuple[Image, ...]] | None = None,
     scope: str = "",
     listen: Callable[[Heard], None] | None = None,
+    **changed: Any,
 ) -> Rejudged:
     """Hold every selection of `trace` again. `backend` is needed by judges that ask a model.
 
-    `shown` makes the images that the judge sees, `judge_image` naming them, if not the problem's
-    own. `scope` must be unique among what is in flight on the backend. `listen` gets the events.
+    `shown` makes the images that the judge sees, if not the problem's own. `scope` must be unique
+    among what is in flight on the backend. `listen` gets the events. `changed` are the options
+    (of `REJUDGED`) that are not to be at their default.
     Raises TraceError if the trace is incomplete, or if the judge needs a backend and has none, and
     StrategyError if the judge or `listen` breaks its contract.
     """
@@ -118,11 +122,7 @@ async def rejudge(
         plan=started.plan,
         mode=started.mode,
         sampling=started.sampling,
-        seed=started.seed,
-        tournament=tournament,
-        orders=started.orders,
-        detail=started.detail,
-        judge_image=judge_image,
+        **shared(started) | REJUDGED | changed,
     )
     free = backend is None
     problem = Problem(started.problem, started.question) if free else recorded_problem(trace)
@@ -131,7 +131,7 @@ async def rejudge(
     model = _NoBackend() if backend is None else _AsSearched(backend, scope, prompt)
     images = problem.images if shown is None else shown(problem)
     session = Session(
-        *(problem, started.plan, model, settings, emit, scope, images),  # type: ignore[arg-type]
+        *(problem, model, settings, emit, scope, images),  # type: ignore[arg-type]
         reporter=Reporter(listen and tell),
     )
     selections = []
@@ -155,7 +155,7 @@ async def rejudge(
     if selections and not selections[-1].same:
         answer = conclusion(chains[selections[-1].after.kept[0]].text, started.plan)
     usage = sum((s.after.usage for s in selections), Usage())
-    return Rejudged(judge.name, tournament, tuple(selections), answer, usage, judge_image)
+    return Rejudged(judge.name, tuple(selections), answer, usage, **shared(settings))
 
 
 def replayed(trace: Trace, rejudged: Rejudged) -> Trace:
@@ -167,12 +167,7 @@ def replayed(trace: Trace, rejudged: Rejudged) -> Trace:
             continue
         events.append(next(new).after if isinstance(event, Selected) else event)
     at = events.index(trace.started)
-    events[at] = replace(
-        trace.started,
-        judge=rejudged.judge,
-        tournament=rejudged.tournament,
-        judge_image=rejudged.judge_image,
-    )
+    events[at] = replace(trace.started, judge=rejudged.judge, **shared(rejudged))
     return Trace(events)
 
 

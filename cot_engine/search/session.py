@@ -17,6 +17,7 @@ from cot_engine.backends.protocol import Backend
 from cot_engine.core.boundaries import Until
 from cot_engine.core.chain import Chain
 from cot_engine.core.events import Event, Notice
+from cot_engine.core.options import SearchOptions
 from cot_engine.core.parts import OutOfBudget, Part, guard
 from cot_engine.core.problem import Problem
 from cot_engine.core.requests import (
@@ -29,7 +30,7 @@ from cot_engine.core.requests import (
     Sampling,
     Segment,
 )
-from cot_engine.core.stages import DEFAULT_PLAN, Detail, Plan
+from cot_engine.core.stages import DEFAULT_PLAN, Plan
 from cot_engine.core.usage import Role, Usage
 from cot_engine.errors import BudgetError, shown
 from cot_engine.judging import prompts
@@ -50,19 +51,15 @@ _TAG_TOKENS = 24
 in any tokenizer with byte fallback seen so far."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How searches are run, whatever the strategy. `judge_images` replaces what the judge sees."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(SearchOptions):
+    """How one search is run, whatever the strategy: its options, resolved for its problem. `plan`
+    is fitted to that (`Plan.fit`)."""
 
     plan: Plan = DEFAULT_PLAN
     mode: Literal["trained", "prompted"] = "trained"
-    detail: Detail = "normal"
     sampling: Sampling = Sampling()
-    seed: int = 0
     budget: Budget | None = None
-    tournament: str = "knockout"
-    orders: Literal["both", "one"] = "both"
-    judge_image: Literal["seen", "blank", "swap"] = "seen"
 
 
 def longest(chains: Sequence[Chain]) -> Chain:
@@ -81,7 +78,6 @@ class Session:
     """
 
     problem: Problem
-    plan: Plan
     backend: Backend
     settings: Settings
     record: Callable[[Event], None]
@@ -101,7 +97,11 @@ class Session:
         s = self.settings
         self.meter = Meter(s.budget)
         self.model = Part("backend", self.backend)
-        self.prompt = prompts.answer_prompt(self.problem, self.plan, s.mode, s.detail)
+        self.prompt = prompts.answer_prompt(self.problem, s.plan, s.mode, s.detail)
+
+    @property
+    def plan(self) -> Plan:
+        return self.settings.plan
 
     def emit(self, event: Event) -> None:
         """Record an event of this round."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from cot_engine import plugins
@@ -38,13 +39,15 @@ def solve_scripted(
 ) -> Answer:
     """Run one search from synchronous code, on the scripted backend unless told otherwise.
     `scorers` gives the scorer of a name, if not plug-ins do."""
+    problem, settings = problem or Problem("p", "How many are there?"), settings or Settings()
+    plan = settings.plan.fit(len(problem.images), settings.detail)
     return asyncio.run(
         search(
-            problem or Problem("p", "How many are there?"),
+            problem,
             Named(type(strategy).__name__, strategy),
             Named("likelihood", judge or ScorerJudge()),
             backend or ScriptedBackend(),
-            settings or Settings(),
+            replace(settings, plan=plan),
             scorers=scorers or scorer_of,
             listen=listen,
         )

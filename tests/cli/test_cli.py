@@ -105,7 +105,7 @@ def test_json_has_everything(cli, picture, tmp_path):
     assert [image["size"] for image in result["images"]] == [[32, 16], [8, 8]]
     assert result["usage"]["generate"]["decoded"] > 0 and result["candidates"] == 12
     assert result["left"] == 2000 - result["total"]["prefilled"] - result["total"]["decoded"]
-    assert result["run"]["parameters"]["n"] == 3 and result["run"]["judge"] == "likelihood"
+    assert result["run"]["parameters"]["n"] == 3 and result["run"]["judge"] == "self+likelihood"
     assert result["trace"] == str(trace) and len(result["config"]) == 16
     assert len(result["winner"]) == 4 and result["matches"]["held"] > 0
     recorded = Trace.read(trace)

@@ -10,7 +10,8 @@ from command_line import two_lines
 from cot_engine.ablation.grid import parse_ablation
 from cot_engine.core.stages import Stage
 from cot_engine.errors import ConfigError, said, shown
-from cot_engine.options.config import RunConfig, load_config, typed
+from cot_engine.options.config import RunConfig
+from cot_engine.options.layers import load_config, typed
 from cot_engine.search.budget import parse_budget, parse_unit
 from cot_engine.training.journal import Journal
 from cot_engine.training.sft_config import parse_config

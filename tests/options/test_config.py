@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 
 from cot_engine.core.stages import DEFAULT_PLAN, Plan, Stage
 from cot_engine.errors import ConfigError, InputError
-from cot_engine.options.config import (
-    KEYS,
-    MAX_QUESTION,
-    RunConfig,
-    check_question,
-    load_config,
-    parse_parameters,
-    typed,
-)
+from cot_engine.options.config import KEYS, RunConfig
+from cot_engine.options.layers import load_config, parse_parameters, typed
+from cot_engine.options.problem import MAX_QUESTION, check_question
 
 WORDS = st.text(st.characters(codec="ascii"), max_size=8)
 

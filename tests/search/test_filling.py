@@ -178,10 +178,10 @@ def test_of_seconds_nothing_is_begun_that_could_not_take_a_few_steps():
 
 def test_of_seconds_what_was_found_to_fit_is_asked_for_though_the_clock_goes_on():
     """Between two looks nothing was left of it: a request for no token, which is an error."""
-    plan = DEFAULT_PLAN.fit(0)
-    given, problem = Settings(budget=Budget(1, "seconds")), Problem("p", "?")
+    given = Settings(plan=DEFAULT_PLAN.fit(0), budget=Budget(1, "seconds"))
+    problem = Problem("p", "?")
     for start in range(700, 752):
-        session = Session(problem, plan, ScriptedBackend(), given, lambda event: None, "s")
+        session = Session(problem, ScriptedBackend(), given, lambda event: None, "s")
         ticks = itertools.count(start)
         session.meter.started, session.meter.clock = 0.0, lambda ticks=ticks: next(ticks) / 1000
         portion = fitting(

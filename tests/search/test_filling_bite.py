@@ -32,7 +32,7 @@ def session(amount, unit="tokens", script=staged_reply, mode="trained"):
     events = []
     budget = None if amount is None else Budget(amount, unit)
     made = Session(
-        *(Problem("p", "Which is it?"), PLAN, Attentive(script)),
+        *(Problem("p", "Which is it?"), Attentive(script)),
         *(Settings(plan=PLAN, budget=budget, mode=mode), events.append, "scope"),
     )
     return made, events

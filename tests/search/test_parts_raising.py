@@ -164,11 +164,9 @@ def test_judging_a_record_again_guards_judge_and_listener():
     trace = solve_scripted(Beam(4), judge=RandomJudge()).trace
     named = Named("mine", Raising(SystemExit(2)))
     with pytest.raises(StrategyError, match=r"The judge mine \(Raising\) raised SystemExit: 2"):
-        asyncio.run(rejudge(trace, named, "knockout"))
+        asyncio.run(rejudge(trace, named))
     with pytest.raises(StrategyError, match=r"The listener .* raised ValueError: odd"):
-        asyncio.run(
-            rejudge(trace, Named("r", RandomJudge()), "knockout", listen=throwing_at(ValueError))
-        )
+        asyncio.run(rejudge(trace, Named("r", RandomJudge()), listen=throwing_at(ValueError)))
 
 
 def throwing_at(kind):

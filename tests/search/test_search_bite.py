@@ -44,7 +44,9 @@ UNITS = ("flops", "new tokens", "tokens", "calls")
 
 
 def run(strategy, *, backend=None, problem=None, judge=None, scorers=None, **more):
-    options = {"settings": Settings()} | more
+    settings = more.pop("settings", Settings())
+    fitted = replace(settings, plan=settings.plan.fit(0, settings.detail))
+    options = {"settings": fitted} | more
     return asyncio.run(
         search(
             problem or Problem("p", "How many are there?"),

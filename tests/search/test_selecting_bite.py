@@ -41,7 +41,6 @@ def session(*, budget=None, problem="p", backend=None, images=(), **more):
     events = []
     made = Session(
         Problem(problem, "Which?"),
-        PLAN,
         backend or ScriptedBackend(),
         Settings(plan=PLAN, budget=budget, **more),
         events.append,
@@ -343,7 +342,7 @@ def test_a_stage_is_named_where_all_have_just_closed_it(beam, about, tag):
 
 def test_the_only_stage_of_a_plan_is_named_too():
     made, events = session()
-    made.plan = Plan((Stage("SUMMARY", "", "Which?"),))
+    made.settings = Settings(plan=Plan((Stage("SUMMARY", "", "Which?"),)))
     asyncio.run(Arena(made, Table()).select(Select(ending(*WHOLE), 1)))
     assert events[-1].stage == "SUMMARY"
 

@@ -258,7 +258,7 @@ def test_every_strategy_is_drawn(tournament, n):
 def test_a_search_judged_again_keeps_its_path_in_one_line():
     """The new winners stand on top; the recorded path is led to where it stands."""
     searched = solve_scripted(StageBeam(5)).trace
-    again = asyncio.run(rejudge(searched, Named("random", RandomJudge(3)), "knockout"))
+    again = asyncio.run(rejudge(searched, Named("random", RandomJudge(3))))
     found = page(replayed(searched, again))
     won = [card["id"] for card in found.all("article", "won")]
     rows = [card["style"] for card in found.all("article", "won")]

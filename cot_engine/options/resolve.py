@@ -1,0 +1,124 @@
+"""One call's options made into parts: read, checked and resolved once, before a model is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from cot_engine import plugins
+from cot_engine.core.options import about, shared
+from cot_engine.core.requests import Sampling
+from cot_engine.core.stages import Plan
+from cot_engine.errors import ConfigError, UnknownNameError, shown
+from cot_engine.judging.profile import Profile
+from cot_engine.judging.protocol import Judge
+from cot_engine.options.config import RunConfig
+from cot_engine.search.budget import Budget, parse_budget
+from cot_engine.search.loop import Named
+from cot_engine.search.session import Settings
+from cot_engine.search.strategy import Strategy
+from cot_engine.search.tournament import TOURNAMENTS
+
+_ENGINES = tuple(f.name for f in fields(RunConfig) if about(f).of_engine)
+_CALLS = tuple(f.name for f in fields(RunConfig) if f.name not in _ENGINES)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A RunConfig with its names made into parts: good for any number of problems. `plan` is still
+    to be fitted to each."""
+
+    config: RunConfig
+    strategy: Named
+    judge: Named
+    plan: Plan
+    budget: Budget | None
+
+    def settings(self, plan: Plan, mode: Literal["trained", "prompted"]) -> Settings:
+        """How a problem is searched that `plan` was fitted to."""
+        c = self.config
+        sampling = Sampling(c.temperature, c.top_p, c.top_k)
+        return Settings(plan=plan, mode=mode, sampling=sampling, budget=self.budget, **shared(c))
+
+
+def resolve(
+    profile: Profile,
+    config: RunConfig | Resolved | None = None,
+    options: dict[str, Any] | None = None,
+) -> Resolved:
+    """A call's options as parts, those of `options` going before those of `config`: fields of
+    RunConfig, a strategy or a judge as an object, and parameters of the strategy.
+
+    What is resolved already stays as it is. Raises ConfigError and UnknownNameError.
+    """
+    options = options or {}
+    for key in options:
+        if key in _ENGINES:
+            raise ConfigError(
+                f"{key} is an option of the engine, which cannot change it for one call.",
+                f"Give it where the engine is made: Engine.from_pretrained({key}=...).",
+            )
+    if isinstance(config, Resolved):
+        if not options:
+            return config
+        config = config.config
+    if config is not None and not isinstance(config, RunConfig):
+        raise ConfigError(f"config is a {type(config).__name__}.", "Give a RunConfig.")
+    config = config or RunConfig()
+    parts = {key: options[key] for key in ("strategy", "judge") if key in options}
+    own = {key: options[key] for key in options if key in _CALLS and key not in parts}
+    rest = {key: options[key] for key in options if key not in _CALLS}
+    named = {key: value for key, value in parts.items() if isinstance(value, str)}
+    if "strategy" in parts and "parameters" not in own:
+        own["parameters"] = {}  # those of the config belong to its own strategy
+    config = replace(config, **own, **named)
+    _check_known(rest, parts.get("strategy", config.strategy))
+    config = replace(config, parameters={**config.parameters, **rest})
+    strategy = _strategy(parts.get("strategy"), config)
+    judge = _judge(parts.get("judge"), config, profile)
+    check_tournament(config.tournament)
+    plan = config.plan if isinstance(config.plan, Plan) else Plan.from_toml(config.plan)
+    budget = parse_budget(config.budget) if config.budget else None
+    return Resolved(config, strategy, judge, plan, budget)
+
+
+def check_tournament(name: str) -> None:
+    """Raises UnknownNameError."""
+    if name not in TOURNAMENTS:
+        raise UnknownNameError("tournament", name, TOURNAMENTS)
+
+
+def _check_known(rest: dict[str, Any], strategy: Any) -> None:
+    """What is no option must be a parameter of the strategy: a slip is likelier the former."""
+    named = isinstance(strategy, str)
+    known = plugins.parameters("strategy", strategy) if named else []
+    for key in rest:
+        if key not in known:
+            kind = "option" + (f", or parameter of the strategy {strategy}," if named else "")
+            raise UnknownNameError(f"{kind} called", key, [*_CALLS, *known])
+
+
+def _strategy(part: Any, config: RunConfig) -> Named:
+    if part is None or isinstance(part, str):
+        name = config.strategy
+        return Named(name, plugins.make("strategy", name, config.parameters))
+    if config.parameters:
+        raise ConfigError(
+            f"A strategy object was given beside {', '.join(config.parameters)}.",
+            "The object carries its own; leave these out.",
+        )
+    if not isinstance(part, Strategy):
+        raise ConfigError(f"{shown(part)} is not a strategy.", "It needs a method search(task).")
+    return Named(type(part).__name__, part)
+
+
+def _judge(part: Any, config: RunConfig, profile: Profile) -> Named:
+    if isinstance(part, Named):
+        return part
+    if part is None or isinstance(part, str):
+        return Named(profile.name_of(config.judge), profile.make_judge(config.judge))
+    if not isinstance(part, Judge):
+        raise ConfigError(
+            f"{shown(part)} is not a judge.", "It needs `symmetric` and async compare()."
+        )
+    return Named(type(part).__name__, part)
