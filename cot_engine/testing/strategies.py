@@ -78,11 +78,11 @@ _ONE_STAGE = Plan((Stage("ANSWER", "Answer.", "Which one answers it?", width=2),
 def _at_once(strategy: Strategy, problems: Sequence[Problem]) -> list[Answer]:
     """The answers to several problems, searched at the same time."""
     named = Named(type(strategy).__name__, strategy), Named("likelihood", ScorerJudge())
-    backend = ScriptedBackend()
+    backend, settings = ScriptedBackend(), Settings(plan=DEFAULT_PLAN.fit(0))
 
     async def all_of_them() -> list[Answer]:
         return await gather(
-            search(each, *named, backend, Settings(), scorers=scorer_of) for each in problems
+            search(each, *named, backend, settings, scorers=scorer_of) for each in problems
         )
 
     return asyncio.run(all_of_them())
