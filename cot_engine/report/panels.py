@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from cot_engine.report import svg
-from cot_engine.report.svg import BOLD, INK, PAPER, RULE, SIZE, SOFT, Drawing
+from cot_engine.report.svg import BOLD, INK, PAPER, RULE, SOFT, Drawing
 from cot_engine.statistics import Interval
 
 ROW, ABOVE = 25, 17  # heights of a row, and of its label where that stands above it
@@ -143,9 +143,9 @@ def rows(
     """
     wide = width > svg.NARROW
     right = 12 + max((svg.text_width(t) for t in texts), default=0)
-    names = [svg.fitted(label, width - right - 360 if wide else width - 4) for label in labels]
-    strong = [BOLD if i in headings else 1 for i in range(len(labels))]
-    widths = [svg.text_width(name) * more for name, more in zip(names, strong, strict=True)]
+    room = width - right - 360 if wide else width - 4
+    names = [svg.fitted(t, room / BOLD if i in headings else room) for i, t in enumerate(labels)]
+    widths = [svg.text_width(t) * (BOLD if i in headings else 1) for i, t in enumerate(names)]
     left = 16 + max(widths, default=0) if wide else 8
     tall = [ROW if wide or i in headings else ROW + ABOVE for i in range(len(labels))]
     drawing = Drawing(width, head + sum(tall) + 46)
@@ -171,24 +171,11 @@ def legend(panel: Panel, names: Sequence[str], draw: Callable[[str, float, float
         x += 40 + svg.text_width(name)
 
 
-def key(panel: Panel, entries: Sequence[tuple[str, str, str, str, bool]]) -> None:
-    """Number, marker and name of each point, one below the other, at the right of the panel."""
-    for i, (number, name, color, marker, hollow) in enumerate(entries):
-        x, y = panel.right + 10, panel.top + 8 + 17 * i
-        panel.drawing.text(x + 8, y, number, color, "end", SIZE - 1.5)
-        panel.drawing.mark(marker, x + 18, y, color, 6.5, hollow)
-        panel.drawing.text(x + 28, y, name)
-
-
 def around(values: Iterable[float]) -> tuple[float, float]:
     """The ends of these values, with some room beyond."""
     known = [value for value in values if math.isfinite(value)]
     room = 0.03 * (max(known) - min(known)) or 0.005
     return min(known) - room, max(known) + room
-
-
-def finite(found: Interval) -> bool:
-    return math.isfinite(found.estimate)
 
 
 # --- round numbers -------------------------------------------------------------------------------

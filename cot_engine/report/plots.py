@@ -6,9 +6,10 @@ Each is drawn twice, for a wide page and for a phone. A plot that would be empty
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from cot_engine.report import panels, svg
+from cot_engine.report import svg
 from cot_engine.report.amounts import amount, axis, interval
 from cot_engine.report.findings import Curve, Findings, Standing
 from cot_engine.report.panels import Panel, Plot, plot
@@ -37,7 +38,7 @@ def _said(s: Standing, unit: str) -> str:
 
 
 def _drawable(s: Standing) -> bool:
-    return panels.finite(s.accuracy) and s.spent > 0
+    return math.isfinite(s.accuracy.estimate) and s.spent > 0
 
 
 # --- accuracy against compute --------------------------------------------------------------------
@@ -67,20 +68,20 @@ def _accuracy(findings: Findings) -> Plot:
             said = _said(s, findings.unit)
             drawing.mark(_DERIVED[s.kind], x, y, SOFT, hollow=True, id=f"s{number}", said=said)
         placed = svg.spread([panel.x(s.spent / factor) for _, s in own], 12 if wide else 9)
-        for (number, s), x in zip(own, placed, strict=True):
+        for i, ((number, s), x) in enumerate(zip(own, placed, strict=True)):
             color, marker = looks[s.strategy]
+            hollow = s.matching == "unmatched"
             panel.interval(
-                s.accuracy, marker, color, 7 if wide else 5.5, x=x, id=f"s{number}",
-                hollow=s.matching == "unmatched", said=_said(s, findings.unit),
+                s.accuracy, marker, color, 7 if wide else 5.5, x=x, id=f"s{number}", hollow=hollow,
+                said=_said(s, findings.unit),
             )  # fmt: skip
             y = panel.y(s.accuracy.high) - 7
             drawing.text(x, y, str(number), color, "middle", SIZE - 2)
-        if wide:
-            entries = [
-                (str(number), name, *looks[s.strategy], s.matching == "unmatched")
-                for (number, s), name in zip(own, names, strict=True)
-            ]
-            panels.key(panel, entries)
+            if wide:  # its name, at the right of the panel
+                x, y = panel.right + 18, panel.top + 8 + 17 * i
+                drawing.text(x, y, str(number), color, "end", SIZE - 1.5)
+                drawing.mark(marker, x + 10, y, color, 6.5, hollow)
+                drawing.text(x + 20, y, names[i])
         return drawing
 
     note = (

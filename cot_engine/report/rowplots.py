@@ -17,7 +17,7 @@ _FILL = {"generate": (SERIES[0], 1.0), "judge": (SERIES[1], 0.35), "score": (SER
 
 
 def forest(findings: Findings) -> Plot:
-    found = [c for c in findings.comparisons if panels.finite(c.paired.difference)]
+    found = [c for c in findings.comparisons if math.isfinite(c.paired.difference.estimate)]
     if not found:
         return Plot("forest", absent="No two rows have a problem in common: nothing to compare.")
     shown = found[:MOST]
@@ -113,7 +113,7 @@ _CHOICES = {
 
 
 def headroom(findings: Findings) -> Plot:
-    found = [h for h in findings.headrooms if panels.finite(h.selected)][:MOST]
+    found = [h for h in findings.headrooms if math.isfinite(h.selected.estimate)][:MOST]
     if not found:
         why = "No selection of this run is known candidate by candidate: no headroom to draw."
         return Plot("headroom", absent=why)
@@ -134,7 +134,7 @@ def headroom(findings: Findings) -> Plot:
             for (name, (marker, color, hollow)), up in zip(
                 _CHOICES.items(), (6, 0, -6), strict=True
             ):
-                if h is not None and panels.finite(one := getattr(h, name)):
+                if h is not None and math.isfinite((one := getattr(h, name)).estimate):
                     said = f"{h.label}, {h.measure}, {h.stage}, {name}: {interval(one)}"
                     how = {"hollow": hollow, "id": f"{name}{i}", "said": said}
                     panel.interval(one, marker, color, 5.5, 1.1, y=y - up, **how)

@@ -5,10 +5,10 @@ Everything is measured in CSS pixels from the upper left corner.
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Sequence
 from itertools import accumulate
+from statistics import fmean
 from typing import Any
 
 from cot_engine.escape import visible
@@ -19,13 +19,20 @@ SIZE = 11.5  # of text
 BOLD = 1.12  # how much wider bold text is
 INK, SOFT, RULE, PAPER = (f"var(--{name})" for name in ("ink", "soft", "rule", "paper"))
 SERIES = tuple(f"var(--c{i})" for i in range(1, 8))
-MARKERS = ("circle", "square", "diamond", "up", "down", "pentagon", "hexagon")
+_SHAPES = {  # around 0, 0, of half-width 1
+    "circle": "M-1 0A1 1 0 1 1 1 0A1 1 0 1 1-1 0Z",
+    "square": "M-.9-.9H.9V.9H-.9Z",
+    "diamond": "M0-1.3L1.3 0L0 1.3L-1.3 0Z",
+    "up": "M0-1.3L1.13.65H-1.13Z",
+    "down": "M0 1.3L1.13-.65H-1.13Z",
+    "pentagon": "M0-1.1L1.05-.34L.65.89H-.65L-1.05-.34Z",
+    "hexagon": "M.55-.95L1.1 0L.55.95H-.55L-1.1 0L-.55-.95Z",
+    "star": "M0-1.3L.32-.44L1.2-.4L.52.17L.74 1L0 .55L-.74 1L-.52.17L-1.2-.4L-.32-.44Z",
+    "plus": "M-1 0H1M0-1V1",
+    "cross": "M-.7-.7L.7.7M-.7.7L.7-.7",
+}
+MARKERS = tuple(_SHAPES)[:7]
 """Beside the colours: a series is told from the others without them."""
-
-# Corners of a marker, and by how many degrees the first is turned from straight up.
-_CORNERS = {"square": (4, 45), "diamond": (4, 0), "up": (3, 0), "down": (3, 180)}
-_CORNERS |= {"pentagon": (5, 0), "hexagon": (6, 30), "star": (10, 0)}
-_STROKES = {"plus": (0, 90), "cross": (45, 135)}
 
 
 class Drawing:
@@ -66,8 +73,9 @@ class Drawing:
     def mark(self, shape: str, x: float, y: float, color: str, size: float = 7,
              hollow: bool = False, **named: str) -> None:  # fmt: skip
         """A marker with its middle there."""
-        self.add("path", d=_outline(shape, size / 2), fill=PAPER if hollow else color,
-                 stroke=color, stroke_width=1.5, transform=f"translate({x:.2f} {y:.2f})",
+        place = f"translate({x:.2f} {y:.2f}) scale({size / 2})"
+        self.add("path", d=_SHAPES[shape], fill=PAPER if hollow else color, stroke=color,
+                 stroke_width=1.5, vector_effect="non-scaling-stroke", transform=place,
                  **named)  # fmt: skip
 
     def text(self, x: float, y: float, said: str, color: str = INK, anchor: str = "start",
@@ -76,23 +84,6 @@ class Drawing:
         if said:
             self.add("text", said, x=x, y=y + 0.36 * size, fill=color, font_size=size,
                      text_anchor=anchor, **how)  # fmt: skip
-
-
-def _outline(shape: str, r: float) -> str:
-    """A marker as a path around 0, 0."""
-    if shape == "circle":
-        return f"M{-r} 0A{r} {r} 0 1 1 {r} 0A{r} {r} 0 1 1 {-r} 0Z"
-    if shape in _STROKES:
-        return "".join(f"M{_at(r, a)}L{_at(r, a + 180)}" for a in _STROKES[shape])
-    count, turn = _CORNERS[shape]
-    radii = [r * 1.25, r * 0.55] if shape == "star" else [r * (1.3 if count < 5 else 1.1)]
-    corners = (_at(radii[i % len(radii)], turn + 360 * i / count) for i in range(count))
-    return f"M{'L'.join(corners)}Z"
-
-
-def _at(radius: float, degrees: float) -> str:
-    turn = math.radians(degrees)
-    return f"{radius * math.sin(turn):.2f} {-radius * math.cos(turn):.2f}"
 
 
 # --- where things go -----------------------------------------------------------------------------
@@ -110,7 +101,13 @@ _WIDTHS = {
 
 def _width(character: str) -> float:
     wide = unicodedata.east_asian_width(character) in "WF"
-    other = 1.05 if wide else 0.72 if character.isupper() else 0.65
+    other = (
+        1.1
+        if wide or (character > "ÿ" and character.isupper())
+        else 0.72
+        if character.isupper()
+        else 0.65
+    )
     return 0 if unicodedata.combining(character) else _WIDTHS.get(character, other)
 
 
@@ -132,17 +129,12 @@ def fitted(text: str, width: float) -> str:
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
     """The positions nearest to those wanted that are at least `gap` apart, in the same order."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    blocks: list[tuple[float, list[int]]] = []  # middle, members
-    for i in order:
-        middle, members = wanted[i], [i]
-        while blocks and middle - blocks[-1][0] < gap * (len(members) + len(blocks[-1][1])) / 2:
-            before, others = blocks.pop()
-            total = before * len(others) + middle * len(members)
-            members = others + members
-            middle = total / len(members)
-        blocks.append((middle, members))
-    placed = [0.0] * len(wanted)
-    for middle, members in blocks:
-        for rank, i in enumerate(members):
-            placed[i] = middle + gap * (rank - (len(members) - 1) / 2)
-    return placed
+    blocks: list[list[float]] = []  # of those that touch, each less the gaps before it
+    for rank, i in enumerate(order):
+        block = [wanted[i] - rank * gap]
+        while blocks and fmean(blocks[-1]) > fmean(block):
+            block = blocks.pop() + block
+        blocks.append(block)
+    places = [fmean(block) for block in blocks for _ in block]
+    placed = {i: places[rank] + rank * gap for rank, i in enumerate(order)}
+    return [placed[i] for i in range(len(wanted))]

@@ -34,7 +34,7 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> bool:
         for name in names
     }
     steps = [step for step, _ in found["loss"]]
-    if len(steps) < 2:
+    if len(set(steps)) < 2:
         return False
     drawing = svg.Drawing(svg.WIDE, 420)
     upper = panels.Panel(drawing, 56, 30, svg.WIDE - 20, 270)

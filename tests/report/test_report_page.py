@@ -294,7 +294,7 @@ def parts(plot: str) -> dict[str, tuple[str, ElementTree.Element]]:
 
 
 def place(mark: ElementTree.Element) -> tuple[float, float]:
-    x, y = re.fullmatch(r"translate\((\S+) (\S+)\)", mark.get("transform")).groups()
+    x, y = re.fullmatch(r"translate\((\S+) (\S+)\) scale\(\S+\)", mark.get("transform")).groups()
     return float(x), float(y)
 
 
@@ -500,10 +500,36 @@ def test_numbers_are_written_alike(made, said):
 # --- a real browser ------------------------------------------------------------------------------
 
 
+def _renamed(found: Findings) -> Findings:
+    """With names whose widths must be guessed: long ones, wide letters, Chinese, Cyrillic."""
+    odd = (
+        "WWWW MMMM of %s, a long name",
+        "図表の質問に答える %s",
+        "ЩЮФЖ %s",
+        "ill it %s",
+        "ŒÆ@%%W%%m %s",
+    )
+
+    def name(label: str) -> str:
+        return odd[sum(label.encode()) % len(odd)] % label
+
+    return replace(
+        found,
+        standings=tuple(replace(s, label=name(s.label)) for s in found.standings),
+        comparisons=tuple(
+            replace(c, first=name(c.first), second=name(c.second)) for c in found.comparisons
+        ),
+        curves=tuple(replace(c, name=name(c.name)) for c in found.curves),
+        headrooms=tuple(replace(h, label=name(h.label)) for h in found.headrooms),
+        cards=tuple(replace(c, judge=name(c.judge)) for c in found.cards),
+    )
+
+
 @pytest.mark.slow
 @in_browser
 def test_in_a_browser(html, found, store):
     pages = [html, page(PARTS["nothing"](found), store), page(PARTS["one cell"](found), store)]
+    pages.append(page(_renamed(found), store, traces=0))
     asked = [(shown, width) for shown in pages for width in (360, 1280)]
     looks, console = browser.probe(asked)
     assert console == []
@@ -514,7 +540,7 @@ def test_in_a_browser(html, found, store):
             assert plot["cut"] == [], plot["label"]
             assert plot["over"] == [], plot["label"]
             assert plot["width"] > (500 if width == 1280 else 280) and plot["height"] > 100
-    assert len(looks[0]["plots"]) == len(looks[1]["plots"]) == len(NAMES)
+    assert len(looks[0]["plots"]) == len(looks[1]["plots"]) == len(looks[6]["plots"]) == len(NAMES)
     assert looks[2]["plots"] == []
 
 
