@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -77,6 +78,7 @@ class SceneProblem:
 
     def picture(self, side: int = SIDE) -> Image.Image:
         """The RGB image at `side` x `side` pixels."""
+        draw: Callable[..., Image.Image]
         draw = draw_things if isinstance(self.objects[0], Thing) else draw_bars
         return draw(self.objects, self.image_seed, side)
 
@@ -155,8 +157,9 @@ def sample(
     staged = {"SUMMARY": summary}
     if not text_only:
         staged["CAPTION"] = caption(rng, draft.objects)
-    reasoning, found = draft.tell(draft.objects)  # type: ignore[misc]
-    staged["REASONING"] = reasoning + ending(found, options_of(question), answer)
+    told = draft.tell(draft.objects)
+    assert told is not None  # of its own objects, a question has an answer
+    staged["REASONING"] = told[0] + ending(told[1], options_of(question), answer)
     # A sentence that names more than the answer, another colour say, would not be graded right.
     full = detail == "full" and grade(draft.sentence, answer)
     staged["CONCLUSION"] = draft.sentence if full else answer
@@ -180,7 +183,7 @@ def test_set(n: int = 2000) -> list[SceneProblem]:
     return [sample(0, index, "test") for index in range(n)]
 
 
-test_set.__test__ = False  # the name is not meant for pytest
+test_set.__test__ = False  # type: ignore[attr-defined]  # for pytest: no test, by its name
 
 
 def ood_set(n: int = 1000) -> list[SceneProblem]:

@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from cot_engine.scenes import SceneProblem, caption
 from cot_engine.scenes.charts import TALLEST, Bar
@@ -99,9 +99,10 @@ def _worse(
         return (worse, (first, second)) if first > second else None
     options = options_of(scene.question)
     if options and rng.random() < MISSED:
-        body, found = scene.tell(scene.objects)  # type: ignore[misc]
-        end, worse["CONCLUSION"] = missed(rng, found, options)
-        worse["REASONING"] = body + end
+        told = scene.tell(scene.objects)
+        assert told is not None  # of its own objects, a question has an answer
+        end, worse["CONCLUSION"] = missed(rng, told[1], options)
+        worse["REASONING"] = told[0] + end
         return worse, (1.0, 0.0)
     if rng.random() < GUESSED and (guess := wrong_guess(rng, scene)) is not None:
         worse["REASONING"], worse["CONCLUSION"] = guess
@@ -137,8 +138,9 @@ def _reworded(
 ) -> tuple[str, str]:
     """The scene's own reasoning and conclusion with words changed, and another answer."""
     answer = corrupt_text(rng, scene.answer, 1)
-    body, _ = scene.tell(scene.objects)  # type: ignore[misc]
-    body = corrupt_text(rng, body, rng.randint(0, mistakes))
+    told = scene.tell(scene.objects)
+    assert told is not None  # of its own objects, a question has an answer
+    body = corrupt_text(rng, told[0], rng.randint(0, mistakes))
     return body + ending(options.get(answer, answer), options, answer), answer
 
 
@@ -149,7 +151,7 @@ def _written(staged: dict[str, str], tags: Sequence[str]) -> str:
 def corrupt_objects(rng: random.Random, objects: Objects, mistakes: int) -> Objects:
     """Other objects, in reading order, `mistakes` changes away: mostly a wrong shape or height, as
     models mistake them, sometimes one too many, too few or elsewhere."""
-    found = list(objects)
+    found: list[Any] = list(objects)
     for _ in range(mistakes):
         change = _change_thing if isinstance(found[0], Thing) else _change_bar
         change(rng, found)

@@ -96,19 +96,20 @@ def measure(problems: list[SceneProblem], replies: list[str]) -> dict:
         for p, s in zip(problems, parsed, strict=True)
         if not p.text_only
     ]
+    types: dict[str, dict] = {}
     result = {
         "n": len(problems),
         "valid_stages": share(sum(s is not None for s in parsed), len(parsed)),
         "objects": share(sum(a for a, _ in seen), sum(b for _, b in seen)),
         "captions": share(sum(a == b for a, b in seen), len(seen)),
         "answers": share(sum(correct), len(correct)),
-        "types": {},
+        "types": types,
     }
     for kind in TYPES:
         rows = [i for i, p in enumerate(problems) if p.type == kind]
         if rows:
             most = Counter(problems[i].answer for i in rows).most_common(1)[0][1]
-            result["types"][kind] = share(sum(correct[i] for i in rows), len(rows)) | {
+            types[kind] = share(sum(correct[i] for i in rows), len(rows)) | {
                 "majority": most / len(rows)
             }
     return result

@@ -137,17 +137,15 @@ def build_model(vocabulary: int) -> LlavaForConditionalGeneration:
         bos_token_id=1,
         eos_token_id=2,
     )
+    tokens = {"image_token_id": 3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=3,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=(SIDE // PATCH) ** 2,
         tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
+        **tokens,
     )
     model = LlavaForConditionalGeneration(config)
     generation = model.generation_config

@@ -30,7 +30,7 @@ from cot_engine.scenes.world import FAMILIES, Setting, Thing, place, random_look
 
 
 def _description(rng: random.Random, singles: bool = False) -> Description:
-    kinds = [("colour",), ("shape",), ("size",)]
+    kinds: list[tuple[str, ...]] = [("colour",), ("shape",), ("size",)]
     weights = [3, 3, 1]
     if not singles:
         kinds += [("colour", "shape"), ("size", "shape"), ("size", "colour")]
@@ -323,8 +323,8 @@ def twins(rng: random.Random, setting: Setting) -> Draft:
             looks = Counter(tuple(getattr(t, f) for f in families) for t in things)
             if sorted(looks.values())[-2:] == [1, 2]:
                 break
-    look = next(key for key, n in looks.items() if n == 2)
-    pair = [t for t in things if tuple(getattr(t, f) for f in families) == look]
+    shared = next(key for key, n in looks.items() if n == 2)
+    pair = [t for t in things if tuple(getattr(t, f) for f in families) == shared]
     same = "the same colour and shape" if len(families) == 2 else "the same size, colour and shape"
     question = say(
         rng,

@@ -18,6 +18,7 @@ def add_lora(loaded: Any, config: SFTConfig) -> Any:
     from peft import LoraConfig, get_peft_model
 
     network, lora = loaded.adapter.model, config.lora
+    assert lora is not None  # only who trains adapters comes here
     network.requires_grad_(False)
     settings = LoraConfig(
         r=lora.rank,

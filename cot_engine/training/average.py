@@ -39,27 +39,27 @@ def average(models: Sequence[str | Path], weights: Sequence[float], out: str | P
     Raises InputError if a folder has no weights, the models do not have the same tensors, the
     weights do not sum to 1, or `out` is there already.
     """
-    models, out = list(map(Path, models)), Path(out)
-    if len(models) != len(weights) or not math.isclose(sum(weights), 1, abs_tol=1e-6):
+    folders, out = [Path(model) for model in models], Path(out)
+    if len(folders) != len(weights) or not math.isclose(sum(weights), 1, abs_tol=1e-6):
         raise InputError(
-            f"{len(models)} models and {len(weights)} weights with the sum {sum(weights):g}.",
+            f"{len(folders)} models and {len(weights)} weights with the sum {sum(weights):g}.",
             "Give as many weights as models, with the sum 1.",
         )
     if out.exists():
         raise InputError(f"{out} is there already.", "Give another folder, or remove it.")
-    profile.Profile.of(models[0])  # before anything is written
-    places = [_places(model) for model in models]
+    profile.Profile.of(folders[0])  # before anything is written
+    places = [_places(folder) for folder in folders]
     shapes = [{name: shape for name, (_, shape) in there.items()} for there in places]
-    for model, there in zip(models[1:], shapes[1:], strict=True):
+    for folder, there in zip(folders[1:], shapes[1:], strict=True):
         if strange := sorted({name for name, _ in shapes[0].items() ^ there.items()}):
             found = [each.get(strange[0], "not there") for each in (shapes[0], there)]
             raise InputError(
-                f"{models[0]} and {model} are of different architectures: {strange[0]} is "
+                f"{folders[0]} and {folder} are of different architectures: {strange[0]} is "
                 f"{found[0]} and {found[1]}."
             )
     with writing_folder(out, InputError, "Free some space.") as made:
-        _write(models, weights, places, made)
-        said = take_profile(models[0], made)
+        _write(folders, weights, places, made)
+        said = take_profile(folders[0], made)
         share(made)
     return said
 
@@ -71,8 +71,8 @@ def _write(
         summed: dict[str, torch.Tensor] = {}
         for name, first in load_file(file).items():
             tensors = [first, *(_tensor(there[name][0], name) for there in places[1:])]
-            mean = sum(w * tensor.float() for w, tensor in zip(weights, tensors, strict=True))
-            summed[name] = mean.to(first.dtype).contiguous()  # type: ignore[union-attr]
+            mean: Any = sum(w * tensor.float() for w, tensor in zip(weights, tensors, strict=True))
+            summed[name] = mean.to(first.dtype).contiguous()
         save_file(summed, out / file.name, metadata={"format": "pt"})
     for pattern in _OTHERS:
         for file in models[0].glob(pattern):

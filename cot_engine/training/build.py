@@ -184,7 +184,7 @@ def build(
         if isinstance(builder.fatal, StoreError):
             raise builder.fatal  # nothing can be written: the files stay as they were
         if not (builder.outcomes.empty and (builder.fatal or builder.interrupted)):
-            builder.outcomes.write(out)  # else nothing came of it, and nothing is left behind
+            builder.outcomes.write(Path(out))  # else nothing came of it, and nothing is left behind
     said = "Interrupted. What is done is kept; the same command goes on."
     interrupt = KeyboardInterrupt(said) if builder.interrupted else None
     builder.report.stopped_by = builder.fatal or interrupt
@@ -326,8 +326,9 @@ class _Builder:
         self.asked.add(task.id)
         asked = await asyncio.to_thread(messages)
         seed = (self.settings.seed + int(task.digest[:7], 16) + attempt) % 2**31
-        how = {"seed": seed, "temperature": temperature, "tokens": tokens}
-        body = await self.teacher.ask(model, asked, **how)
+        body = await self.teacher.ask(
+            model, asked, seed=seed, temperature=temperature, tokens=tokens
+        )
         reply = self.journal.add(task.digest, attempt, purpose, model, body)
         self._mind_the_budget()
         counted = reply.garbage or (reply.prompt is not None and reply.completion is not None)

@@ -170,13 +170,13 @@ class Encoder:
         prompt = self._rendered(images)[0]
         if prompt == FALLBACK.format(images=f"{tag}\n" * images, text=_PROMPT):
             more = (FALLBACK.format(images="", text=f"{_PROMPT}{n}") for n in range(1, turns + 1))
-            said = (f" {text} {_ANSWER}{n}" for n, text in enumerate(more, 1))
-            return f"{prompt} {_ANSWER}{''.join(said)}"
+            turns_said = (f" {text} {_ANSWER}{n}" for n, text in enumerate(more, 1))
+            return f"{prompt} {_ANSWER}{''.join(turns_said)}"
         shown = [{"type": "image"}] * images
         for parts in (True, False):
             texts = [_PROMPT, _ANSWER]
             texts += [f"{text}{at}" for at in range(1, turns + 1) for text in (_PROMPT, _ANSWER)]
-            said = [
+            said: list[dict[str, Any]] = [
                 {
                     "role": ("user", "assistant")[at % 2],
                     "content": [*(shown if at == 0 else []), {"type": "text", "text": text}]

@@ -41,7 +41,7 @@ from cot_engine.training.stream import POOL, Steps, load_corpus
 # --- problems ------------------------------------------------------------------------------------
 
 
-class Scenes(Sequence):
+class Scenes(Sequence[Item]):
     """Items of the bundled world, drawn when they are asked for."""
 
     def __init__(self, split: str, seed: int, n: int) -> None:
@@ -51,7 +51,7 @@ class Scenes(Sequence):
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, index: int) -> Item:  # type: ignore[override]
+    def __getitem__(self, index: int) -> Item:  # type: ignore[override]  # nobody asks for slices
         return scene_item(scenes.sample(self.seed, index, self.split))
 
 
@@ -154,7 +154,8 @@ class JudgeEncoder:
     def __init__(self, encoder: Encoder, form: str, false_weight: float) -> None:
         self.encoder, self.form, self.false_weight = encoder, form, false_weight
         self.text = encoder.text
-        self.choices = tuple(self.text.continuation(choice)[0] for choice in VERDICTS)
+        one, two = (self.text.continuation(choice)[0] for choice in VERDICTS)
+        self.choices = one, two
         if self.choices[0] == self.choices[1]:
             raise InputError(f"This model's tokenizer begins {' and '.join(VERDICTS)} alike.")
 
@@ -208,11 +209,11 @@ class JudgeEncoder:
                     yield token, value
             return
         for begin, end, true in candidate.marks:
-            shift = next((s for b, e, s in shifts if b <= begin < e), None)
-            if shift is None:
+            moved = next((s for b, e, s in shifts if b <= begin < e), None)
+            if moved is None:
                 continue
             end = len(candidate.text[:end].rstrip())
-            tokens = _within(places, begin + shift, end + shift)
+            tokens = _within(places, begin + moved, end + moved)
             # What is wrong with a claim is known once it is all there.
             for token in tokens if true else tokens[-2:]:
                 yield token, (1.0 if true else -self.false_weight)
@@ -328,6 +329,8 @@ class JudgeSteps(torch.utils.data.Dataset):
     def _rows(self, units: Sequence[Any]) -> tuple[list[Row], int]:
         """Sequences of pairs and answers, and how many of them are the pairs'."""
         pairs = [row for unit in units if isinstance(unit, Judged) for row in self.encode(unit)]
+        if self.answers is None:  # nothing but pairs is trained on
+            return pairs, len(pairs)
         answers = [unit for unit in units if not isinstance(unit, Judged)]
         return [*pairs, *(Row(self.answers.encoded(item)) for item in answers)], len(pairs)
 
@@ -388,7 +391,7 @@ class JudgeSteps(torch.utils.data.Dataset):
         random.Random(f"{self.seed} {stage} {epoch}").shuffle(order)
         return order
 
-    def _corrupt(self, rng: random.Random, stage: str) -> Judged:
+    def _corrupt(self, rng: random.Random, stage: About) -> Judged:
         """A true text of a scene against a corrupted one; of other scenes than those sampled."""
         index = rng.randrange(10**9)
         if stage != "CAPTION" and rng.random() < _GUESSABLE:

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cot_engine.engine.facade import Engine
     from cot_engine.options.config import RunConfig
 
-MEASURED = "worth"
+MEASURED: Literal["worth"] = "worth"
 
 
 class Asking:
@@ -105,19 +105,22 @@ async def _contests(
     for stage, some in itertools.groupby(
         sorted(each.pairs, key=lambda pair: pair.stage), key=lambda pair: pair.stage
     ):
-        matches, lengths, labels, names = [], {}, {}, {}
+        matches: list[Match] = []
+        lengths: dict[str, int] = {}
+        labels: dict[str, float] = {}
+        names: dict[tuple[str, str], str] = {}
         for pair in some:
             verdicts = await _verdicts(judge, pair, pair.case(problem, fitted), ask)
             # One text is one candidate, however many pairs it is in.
-            ids = [
+            first, second = (
                 names.setdefault((pair.shared, c.text), f"{stage}.{len(names)}")
                 for c in (pair.first, pair.second)
-            ]
+            )
             result = combine(verdicts)
-            winner = ids[1] if result == "second" else ids[0]
-            broken = "draw" if result == "tie" else ""
-            matches.append(Match(*ids, verdicts, result, winner, broken))  # type: ignore[arg-type]
-            for name, candidate in zip(ids, (pair.first, pair.second), strict=True):
+            winner = second if result == "second" else first
+            broken: Literal["", "draw"] = "draw" if result == "tie" else ""
+            matches.append(Match(first, second, verdicts, result, winner, broken))
+            for name, candidate in ((first, pair.first), (second, pair.second)):
                 lengths[name], labels[name] = len(candidate.text), candidate.label
         contests.append(
             Contest(
@@ -214,7 +217,9 @@ def compare(
     stages = [
         Stage(
             at,
-            *(own[at] for own in cards),
+            cards[0][at],
+            cards[1][at],
+            cards[2][at],
             _difference(after.at(at), before.at(at)),
             _difference(after.at(at), likelihood.at(at)),
         )
@@ -231,7 +236,7 @@ def compare(
 
 
 def _difference(first: Sequence[Contest], second: Sequence[Contest]) -> Paired:
-    a, b = leanings(first, MEASURED), leanings(second, MEASURED)  # type: ignore[arg-type]
+    a, b = leanings(first, MEASURED), leanings(second, MEASURED)
     both = [name for name in a if name in b]
     columns = [np.array([[of[name]] for name in both]).reshape(-1, 1) for of in (a, b)]
     return paired(*columns)

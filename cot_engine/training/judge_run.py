@@ -169,7 +169,7 @@ def _pairs(
                         source, device=config.sft.model.device, in_flight=table.in_flight
                     )
                 if missing:
-                    _sample(engine, items, missing, how, file, name, tell, left)  # type: ignore[arg-type]
+                    _sample(engine, items, missing, how, file, name, tell, left)
                 found[name] = {i: file.done[i] for i in places if i in file.done}
     finally:
         if engine is not None:

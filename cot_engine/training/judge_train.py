@@ -23,7 +23,7 @@ from cot_engine.training import record, sft
 from cot_engine.training.examples import IGNORE, Encoder
 from cot_engine.training.judge_config import JudgeConfig, JudgeTable
 from cot_engine.training.judge_data import Judged, JudgeEncoder, JudgeSteps, Problems, plan_of
-from cot_engine.training.network import prepare, save_model
+from cot_engine.training.network import BITS, prepare, save_model
 from cot_engine.training.pairs import Done
 from cot_engine.training.trainer import AnswerTrainer, states
 
@@ -103,10 +103,10 @@ def learn_judging(adapter: Any, table: JudgeTable, choices: tuple[int, int]) -> 
             kept = F.cross_entropy(logits[judged:], targets[judged:], reduction="sum")
             parts["kept"] = table.keep_weight * kept / totals[2]
         self.judge_parts = {name: value.detach() for name, value in parts.items()}
-        found = {"loss": sum(parts.values())}
+        found: dict[str, Any] = {"loss": sum(parts.values())}
         if judged and not self.training:
             found["margins"] = margins
-        return found  # type: ignore[return-value]
+        return found
 
     network.forward = MethodType(forward, network)
 
@@ -117,7 +117,8 @@ class JudgeTrainer(AnswerTrainer):
     steps: JudgeSteps
 
     def __init__(self, *args: Any, held: Sequence[Judged], base: Any, **more: Any) -> None:
-        self.held, self.base, self._sums = held, base, Counter()
+        self.held, self.base = held, base
+        self._sums: Counter[str] = Counter()
         batches = [list(held)] if held else []
         super().__init__(*args, held_out=batches, **more)
 
@@ -191,7 +192,7 @@ class JudgeTrainer(AnswerTrainer):
         if head is not None and self.args.should_save:
             from safetensors.torch import save_file
 
-            file = Path(output_dir or self.args.output_dir) / _HEAD_FILE
+            file = self._folder(output_dir) / _HEAD_FILE
             save_file(
                 {k: v.detach().cpu().contiguous() for k, v in head.state_dict().items()}, file
             )
@@ -245,12 +246,12 @@ class JudgeRun(sft._Run):
         self.source = loading.find_folder(sft._relative(config, model_path(config.model.path)))
         self.dropped = Profile.of(self.source).after_training()[1]
         self.tell(f"Loading {config.model.path} to train")
-        whole = self.last is not None and config.lora is None
+        whole = self.last if config.lora is None else None
         loaded = loading.load(
-            self.last if whole else self.source,
+            whole or self.source,
             self._device(),
             config.model.dtype,
-            {4: "4bit", 8: "8bit"}[config.quantize.bits] if config.quantize else None,
+            BITS[config.quantize.bits] if config.quantize else None,
         )
         encoder = JudgeEncoder(Encoder(loaded), table.prompt, table.false_weight)
         limit = min(config.data.max_tokens or 10**9, loaded.adapter.text.max_position_embeddings)

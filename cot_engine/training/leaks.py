@@ -164,7 +164,7 @@ def _support(text: str, tag: str, answer: str) -> list[tuple[str, str]]:
         return []
     there = words(text)
     value = number(answer)
-    spelt = _WORDS[int(value)] if value in range(13) else plain
+    spelt = _WORDS[int(value)] if value is not None and value in range(13) else plain
     if not within(spelt, there) and not all(_mentioned(word, there) for word in plain.split()):
         return [("unsupported", f"{tag} never mentions {answer!r}.")]
     return []

@@ -10,6 +10,7 @@ A box is [left, top, right, bottom], each as a fraction, 0 to 1, of the picture'
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -17,7 +18,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from cot_engine.errors import ImageError, InputError, UnknownNameError, cut
 from cot_engine.files.reading import parse_json, read_bytes
@@ -154,13 +155,13 @@ def read_described(
         if not line.strip():
             continue
         try:
-            id, *told = _told(line.removeprefix(b"\xef\xbb\xbf"), number)
+            id, image, captions, boxes = _told(line.removeprefix(b"\xef\xbb\xbf"), number)
             if id in first:
                 raise InputError(f"the id {id!r} is that of {first[id]} too.", "Give it its own.")
             first[id] = place
-            picture = Path(images or path.parent).absolute() / told[0]
+            picture = Path(images or path.parent).absolute() / image
             if not os.path.isfile(picture):
-                said = f"{str(path)!r}, {place}: there is no picture {str(told[0])!r}."
+                said = f"{str(path)!r}, {place}: there is no picture {image!r}."
                 raise ImageError(said, f"Paths are relative to {str(picture.parent)!r}.")
         except ImageError as error:
             entries.append(failing(place, error, id))
@@ -170,8 +171,8 @@ def read_described(
             continue
         name = relative(picture, out)
         for kind in kinds:
-            task = DescribedTask(id, kind, name, told[1], told[2])
-            entries.append(Entry(place, task.id, lambda task=task: task))
+            task = DescribedTask(id, kind, name, captions, boxes)
+            entries.append(Entry(place, task.id, functools.partial(_itself, task)))
     if not entries:
         raise InputError(f"The data {str(path)!r} holds no rows.", "Write some into it.")
     return entries
@@ -202,7 +203,11 @@ def _told(line: bytes, number: int) -> tuple[str, str, tuple, tuple]:
     return str(id), image, one_line, tuple(map(_box, boxes))
 
 
-def _box(found: Any) -> tuple[str, tuple[float, ...]]:
+def _itself(task: DescribedTask) -> DescribedTask:
+    return task
+
+
+def _box(found: Any) -> tuple[str, tuple[float, float, float, float]]:
     form = 'Write {"label": "dog", "box": [left, top, right, bottom]}, in fractions, 0 to 1.'
     label, box = (found.get("label"), found.get("box")) if isinstance(found, dict) else (None, None)
     said = f"a box is {cut(json.dumps(found))}."
@@ -214,10 +219,10 @@ def _box(found: Any) -> tuple[str, tuple[float, ...]]:
     if not (all(map(math.isfinite, box)) and 0 <= left < right <= 1 and 0 <= top < bottom <= 1):
         hint = "Divide pixels by the picture's width and height." if max(box) > 1 else form
         raise InputError(said, hint)
-    return " ".join(label.split()), tuple(map(float, box))
+    return " ".join(label.split()), (float(left), float(top), float(right), float(bottom))
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: Any) -> TypeGuard[str]:
     if not isinstance(value, str) or not value.strip():
         return False
     try:

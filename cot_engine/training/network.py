@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cot_engine.errors import InputError, StoreError
 from cot_engine.files.writing import writing_folder
@@ -15,6 +15,8 @@ from cot_engine.training.sft_config import SFTConfig
 
 _OWN = ("config.json", "generation_config.json", "adapter_config.json", profile.FILE)
 """Files that new weights have of their own."""
+BITS: dict[int, Literal["8bit", "4bit"]] = {4: "4bit", 8: "8bit"}
+"""What loading calls the bits that weights are quantized to."""
 VISION = ("vision_tower", "visual", "vision_model")
 """What the architectures call their vision towers."""
 

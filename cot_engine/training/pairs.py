@@ -25,7 +25,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cot_engine.ablation.worth import WHOLE
 from cot_engine.core.chain import Chain, Step
@@ -88,7 +88,7 @@ class Pair:
 
     def case(self, problem: Problem, plan: Plan) -> Case:
         """What a judge is told of the selection. `plan` is fitted to the problem."""
-        about = "whole" if self.stage == WHOLE else "step"
+        about: Literal["step", "whole"] = "whole" if self.stage == WHOLE else "step"
         asked = plan[self.question] if self.question else None
         return Case(problem, plan, about, asked, problem.images)
 

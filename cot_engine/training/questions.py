@@ -103,6 +103,7 @@ def _rows(path: Path) -> Iterator[Row | Entry]:
     """Rows and faulty ones, in the order of the file."""
     bad: list[tuple[str, InputError]] = []
     good = read_file(path, lambda place, error: bad.append((place, error)))
+    both: list[tuple[int, Row | Entry]]
     both = [(_line(place), failing(place, error)) for place, error in bad]
     both += [(_line(row.place), row) for row in good]
     yield from (one for _, one in sorted(both, key=lambda pair: pair[0]))

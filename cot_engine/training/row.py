@@ -109,7 +109,8 @@ def row_of(number: int, found: Any, text: str) -> Row | BadRow:
             raise _Wrong(f"this is {_kind(found)}.", "Each line must be one JSON object.")
         return _made(found)
     except _Wrong as wrong:
-        return BadRow(number, *wrong.args, beginning(text))
+        said, hint = wrong.args
+        return BadRow(number, said, hint, beginning(text))
 
 
 def _made(found: dict[str, Any]) -> Row:
@@ -307,4 +308,6 @@ def _kind(value: Any) -> str:
         return json.dumps(value)
     if isinstance(value, str):
         return "a text" if value.strip() else "an empty text"
-    return {dict: "an object", list: "a list"}.get(type(value), "a number")
+    if isinstance(value, dict):
+        return "an object"
+    return "a list" if isinstance(value, list) else "a number"

@@ -80,13 +80,12 @@ async def sampled(engine: Engine, item: Item, index: int, sampler: Sampler) -> D
         for strategy in _strategies(sampler):
             config = replace(sampler.config, judge="random", budget=None, parameters={})
             # Not the coin of a random judge that may be measured.
-            between, more = RandomJudge(config.seed + 1), {}
-            if isinstance(strategy, str):
-                more["n"] = sampler.n
+            between = RandomJudge(config.seed + 1)
+            more: dict[str, Any] = {"n": sampler.n} if isinstance(strategy, str) else {}
             answer = await engine.asolve(
                 problem, config=config, strategy=strategy, judge=between, **more
             )
-            trace: Trace = answer.trace  # type: ignore[assignment]
+            trace = answer.trace
             places = _places(trace, strategy, sampler)
             await _collect(engine, item, problem, config, trace, places, sampler, seen, found)
     except ModelError:
@@ -139,12 +138,13 @@ async def _collect(
         ends, _ = await continued(engine, problem, onward, unknown, 1)
         for name, (end,) in ends.items():
             labels[name] = item.grade(conclusion(end.text, plan))
+    known = {name: label for name, label in labels.items() if label is not None}
     for at, event, among in selections:
         shared = "" if at == WHOLE else "".join(step.text for step in among[0].steps[:-1])
-        made = [_candidate(item, at, chain, labels[chain.id]) for chain in among]  # type: ignore[arg-type]
+        made = [_candidate(item, at, chain, known[chain.id]) for chain in among]
         n, right, texts = seen.get(at, (0, 0.0, 0))
         # A trace's chain does not know how many were merged into it: its selection does.
-        right += sum((1 + len(event.merged.get(c.id, ()))) * labels[c.id] for c in among)  # type: ignore[operator]
+        right += sum((1 + len(event.merged.get(c.id, ()))) * known[c.id] for c in among)
         seen[at] = (n + len(event.candidates), round(right, 6), texts + len(among))
         found.setdefault(at, []).extend(
             Pair(at, shared, a, b, event.stage)

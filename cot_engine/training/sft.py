@@ -117,7 +117,7 @@ class _Run:
         from cot_engine.engine.facade import model_path
         from cot_engine.judging.profile import Profile
         from cot_engine.training.examples import Encoder
-        from cot_engine.training.network import prepare
+        from cot_engine.training.network import BITS, prepare
         from cot_engine.training.stream import Steps, held_out_batches, load_corpus
         from cot_engine.training.trainer import AnswerTrainer, learn_answers
 
@@ -128,12 +128,12 @@ class _Run:
         self.tell(f"Loading {config.model.path}")
         # All weights were trained: they are read by the model's own loader, which knows the names
         # they were saved under. Trainer's would leave out, silently, those it does not know.
-        whole = self.last is not None and config.lora is None
+        whole = self.last if config.lora is None else None
         loaded = loading.load(
-            self.last if whole else self.source,
+            whole or self.source,
             self._device(),
             config.model.dtype,
-            {4: "4bit", 8: "8bit"}[config.quantize.bits] if config.quantize else None,
+            BITS[config.quantize.bits] if config.quantize else None,
         )
         encoder = Encoder(loaded)
         text = loaded.adapter.text
@@ -141,7 +141,7 @@ class _Run:
         corpus = load_corpus(config, encoder, limit)
         for note in corpus.notes:
             self.tell(f"Note: {note}")
-        total = config.train.steps or self._steps_of(len(corpus.train))
+        total = config.train.steps or self._steps_of(corpus.train)
         if self.first >= total:
             self.tell(f"All {total:,} steps are done.")
         steps = Steps(
@@ -171,7 +171,7 @@ class _Run:
             self.tell(f"Going on from step {self.first:,} of {total:,}.")
         if self.first < total:
             with self._interruptible():
-                trainer.train(resume_from_checkpoint=self.last and str(self.last))
+                trainer.train(resume_from_checkpoint=str(self.last) if self.last else None)
         return self._finished(trainer, loaded, corpus, total)
 
     def _facts(self, loaded: Any, network: Any) -> dict[str, Any]:
@@ -300,8 +300,11 @@ class _Run:
             )
         return micro
 
-    def _steps_of(self, rows: int) -> int:
-        return max(1, round(self.config.train.epochs * rows / self.config.train.batch))
+    def _steps_of(self, rows: Any) -> int:
+        train = self.config.train
+        # The configuration has steps or epochs, and scenes, which have no end, have steps.
+        assert train.epochs is not None
+        return max(1, round(train.epochs * len(rows) / train.batch))
 
     def _device(self) -> str:
         import torch

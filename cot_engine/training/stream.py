@@ -50,7 +50,8 @@ class Scenes:
     def __getitem__(self, index: int) -> Item:
         from cot_engine import scenes
 
-        data, more = self.data, {}
+        data = self.data
+        more: dict[str, Any] = {}
         rng = random.Random(f"{data.seed} {self.split} {index}")
         early = self.split != "val" and index < data.text_first_steps * self.batch
         if rng.random() < (data.text_first if early else data.text_only):
@@ -184,9 +185,10 @@ def load_corpus(config: SFTConfig, encoder: Encoder, limit: int) -> Corpus:
     first three of what is missing, unreadable or too long."""
     data = config.data
     if data.scenes is not None:
-        held = int(data.held_out or 0)
-        val = Scenes(config, "val") if held else None
-        return Corpus(Scenes(config, data.scenes), val, held, [])
+        count = int(data.held_out or 0)
+        val = Scenes(config, "val") if count else None
+        return Corpus(Scenes(config, data.scenes), val, count, [])
+    assert data.rows is not None  # the configuration has scenes or rows
     notes: list[str] = []
     items = _checked(config, data.rows, encoder, limit, notes)
     held: list[Item] = []

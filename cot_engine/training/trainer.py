@@ -113,7 +113,7 @@ class Optimizers(torch.optim.Optimizer):
         self._share()
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for part in self.parts:
             part.step()
 
@@ -228,10 +228,15 @@ class AnswerTrainer(Trainer):
     # --- checkpoints -----------------------------------------------------------------------------
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(Path(self.args.output_dir) / ".saving")
+        return str(self._folder() / ".saving")
+
+    def _folder(self, given: str | None = None) -> Path:
+        folder = given or self.args.output_dir
+        assert folder is not None  # the arguments always name one
+        return Path(folder)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        output = Path(self.args.output_dir)
+        output = self._folder()
         target = output / CHECKPOINTS / str(self.state.global_step)
         beside = output / ".saving"
         if target.exists():
@@ -275,9 +280,10 @@ class AnswerTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = self._folder(output_dir)
+        network: Any = self.model
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder, state_dict=state_dict)
+        network.save_pretrained(folder, state_dict=state_dict)
         take_over(self.processor_files, folder)
 
 

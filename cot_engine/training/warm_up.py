@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,7 +121,8 @@ def losses(tower: nn.Module, heads: nn.ModuleDict, x: torch.Tensor, y: dict) -> 
     """
     with torch.autocast(x.device.type, torch.bfloat16):
         features = tower(x).last_hidden_state[:, 1:]
-    loss, right = 0.0, {}
+    loss: torch.Tensor | float = 0.0
+    right: dict[str, float] = {}
     for head, linear in heads.items():
         logits, target = linear(features.float()).flatten(0, 1), y[head].flatten()
         kept = target != IGNORE
@@ -147,7 +149,8 @@ def held_out(tower: nn.Module, heads: nn.ModuleDict, device: str) -> dict[str, f
 
 def optimisers(modules: list[nn.Module]) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, convolutions and vectors."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for module in modules:
         for name, p in module.named_parameters():
             (matrices if p.ndim == 2 and "embed" not in name else rest).append(p)
@@ -166,7 +169,8 @@ def warm_up(out: str | Path, steps: int, size: int, minutes: float | None) -> No
     model = build_model(len(processor.tokenizer))
     model.set_attn_implementation("eager")
     tower = model.model.vision_tower.to(device)
-    width = model.config.vision_config.hidden_size
+    vision: Any = model.config.vision_config
+    width = vision.hidden_size
     heads = nn.ModuleDict({head: nn.Linear(width, n) for head, n in HEADS.items()}).to(device)
     opts = optimisers([tower, heads])
     base = [opt.param_groups[0]["lr"] for opt in opts]
@@ -206,7 +210,7 @@ def warm_up(out: str | Path, steps: int, size: int, minutes: float | None) -> No
             save()
     save()
     print(f"held out after {done} steps: {held_out(tower, heads, device)}")
-    model.to("cpu").save_pretrained(out)
+    model.cpu().save_pretrained(out)
     processor.save_pretrained(out)
     share(out)
 
