@@ -20,7 +20,7 @@ import sys
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib import import_module, metadata
 from types import MappingProxyType
 from typing import Any, Literal
@@ -161,7 +161,7 @@ def _ready(kind: Kind, part: Any) -> bool:
     return not isinstance(part, type) and hasattr(part, _METHOD[kind])
 
 
-def _parameters(kind: Kind, part: Any) -> list:
+def _parameters(kind: Kind, part: Any) -> list[Field[Any]]:
     made = is_dataclass(part) and not _ready(kind, part)
     return [f for f in fields(part) if f.init] if made else []
 
@@ -198,8 +198,8 @@ def _read(kind: Kind, path: tuple[str, ...]) -> dict[str, list[metadata.EntryPoi
             continue
         for point in points:
             found.setdefault(point.name, []).append(point)
-    for points in found.values():
-        points.sort(key=lambda point: (_package(point) != _OURS, _package(point)))
+    for same in found.values():
+        same.sort(key=lambda point: (_package(point) != _OURS, _package(point)))
     return found
 
 
@@ -222,7 +222,7 @@ def _warn_of_others(kind: Kind, name: str, package: str, others: list[metadata.E
 # --- parameters ----------------------------------------------------------------------------------
 
 
-def _names(known: list) -> list[str]:
+def _names(known: list[Field[Any]]) -> list[str]:
     return [f.name for f in known]
 
 

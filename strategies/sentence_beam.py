@@ -51,7 +51,8 @@ class SentenceBeam:
             parents, n = beam, spread(self.n, self.extra, k)
             grown = yield Expand(parents, until="sentence", n=n)
             beam = yield Select(grown, keep=self.keep)
-            written.append(beam[0].last.stage or task.plan.stages[0].tag)
+            [last] = beam[0].steps[-1:]
+            written.append(last.stage or task.plan.stages[0].tag)
             while self.fill:
                 upto = self._upto(task, beam, written)
                 more = yield Expand(parents, until="sentence", n=n, upto=upto)

@@ -36,22 +36,22 @@ def code_version(ablation: Ablation, profile: Profile) -> str:
     say to these judges: with one changed, no old row is counted.
     """
     digest = hashlib.sha256(_package().encode())
-    for kind, name in sorted(
-        {("strategy", cell.config.strategy) for cell in ablation.cells}
-        | {("judge", cell.config.judge) for cell in ablation.cells if cell.config.judge != "auto"}
-        | {("backend", backend_of(cell.config.model)) for cell in ablation.cells}
-    ):
+    parts: set[tuple[plugins.Kind, str]]
+    parts = {("strategy", cell.config.strategy) for cell in ablation.cells}
+    parts |= {("judge", c.config.judge) for c in ablation.cells if c.config.judge != "auto"}
+    parts |= {("backend", backend_of(c.config.model)) for c in ablation.cells}
+    for kind, name in sorted(parts):
         digest.update(f"{kind} {name}".encode() + _source(kind, name))
         if kind == "judge" and (given := profile.parameters(name)):
             digest.update(repr(given).encode())
-    parts = [f"cot-engine {_version('cot-engine')} ({digest.hexdigest()[:8]})"]
-    parts += [f"{name} {_version(name)}" for name in ("torch", "transformers")]
-    return " ".join(parts)
+    versions = [f"cot-engine {_version('cot-engine')} ({digest.hexdigest()[:8]})"]
+    versions += [f"{name} {_version(name)}" for name in ("torch", "transformers")]
+    return " ".join(versions)
 
 
 @functools.cache
 def _package() -> str:
-    root = Path(importlib.util.find_spec("cot_engine").submodule_search_locations[0])  # type: ignore[union-attr, index]
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         inside = path.relative_to(root)
@@ -64,7 +64,10 @@ def _package() -> str:
 def _source(kind: plugins.Kind, name: str) -> bytes:
     part = plugins.load(kind, name)
     try:
-        return Path(inspect.getsourcefile(part if callable(part) else type(part))).read_bytes()  # type: ignore[arg-type]
+        file = inspect.getsourcefile(part if callable(part) else type(part))
+        if file is None:
+            raise OSError("it has no file")
+        return Path(file).read_bytes()
     except (TypeError, OSError) as error:
         raise CotEngineError(
             f"The source of the {kind} {name!r} cannot be read: {error}.",

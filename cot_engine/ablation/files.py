@@ -49,10 +49,12 @@ class Row:
     hint: str = ""
     type: str = ""
     split: str = ""
-    pictures: tuple[tuple[Literal["path", "base64", "url", "row"], str], ...] = ()
+    pictures: tuple[Source, ...] = ()
     listed: bool = False
 
 
+Source = tuple[Literal["path", "base64", "url", "row"], str]
+"""Where a picture is: what kind of a place, and which one."""
 Faulty = Callable[[str, InputError], None]
 """Told the place of a faulty row and what is wrong with it."""
 
@@ -155,8 +157,8 @@ def _from_json(path: Path, number: int, line: str) -> Row:
         answer = _spellings(path, place, answer)
     if "type" in found and "category" in found:
         raise wrong(path, place, "there is a type and a category.", "Keep one: they are the same.")
-    kind = found.get("type", found.get("category"))
-    optional = {key: found.get(key) for key in ("hint", "split")} | {"type": kind}
+    optional = {key: found.get(key) for key in ("hint", "split")}
+    optional["type"] = found.get("type", found.get("category"))
     return Row(
         place,
         str(number) if found.get("id") is None else _id(path, place, text_of("id", found["id"])),
@@ -217,7 +219,7 @@ def _id(path: Path, place: str, text: str) -> str:
     return text
 
 
-def _json_pictures(path: Path, place: str, found: dict[str, Any]) -> tuple:
+def _json_pictures(path: Path, place: str, found: dict[str, Any]) -> tuple[Source, ...]:
     if found.get("image") is not None and found.get("images") is not None:
         raise wrong(path, place, "there is an image and images.", "Keep one of them.")
     value = found.get("image") if found.get("image") is not None else found.get("images")
@@ -327,7 +329,7 @@ def _from_cells(path: Path, place: str, cells: dict[str, str]) -> Row:
     choices = {c: cells[c] for c in LETTERS if cells.get(c, "").strip()}
     if len(choices) == 1:
         raise wrong(path, place, "there is only one option.", "Give two or more, or none.")
-    pictures: tuple = ()
+    pictures: tuple[Source, ...] = ()
     if image := cells.get("image", "").strip():
         # A picture takes more than 64 characters; shorter, it names the row that holds it.
         pictures = tuple(("base64" if len(x) > 64 else "row", x) for x in _listed(image))

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from string import ascii_uppercase as LETTERS
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 from cot_engine.core.answers import normalise_answer
 
@@ -90,7 +90,8 @@ class Grader:
             return float(option(answer, dict(self.choices)) in self.accepted)
         if self.kind == "yes/no":
             said = re.search(r"\b(yes|no)\b", answer.lower())
-            return float(bool(said) and said[1] in map(normalise_answer, self.accepted))
+            known = map(normalise_answer, self.accepted)
+            return float(said is not None and said[1] in known)
         if self.kind == "contains":
             return float(any(_holds(answer, wanted) for wanted in self.accepted))
         near = RELAXED if self.kind == "relaxed" else TOLERANCE
@@ -122,7 +123,7 @@ def kind_of(rule: str, answers: Sequence[str], choices: Mapping[str, str], marke
     if choices:
         return "exact" if rule == "exact" else "choice"
     if rule != "auto":
-        return rule  # type: ignore[return-value]
+        return cast(Kind, rule)  # every rule but "auto" is one
     if all(normalise_answer(answer) in ("yes", "no") for answer in answers):
         return "yes/no"
     return "contains" if marked else "exact"

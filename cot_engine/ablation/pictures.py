@@ -8,7 +8,7 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cot_engine.ablation.files import Row, wrong
+from cot_engine.ablation.files import Row, Source, wrong
 from cot_engine.errors import ImageError, shown
 from cot_engine.images.download import AllowUrl, download
 from cot_engine.images.load import Image, load_image
@@ -54,7 +54,7 @@ def pictures_of(
 ) -> list[tuple[FilePicture | BytesPicture, ...]]:
     """The pictures of each of `rows`, all there and unchanged from here on, none decoded. `every`
     row of the file may be referred to. Raises ImageError; of missing files it names the first."""
-    made: dict[tuple[str, str], FilePicture | BytesPicture | None] = {}
+    made: dict[Source, FilePicture | BytesPicture | None] = {}
     missing: dict[str, str] = {}
     found = []
     for row in rows:
@@ -64,7 +64,7 @@ def pictures_of(
                 made[source] = _picture(path, row.place, *source, allow_url)
             if made[source] is None:
                 missing.setdefault(source[1], row.place)
-        found.append(tuple(made[source] for source in sources))
+        found.append(tuple(there for source in sources if (there := made[source]) is not None))
     if missing:
         named = [f"{shown(name)} ({place})" for name, place in list(missing.items())[:_SHOWN]]
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
@@ -73,14 +73,13 @@ def pictures_of(
             f"{count} of {str(path)!r} cannot be found: {', '.join(named)}{more}.",
             f"Paths are relative to {str(path.parent)!r}.",
         )
-    return found  # type: ignore[return-value]
+    return found
 
 
-def _followed(
-    path: Path, row: Row, source: tuple[str, str], every: dict[str, Row]
-) -> tuple[tuple[str, str], ...]:
+def _followed(path: Path, row: Row, source: Source, every: dict[str, Row]) -> tuple[Source, ...]:
     """What a picture that is the index of another row stands for; others stand for themselves."""
-    seen, found = [row.id], (source,)
+    seen = [row.id]
+    found: tuple[Source, ...] = (source,)
     while len(found) == 1 and found[0][0] == "row":
         other = found[0][1]
         if other in seen:

@@ -12,6 +12,7 @@ has others refuses.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 import platform
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from cot_engine.ablation.code import code_version
 from cot_engine.ablation.grid import Ablation, Cell
+from cot_engine.ablation.pictures import FilePicture
 from cot_engine.ablation.records import Row, without_pixels
 from cot_engine.ablation.runner import Task, Work, run_local
 from cot_engine.errors import CotEngineError, install
@@ -107,7 +109,8 @@ def _connected(address: str | None) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         _reach(address or os.environ.get("RAY_ADDRESS", ""))
-        ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        quiet = logging.ERROR
+        ray.init(address, log_to_driver=False, logging_level=quiet, include_dashboard=False)
     except (OSError, RuntimeError, ValueError, TimeoutError) as error:
         where = address or os.environ.get("RAY_ADDRESS", "on this machine")
         raise CotEngineError(
@@ -223,8 +226,8 @@ def _check(needs: _Needs, tasks: list[Task]) -> None:
             f"Its code is {code}, the run's is {needs.code}.",
             f"Install the same on every node, and give the model the same {PROFILE}.",
         )
-    files = {getattr(p, "path", None) for task in tasks for p in task.item.pictures} - {None}
-    for path in files:
+    pictures = [p for task in tasks for p in task.item.pictures if isinstance(p, FilePicture)]
+    for path in {picture.path for picture in pictures}:
         if not path.exists():
             # Else every search on this node would be filed as failed.
             raise CotEngineError(

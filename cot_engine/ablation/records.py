@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cot_engine.core.events import Event, Started, event_from_json, event_to_json
 from cot_engine.core.trace import Trace
-from cot_engine.core.usage import Usage
+from cot_engine.core.usage import Role, Usage
 
 
 class Key(NamedTuple):
@@ -67,7 +67,7 @@ class Row:
     spent: float | None = None
     remaining: float | None = None
     seconds: float = 0.0
-    usage: dict[str, Usage] = field(default_factory=dict)
+    usage: dict[Role, Usage] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
     selections: tuple[Selection, ...] = ()
     faults: dict[str, int] = field(default_factory=dict)

@@ -27,7 +27,6 @@ from cot_engine.core.answers import Answer
 from cot_engine.core.events import Grown
 from cot_engine.core.grammar import conclusion, tier
 from cot_engine.core.problem import Problem
-from cot_engine.core.trace import Trace
 from cot_engine.errors import BudgetError, InputError, StrategyError, cut
 from cot_engine.search.budget import Budget, Unit
 from cot_engine.search.concurrency import bounded
@@ -167,7 +166,8 @@ async def search_row(engine: Engine, task: Task) -> Row:
         )  # fmt: skip
     except (StrategyError, InputError, BudgetError) as error:
         return Row(task.key, "failed", str(error), unit=task.unit, allotted=task.allotted)
-    cost = spent(answer, task.unit)
+    cost, finished = spent(answer, task.unit), answer.trace.finished
+    assert finished is not None  # of a search that answered
     return Row(
         task.key,
         "ok",
@@ -181,7 +181,7 @@ async def search_row(engine: Engine, task: Task) -> Row:
         usage=dict(answer.usage),
         candidates=_candidates(answer, item),
         selections=judged,
-        faults=answer.trace.finished.faults,
+        faults=finished.faults,
         incomplete=answer.incomplete,
         trace=answer.trace,
     )
@@ -189,7 +189,7 @@ async def search_row(engine: Engine, task: Task) -> Row:
 
 def _candidates(answer: Answer, item: Item) -> tuple[Candidate, ...]:
     """The whole responses that the search grew from the question, in the order it sampled them."""
-    trace: Trace = answer.trace  # type: ignore[assignment]
+    trace = answer.trace
     chains, plan = trace.chains(), trace.started.plan
     whole = [e for e in trace if isinstance(e, Grown) and e.unit == "end"]
     found = []

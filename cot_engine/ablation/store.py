@@ -30,7 +30,7 @@ from cot_engine.ablation.records import (
 )
 from cot_engine.ablation.store_file import StoreFile
 from cot_engine.core.trace import Trace
-from cot_engine.core.usage import Usage
+from cot_engine.core.usage import Role, Usage
 from cot_engine.errors import NoTrace, StoreError
 
 
@@ -260,25 +260,24 @@ def _storable(value: Any) -> Any:
 
 
 def _row(row: sqlite3.Row) -> Row:
-    return Row(
-        Key(*row[:3]),
-        *row[3:12],
+    selections = tuple(
+        Selection(
+            **s | {"candidates": tuple(s["candidates"]), "kept": tuple(s["kept"])}  # lists in JSON
+        )
+        for s in json.loads(row["selections"])
+    )
+    rest: tuple[Any, ...] = (
         _usage(row["usage"]),
         tuple(Candidate(**c) for c in json.loads(row["candidates"])),
-        tuple(
-            Selection(
-                **s
-                | {"candidates": tuple(s["candidates"]), "kept": tuple(s["kept"])}  # lists in JSON
-            )
-            for s in json.loads(row["selections"])
-        ),
+        selections,
         json.loads(row["faults"]),
         row["finished"],
         row[17],
     )
+    return Row(Key(*row[:3]), *row[3:12], *rest)
 
 
-def _usage(text: str) -> dict[str, Usage]:
+def _usage(text: str) -> dict[Role, Usage]:
     return {role: Usage(**used) for role, used in json.loads(text).items()}
 
 

@@ -24,6 +24,7 @@ from cot_engine.options.layers import TEACHER_KEY as KEY
 from cot_engine.training.clock import Clock, duration, share
 
 if TYPE_CHECKING:
+    from cot_engine.images.download import AllowUrl
     from cot_engine.training.build import Outcome, Report, Settings
 
 _EVERY = 10.0  # seconds between lines
@@ -190,7 +191,7 @@ def _entries(file: Path, out: Path, given: dict[str, Any]) -> list:
         raise ConfigError(f"--teacher is {given['teacher']!r}.", "It must be staged or llava.")
     if given["kinds"] is not None:
         raise ConfigError("--kinds is for --teacher llava.", "Leave it out.")
-    allowed = "inner" if given["allow_inner_url"] else given["allow_url"]
+    allowed: AllowUrl = "inner" if given["allow_inner_url"] else given["allow_url"]
     check = given["check"] or "both"
     if check not in CHECKS:
         raise ConfigError(f"--check is {check!r}.", f"It must be one of {', '.join(CHECKS)}.")
@@ -267,7 +268,7 @@ def _tell(report: Report, settings: Settings, files: dict[str, Path], json: bool
         if (money := settings.money(found)) is not None:
             spent[purpose]["money"] = money
     if json:
-        found = {
+        whole = {
             "kept": report.kept,
             "decided_by": dict(report.decided_by),
             "aside": dict(report.aside),
@@ -277,7 +278,7 @@ def _tell(report: Report, settings: Settings, files: dict[str, Path], json: bool
             "out_of_budget": report.out_of_budget,
             "files": {name: str(path) for name, path in files.items()},
         }
-        print(_json.dumps(found, indent=2))
+        print(_json.dumps(whole, indent=2))
         return
     from rich.console import Console
 

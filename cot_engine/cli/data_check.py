@@ -281,5 +281,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         return
     widths = [max(len(row[k]) for row in [head, *rows]) for k in range(len(head))]
     for severity, number, name, example in [head, *rows]:
-        cells = (f"{severity:<{widths[0]}}", f"{number:>{widths[1]}}", f"{name:<{widths[2]}}")
-        print("  ".join((*cells, example)).rstrip())
+        columns = (f"{severity:<{widths[0]}}", f"{number:>{widths[1]}}", f"{name:<{widths[2]}}")
+        print("  ".join((*columns, example)).rstrip())

@@ -9,10 +9,13 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cot_engine.errors import CotEngineError, InputError, UnknownNameError
 from cot_engine.escape import terminal
+
+if TYPE_CHECKING:
+    from cot_engine.plugins import Kind
 
 Row = dict[str, Any]
 
@@ -55,7 +58,7 @@ def judges() -> list[Row]:
     return [{**row, "parameters": {}} for row in _plugins("judge")]
 
 
-def _plugins(kind: str) -> list[Row]:
+def _plugins(kind: Kind) -> list[Row]:
     from cot_engine import plugins
 
     rows = []

@@ -8,11 +8,14 @@ import os
 import shlex
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cot_engine.errors import ConfigError
 from cot_engine.escape import terminal
 from cot_engine.training.clock import duration
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 
 def run(
@@ -80,7 +83,8 @@ class Show:
     EVERY = 10.0
 
     def __init__(self, *, quiet: bool) -> None:
-        self.quiet, self.status, self.held, self.said = quiet, None, "", 0.0
+        self.quiet, self.held, self.said = quiet, "", 0.0
+        self.status: Status | None = None
         self.last = ""  # what is known of the loss
 
     def __enter__(self) -> Show:

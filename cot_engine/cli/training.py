@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,7 +37,7 @@ def train(
     """
     from cot_engine.cli.train import run
 
-    more = {"minutes": minutes, "resume": resume, "restart": restart, "json": json}
+    more: dict[str, Any] = {"minutes": minutes, "resume": resume, "restart": restart, "json": json}
     return partial(run, config, format, set_ or [], **more, quiet=quiet)
 
 
@@ -71,5 +71,6 @@ def train_judge(
     """
     from cot_engine.cli.train_judge import run
 
-    more = {"minutes": minutes, "restart": restart, "pairs_only": pairs_only, "measure": measure}
+    more: dict[str, Any] = {"minutes": minutes, "restart": restart}
+    more |= {"pairs_only": pairs_only, "measure": measure}
     return partial(run, config, set_ or [], **more, json=json, quiet=quiet)

@@ -83,7 +83,8 @@ def reader(kind: Any) -> Callable[[Any], Any]:
     if isinstance(kind, type) and is_dataclass(kind):
         return _record_reader(kind)
     if origin is typing.Annotated:
-        return args[1](args[0])
+        made: Callable[[Any], Any] = args[1](args[0])
+        return made
     if origin is tuple:
         return _tuple_reader(args)
     if origin is dict:

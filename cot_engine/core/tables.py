@@ -68,7 +68,8 @@ def from_table(kind: type[Value], table: Any, name: str = "") -> Value:
     """The frozen value of a table, which errors call `name` ("" for a whole file). Raises
     UnknownNameError for a key that there is not, ConfigError for all else."""
     try:
-        return reader(kind)(table)
+        value: Value = reader(kind)(table)
+        return value
     except Wrong as wrong:
         raise _said(wrong, f"{name}{wrong.where}".removeprefix(".")) from None
 

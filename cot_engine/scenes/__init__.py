@@ -15,9 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from PIL import Image
 
@@ -78,9 +78,9 @@ class SceneProblem:
 
     def picture(self, side: int = SIDE) -> Image.Image:
         """The RGB image at `side` x `side` pixels."""
-        draw: Callable[..., Image.Image]
-        draw = draw_things if isinstance(self.objects[0], Thing) else draw_bars
-        return draw(self.objects, self.image_seed, side)
+        draw: Any = draw_things if isinstance(self.objects[0], Thing) else draw_bars
+        picture: Image.Image = draw(self.objects, self.image_seed, side)
+        return picture
 
     @cached_property
     def image(self) -> Image.Image | None:

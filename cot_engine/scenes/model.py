@@ -6,6 +6,7 @@ Everything is stock transformers; the sizes are small enough for training from s
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -137,6 +138,7 @@ def build_model(vocabulary: int) -> LlavaForConditionalGeneration:
         bos_token_id=1,
         eos_token_id=2,
     )
+    tokens: dict[str, Any]
     tokens = {"image_token_id": 3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = LlavaConfig(
         vision_config=vision,

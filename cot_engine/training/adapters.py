@@ -22,7 +22,7 @@ def add_lora(loaded: Any, config: SFTConfig) -> Any:
     network.requires_grad_(False)
     settings = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a fraction will do: PEFT divides it
         lora_dropout=lora.dropout,
         target_modules=targets(loaded, lora.targets),
         task_type=None,

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -25,7 +25,7 @@ from cot_engine.core.stages import DEFAULT_PLAN, Plan
 from cot_engine.errors import CotEngineError, InputError
 from cot_engine.judging.prompts import VERDICTS
 from cot_engine.scenes import guesses
-from cot_engine.scenes.corruption import corrupt
+from cot_engine.scenes.corruption import About, corrupt
 from cot_engine.training.examples import Encoder, Example
 from cot_engine.training.judge_config import (
     SCENE_PROBLEMS,
@@ -73,7 +73,8 @@ def load_problems(config: JudgeConfig) -> Problems:
     table, given = config.pairs, config.pairs.held_out
     if table.data == TRAIN_SCENES:
         train: Any = Scenes("train", table.seed, table.problems or SCENE_PROBLEMS)
-        name, training = train.name, range(len(train))
+        name = train.name
+        training: Sequence[int] = range(len(train))
         own = not isinstance(given, str)
         held: Any = Scenes("val", table.seed, int(given or SCENES_HELD_OUT)) if own else None
     else:
@@ -376,7 +377,7 @@ class JudgeSteps(torch.utils.data.Dataset):
         before = step - self.config.judge.captions_first
         if before < 0:
             return [self._corrupt(rng, "CAPTION") for _ in range(self.pairs)]
-        stages = self.config.pairs.stages
+        stages = cast(tuple[About, ...], self.config.pairs.stages)  # judge_config sees to that
         found = [self._corrupt(rng, rng.choice(stages)) for _ in range(self.corrupted)]
         own = self.pairs - self.corrupted
         for slot in range(before * own, (before + 1) * own):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from cot_engine.ablation.data import Item, item_of
-from cot_engine.ablation.files import Row, read_file
+from cot_engine.ablation.files import Row, Source, read_file
 from cot_engine.core.grammar import conclusion
 from cot_engine.core.stages import DEFAULT_PLAN
 from cot_engine.errors import InputError
@@ -122,7 +122,7 @@ def _conversations(path: Path) -> Iterator[Row | Entry]:
         if wrong := [said for _, said in unlearnable(row)]:
             yield faulty(path, place, wrong[0], id=row.id)
             continue
-        pictures = tuple(("path", name) for name in row.images)
+        pictures: tuple[Source, ...] = tuple(("path", name) for name in row.images)
         for at, (question, response) in enumerate(row.turns, 1):
             id = f"{row.id}/{at}" if row.later else row.id
             answer = conclusion(response, DEFAULT_PLAN).strip()
