@@ -252,7 +252,8 @@ class Teacher:
     def _wait(self, state: Any) -> float:
         """The seconds that all are to wait. Raises TeacherError."""
         passing = state.outcome.exception()
-        longer = self._tenacity.wait_exponential_jitter(FIRST_WAIT, LONGEST, jitter=FIRST_WAIT)
+        longer = self._tenacity.wait_exponential(FIRST_WAIT, LONGEST)
+        longer += self._tenacity.wait_random(0, FIRST_WAIT)
         wait = longer(state) if passing.wait is None else passing.wait
         if wait > MAX_WAIT:
             raise TeacherError(
