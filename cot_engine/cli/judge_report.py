@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cot_engine.errors import ConfigError, InputError
 from cot_engine.files.outputs import check_outputs
-from cot_engine.files.writing import write_whole
+from cot_engine.files.writing import check_writable, write_whole
 from cot_engine.options.config import MAX_N, RunConfig
 from cot_engine.options.layers import files_of, load_config
 
@@ -70,7 +70,7 @@ def run(
         _check_folder(Path(folder))
     data = load_data(source, n=problems, seed=config.seed, allow_url=config.allow_url)
     if out is not None:
-        _check_writable(Path(out))
+        check_writable(out, "The report", InputError, _ELSEWHERE)
     found, stopped = _examine(data, todo, config, quiet)
     text = _json.dumps(plain(found), indent=2)
     # A disk that filled up meanwhile costs the file, not what the judges were asked for.
@@ -168,18 +168,6 @@ def _check_folder(folder: Path) -> None:
         ) from None
 
 
-def _check_writable(path: Path) -> None:
-    """Before hours of work, not after them; leaves what is there as it is."""
-    existed = path.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    if not existed:
-        path.unlink(missing_ok=True)
-
-
 def _write(path: Path, text: str) -> InputError | None:
     """What went wrong, if something did."""
     try:
@@ -187,10 +175,3 @@ def _write(path: Path, text: str) -> InputError | None:
     except InputError as error:
         return error
     return None
-
-
-def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"The report {str(path)!r} cannot be written: {error.strerror}.",
-        _ELSEWHERE,
-    )

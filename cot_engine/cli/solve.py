@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cot_engine.errors import ImageError, IncompleteAnswer, InputError, TraceError
 from cot_engine.files.outputs import check_outputs
+from cot_engine.files.writing import check_writable
 from cot_engine.options.config import RunConfig
 from cot_engine.options.layers import files_of, load_config
 from cot_engine.options.problem import check_question
@@ -57,7 +58,8 @@ def run(
     check_outputs([("--trace", trace)], read)
     images = _load(sources, config)
     if trace is not None:
-        _check_writable(Path(trace))
+        hint = "Free some space or choose another place with --trace."
+        check_writable(trace, "The trace", TraceError, hint)
 
     if config.model == BUNDLED:
         process.small_model()
@@ -163,21 +165,6 @@ def _from_stdin() -> Image:
     except ImageError as error:
         said = error.message.replace("The image given as bytes", "The image from stdin")
         raise ImageError(said, error.hint) from None
-
-
-def _check_writable(path: Path) -> None:
-    """Raises TraceError if the trace could not be written; leaves what is there as it is."""
-    from cot_engine.core.trace import TraceFile
-
-    existed = path.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-    except OSError:
-        with TraceFile(path):  # fails likewise, in the words of a TraceError
-            pass
-    if not existed:
-        path.unlink(missing_ok=True)
 
 
 def _search(

@@ -37,30 +37,20 @@ def _fields(kind: Any) -> dict[str, Any]:
 class Wrong(ValueError):
     """A value is not what its field holds: where it stands, and what is wrong with it.
 
-    For who says it in other words (`tables.py`): the `value` and what it `must` be, of the `known`
-    texts if any; or the key that is `strange` among the known ones; or the keys `missing`."""
+    For who says it in other words (`tables.py`): the `value` and what it `must` be, or the `known`
+    ones; the key that is `strange` among the known; the `missing` keys."""
 
-    def __init__(
-        self,
-        where: str,
-        why: str = "",
-        *,
-        value: Any = None,
-        must: str = "",
-        known: Iterable[Any] = (),
-        strange: str | None = None,
-        missing: Iterable[str] = (),
-    ) -> None:
+    def __init__(self, where: str, why: str = "", **facts: Any) -> None:
         super().__init__(where, why)
-        self.where, self.why, self.value, self.must = where, why, value, must
-        self.known, self.strange, self.missing = tuple(known), strange, tuple(missing)
+        self.where, self.why, self.facts = where, why, facts
 
     def inside(self, outer: str) -> Wrong:
         self.where = outer + self.where
         return self
 
     def __str__(self) -> str:
-        why = self.why or f"is {cut(json.dumps(self.value))}, not {self.must}"
+        value, must = self.facts.get("value"), self.facts.get("must")
+        why = self.why or f"is {cut(json.dumps(value))}, not {must}"
         return f"{self.where.removeprefix('.')} {why}".lstrip()
 
 

@@ -52,16 +52,6 @@ def is_text(value: Any) -> bool:
 
 
 Text = Annotated[str, must("a text", is_text)]
-Texts = Annotated[
-    tuple[str, ...],
-    must(
-        'a list of texts, such as ["vision"]',
-        lambda value: isinstance(value, list) and all(map(is_text, value)),
-        tuple,
-    ),
-]
-Seed = Annotated[int, between(0, 2**31 - 1)]
-Share = Annotated[float, between(0, 1)]
 
 
 def from_table(kind: type[Value], table: Any, name: str = "") -> Value:
@@ -71,25 +61,22 @@ def from_table(kind: type[Value], table: Any, name: str = "") -> Value:
         value: Value = reader(kind)(table)
         return value
     except Wrong as wrong:
-        raise _said(wrong, f"{name}{wrong.where}".removeprefix(".")) from None
-
-
-def _said(wrong: Wrong, where: str) -> CotEngineError:
-    if wrong.strange is not None:
-        return unknown(wrong.strange, wrong.known, where)
-    if wrong.missing:
-        said, table = ", ".join(wrong.missing), where.rpartition(".")[0]
+        where, facts = f"{name}{wrong.where}".removeprefix("."), wrong.facts
+    value, known, must = (facts.get(fact) for fact in ("value", "known", "must"))
+    if "strange" in facts:
+        raise unknown(facts["strange"], known, where)
+    if missing := facts.get("missing"):
+        said, table = ", ".join(missing), where.rpartition(".")[0]
         said = f"[{table}] has no {said}." if table else f"{said} is missing."
-        return ConfigError(said, f'Add it, such as {wrong.missing[0]} = "...".')
-    if wrong.must == "an object":
-        said = f"{where or 'The table'} is {shown(wrong.value)}."
-        return ConfigError(said, f"Write it as a table, [{where}].")
-    known = [str(each) for each in wrong.known]
-    hint = f"It must be {' or '.join(known) or wrong.must}."
-    if known and isinstance(wrong.value, str):
-        near = UnknownNameError(where, wrong.value, known).hint
+        raise ConfigError(said, f'Add it, such as {missing[0]} = "...".')
+    said = f"{where or 'The table'} is {shown(value)}."
+    if must == "an object":
+        raise ConfigError(said, f"Write it as a table, [{where}].")
+    hint = f"It must be {' or '.join(map(str, known)) if known else must}."
+    if known and isinstance(value, str):
+        near = UnknownNameError(where, value, known).hint
         hint += f" {near}" if near.startswith("Did") else ""
-    return ConfigError(f"{where} is {shown(wrong.value)}.", hint)
+    raise ConfigError(said, hint)
 
 
 def unknown(key: str, known: Iterable[str], table: str = "") -> UnknownNameError:

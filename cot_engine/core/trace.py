@@ -22,7 +22,7 @@ from cot_engine.core.fold import Fold
 from cot_engine.core.usage import Role, Usage
 from cot_engine.errors import TraceError, shown
 from cot_engine.files.reading import read_bytes
-from cot_engine.files.writing import write_whole
+from cot_engine.files.writing import unwritable, write_whole
 
 _ELSEWHERE = "Free some space or choose another place with --trace."
 
@@ -147,11 +147,7 @@ class TraceFile:
                 self.error = self._error(error)
 
     def _error(self, error: OSError | ValueError) -> TraceError:
-        return TraceError(
-            f"The trace {str(self.path)!r} cannot be written:"
-            f" {getattr(error, 'strerror', None) or error}.",
-            _ELSEWHERE,
-        )
+        return unwritable(self.path, error, "The trace", TraceError, _ELSEWHERE)
 
     def __enter__(self) -> TraceFile:
         return self

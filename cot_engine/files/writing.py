@@ -15,52 +15,61 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from cot_engine.errors import CotEngineError, said
-from cot_engine.files.reading import is_stream
+from cot_engine.files.reading import Path_, is_stream
 
 Put = Callable[[str | bytes], None]
+Kind = TypeVar("Kind", bound=CotEngineError)
 _FREE = "Free some space, or choose another place."
 
 
 def write_whole(
-    path: str | os.PathLike[str],
-    data: str | bytes,
-    what: str,
-    kind: type[CotEngineError],
-    hint: str = _FREE,
-    *,
-    folders: bool = True,
+    path: Path_, data: str | bytes, what: str, kind: type[CotEngineError], hint: str = _FREE
 ) -> None:
     """As `writing`, of what is there already."""
-    with writing(path, what, kind, hint, folders=folders) as put:
+    with writing(path, what, kind, hint) as put:
         put(data)
 
 
+def check_writable(path: Path_, what: str, kind: type[CotEngineError], hint: str = _FREE) -> None:
+    """Raises `kind` if a file could not be written, before hours of work and not after them; leaves
+    what is there as it is."""
+    try:
+        existed = os.path.exists(path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).open("a").close()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise unwritable(path, error, what, kind, hint) from None
+    if not existed:
+        Path(path).unlink(missing_ok=True)
+
+
+def unwritable(
+    path: Path_, error: Exception, what: str, kind: type[Kind], hint: str = _FREE
+) -> Kind:
+    """The error of a file that the system will not have written."""
+    reason = getattr(error, "strerror", None) or error
+    return kind(f"{what} {os.fspath(path)!r} cannot be written: {reason}.".lstrip(), hint)
+
+
 @contextmanager
-def writing(
-    path: str | os.PathLike[str],
-    what: str,
-    kind: type[CotEngineError],
-    hint: str = _FREE,
-    *,
-    folders: bool = True,
-) -> Iterator[Put]:
+def writing(path: Path_, what: str, kind: type[CotEngineError], hint: str = _FREE) -> Iterator[Put]:
     """`put(data)` writes into a file beside `path`, which takes its place, on the disk, when the
     block ends, and is removed if it raises. A text becomes UTF-8; half a surrogate pair in it, from
     a command line that is not, \\udcXX.
 
-    Missing `folders` are made. A link stays one, and a file keeps its mode. A device, a pipe and
-    what the shell has opened are written straight. `what` is "The page" or the like; `kind` is
-    raised for what the system refuses.
+    Folders are made. A link stays one, and a file keeps its mode. A device, a pipe and what the
+    shell has opened are written straight. `what` is "The page" or the like; `kind` is raised for
+    what the system refuses.
     """
 
-    def failed(error: OSError | ValueError) -> CotEngineError:
-        reason = getattr(error, "strerror", None) or error
-        return kind(f"{what} {os.fspath(path)!r} cannot be written: {reason}.".lstrip(), hint)
+    def failed(error: Exception) -> CotEngineError:
+        return unwritable(path, error, what, kind, hint)
 
     try:
-        target, mode = _target(path, folders)
+        target, mode = _target(path)
         beside = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.part")
         straight = is_stream(path) or not (mode is None or stat.S_ISREG(mode))
         file = (target if straight else beside).open("wb")
@@ -94,13 +103,12 @@ def writing(
                 beside.unlink(missing_ok=True)
 
 
-def _target(path: str | os.PathLike[str], folders: bool) -> tuple[Path, int | None]:
+def _target(path: Path_) -> tuple[Path, int | None]:
     """The file that a path stands for, and the mode of what is there. Raises OSError."""
     if is_stream(path):
         return Path(path), None
     target = Path(os.path.realpath(path))
-    if folders:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:

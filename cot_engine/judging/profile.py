@@ -19,7 +19,7 @@ from cot_engine import plugins
 from cot_engine.core.tables import from_table, is_text, located, must
 from cot_engine.errors import ConfigError, UnknownNameError, shown
 from cot_engine.files.reading import read_json
-from cot_engine.files.writing import write_whole
+from cot_engine.files.writing import unwritable, write_whole
 from cot_engine.judging.prompts import Form
 from cot_engine.judging.protocol import Judge
 
@@ -69,9 +69,10 @@ class Profile:
             if getattr(self, f.name) != f.default
         }
         hint = "It belongs into the model's own folder; write it there by hand, or use a copy."
-        write_whole(
-            path, json.dumps(values) + "\n", "The profile", ConfigError, hint, folders=False
-        )
+        if not path.parent.is_dir():
+            error = FileNotFoundError(0, "there is no such folder")
+            raise unwritable(path, error, "The profile", ConfigError, hint)
+        write_whole(path, json.dumps(values) + "\n", "The profile", ConfigError, hint)
         return path
 
     def after_training(self) -> tuple[Profile, str]:

@@ -35,10 +35,18 @@ from typing import Annotated, Any, Literal
 
 from cot_engine.ablation.worth import WHOLE
 from cot_engine.core.plain import plain
-from cot_engine.core.tables import Seed, Share, Text, Texts, between, from_table, unknown
+from cot_engine.core.tables import Text, between, from_table, unknown
 from cot_engine.errors import ConfigError
 from cot_engine.options.config import MAX_N
-from cot_engine.training.sft_config import HeldOut, SFTConfig, parse_config, read_config
+from cot_engine.training.sft_config import (
+    HeldOut,
+    Seed,
+    SFTConfig,
+    Share,
+    Texts,
+    parse_config,
+    read_config,
+)
 
 TRAIN_SCENES = "scenes/train"
 Weight = Annotated[float, between(0, 1000)]

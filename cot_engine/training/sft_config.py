@@ -35,17 +35,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from cot_engine.core.plain import plain
-from cot_engine.core.tables import (
-    Seed,
-    Share,
-    Text,
-    Texts,
-    between,
-    from_table,
-    is_text,
-    located,
-    must,
-)
+from cot_engine.core.tables import Text, between, from_table, is_text, located, must
 from cot_engine.errors import ConfigError, UnknownNameError, shown
 from cot_engine.files.reading import parse_toml, read_extended
 
@@ -53,6 +43,10 @@ Config = TypeVar("Config")
 
 FORMATS = ("staged", "no-tags", "direct")
 Schedule = Literal["linear", "cosine", "constant", "warmup-stable-decay"]
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_text, value))
 
 
 def _is_held_out(value: Any) -> bool:
@@ -69,6 +63,9 @@ def _is_betas(value: Any) -> bool:
     )
 
 
+Texts = Annotated[tuple[str, ...], must('a list of texts, such as ["vision"]', _are_texts, tuple)]
+Seed = Annotated[int, between(0, 2**31 - 1)]
+Share = Annotated[float, between(0, 1)]
 Count = Annotated[int, between(1, 10**9)]
 Betas = Annotated[tuple[float, float], must("two numbers from 0 to less than 1", _is_betas, tuple)]
 HeldOut = Annotated[
