@@ -15,11 +15,12 @@ import make_traces
 from rich.console import Console
 
 from cot_engine.core.events import event_to_json
-from cot_engine.core.trace import Trace, usage_by_role
+from cot_engine.core.trace import Trace
 from cot_engine.errors import CotEngineError
 from cot_engine.judging.judges import LikelihoodScorer, ScorerJudge
 from cot_engine.search.loop import Named
 from cot_engine.search.rejudge import recorded_problem, rejudge, replayed
+from cot_engine.show.board import Board
 from cot_engine.show.html import render_html
 from cot_engine.show.summary import summary
 from cot_engine.show.tree import render_tree
@@ -88,7 +89,7 @@ def use(data: bytes) -> str:
         lambda: json.dumps(summary(trace)),
         trace.chains,
         trace.canonical,
-        lambda: usage_by_role(trace),
+        lambda: list(map(Board().take, trace)),
         lambda: recorded_problem(trace),
         again,
     ):

@@ -146,8 +146,7 @@ class Fold:
                 self.finished = event
             case Failed():
                 self.failed = event
-        if not isinstance(event, Cut):
-            self.last = max(self.last, number)
+        self.last = max(self.last, number)
         self.here = changed or self.here
         return changed
 
@@ -156,11 +155,10 @@ class Fold:
             self.usage[role] = self.usage.get(role, Usage()) + usage
 
     def _growth(self, number: int, unit: str, parents: tuple[str, ...]) -> Growth:
-        if number not in self.growths:
-            said = [cut for of, cut in self.waiting if of <= number]
-            self.waiting = [(of, cut) for of, cut in self.waiting if of > number]
-            self.growths[number] = Growth(number, unit, parents, remarks=[*said])
-        return self.growths[number]
+        growth = self.growths.setdefault(number, Growth(number, unit, parents))
+        growth.remarks += [cut for of, cut in self.waiting if of <= number]
+        self.waiting = [(of, cut) for of, cut in self.waiting if of > number]
+        return growth
 
     def _grown(self, number: int, event: Grown) -> Growth:
         parents = tuple(dict.fromkeys(chain.parent or "r" for chain in event.chains))
@@ -209,7 +207,7 @@ def numbered(event: Event, fold: Fold) -> int:
 
     Where it does not say (it was recorded before rounds were numbered), the number is as well as
     one can tell after the events of `fold`: each Growing, Judging and Scored begins a round, what
-    follows belongs to it; cuts are of the growth that comes next, or of the matches being held.
+    follows belongs to it; cuts are of the matches being held, or (0) of what grows next.
     """
     if (said := getattr(event, "round", 0)) or not hasattr(event, "round"):
         return said
@@ -219,4 +217,6 @@ def numbered(event: Event, fold: Fold) -> int:
             return fold.last
         case Judged() | Selected() | Cut(what="matches") if contest and contest.outcome is None:
             return fold.last
+        case Cut():
+            return 0
     return fold.last + 1

@@ -92,7 +92,7 @@ class Board:
                 self._among(round)
             case Selected(), Contest():
                 panel = self._among(round)
-                return self._leave(panel) if panel and not panel.busy else []
+                return self._leave(panel) if panel and self._over(panel) else []
             case Cut(), _:
                 return _note(words.cut_text(event, self.started.budget if self.started else None))
             case Notice(), _:
@@ -181,6 +181,12 @@ class Board:
         self.open.append(Column(*contest.growths[-1].place, [], cards, [contest]))
         return self.open[-1]
 
+    def _over(self, panel: Column) -> bool:
+        """Whether all its candidates were in a tournament: beams may be judged one by one."""
+        judged = {id for contest in panel.contests for id in contest.candidates}
+        grown = (chain.id for growth in panel.growths for chain in growth.chains)
+        return not panel.busy and judged.issuperset(grown)
+
     # --- lines ---
 
     def _header(self, event: Started) -> list[Text]:
@@ -202,12 +208,12 @@ class Board:
         if not held.cards:
             return []
         title = Text(terminal(_title(held).removeprefix("the ").upper()), "bold cyan")
-        counts = [plural(held.sampled, "candidate") + self._from(held)] * bool(held.growths)
+        counts = [plural(held.sampled, "candidate")] * bool(held.growths)
         if len(held.cards) < held.sampled:
             counts.append(f"{len(held.cards)} distinct")
         if held.matches:
             counts.append(plural(len(held.matches), "match", "matches"))
-        title.append(f"  {', '.join(counts)}", "not bold dim")
+        title.append(f"{self._from(held)}  {', '.join(counts)}", "not bold dim")
         over = [contest.outcome for contest in held.contests if contest.outcome]
         kept = [self.names.get(id, "") for outcome in over for id in outcome.kept]
         first = sorted(held.cards, key=lambda card: card.label not in kept)[:_MOST_CARDS]

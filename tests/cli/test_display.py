@@ -343,7 +343,7 @@ def test_matches_among_candidates_that_are_final_are_shown_by_themselves():
         "▸ B  −0.30  echo: Look.",
         "    B beat A by 0.50",
     ]
-    assert now[0] == "CAPTION  2 candidates from A B"
+    assert now[0] == "CAPTION from A B  2 candidates"
 
 
 @pytest.mark.parametrize("name", ["greedy", "stage_beam", "best_of_n", "sentence_beam", "majority"])

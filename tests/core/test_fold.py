@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import random
+import re
 from dataclasses import replace
 
 import pytest
+from beams import Apart, Beam, Lookahead
 from make_traces import TRACES, Recorder, match, tag
 from rich.console import Console
 
@@ -16,8 +18,12 @@ from cot_engine.core.fold import Fold, numbered
 from cot_engine.core.trace import Trace, usage_by_role
 from cot_engine.core.usage import Usage
 from cot_engine.report.judging import contests
+from cot_engine.search.budget import parse_budget
+from cot_engine.search.session import Settings
+from cot_engine.show.board import Board
 from cot_engine.show.html import render_html
 from cot_engine.show.tree import render_tree
+from cot_engine.testing import ScriptedBackend, solve_scripted
 
 
 def drawn(trace: Trace) -> tuple[str, str]:
@@ -71,6 +77,32 @@ def test_a_trace_without_numbers_is_read_as_if_it_had_them(name):
     if name == "lookahead":
         said = [getattr(event, "round", 0) for event in trace]
         assert [getattr(event, "round", 0) for event in guessed(old)] == said
+
+
+def messy(request, seed):
+    """A model that opens, closes and leaves out stages as it likes."""
+    tags = ["SUMMARY", "REASONING", "CONCLUSION"]
+    texts = [f"<{tag}>So. Or so.</{tag}>" for tag in tags] + [f"<{tag}>Hm" for tag in tags]
+    return random.Random(seed).choice([*texts, "no tags at all", " "])
+
+
+@pytest.mark.parametrize("strategy", [Lookahead(), Apart(), Beam(3, 2), Beam(2, unit="sentence")])
+def test_real_searches_are_drawn_and_watched_by_their_rounds(strategy):
+    """Drawn alike without their numbers; no candidate is shown twice while they run."""
+    for seed, budget in enumerate((None, "60 new tokens", "150 new tokens", "20 calls", None)):
+        backend = ScriptedBackend(script=messy) if seed else ScriptedBackend()
+        how = Settings(seed=seed, budget=budget and parse_budget(budget))
+        board, sampled = Board(), 0
+        answer = solve_scripted(strategy, backend=backend, settings=how)
+        for event in answer.trace:
+            titles = [block.lines[0].plain for block in board.take(event) if block.kind == "round"]
+            sampled += sum(
+                int(n) for title in titles for n in re.findall(r"(\d+) candidate", title)
+            )
+        assert drawn(forgotten(answer.trace)) == drawn(answer.trace)
+        fold = answer.trace.fold()
+        assert sampled == len(fold.grown_in) and fold.usage == answer.usage
+        assert board.open == [] and not fold.waiting
 
 
 def test_rounds_know_what_was_grown_and_what_was_held_among_it():

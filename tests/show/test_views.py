@@ -10,6 +10,7 @@ from pathlib import Path
 
 import browser
 import pytest
+from beams import Apart, Lookahead
 from browser import in_browser
 from cot_engine_strategies.best_of_n import BestOfN
 from cot_engine_strategies.greedy import Greedy
@@ -245,7 +246,7 @@ def test_sampled_again_and_concluded_at_once():
 @pytest.mark.parametrize("n", [1, 3, 16])
 def test_every_strategy_is_drawn(tournament, n):
     strategies = [Greedy(), StageBeam(n), StageBeam(n, keep=min(n, 2)), BestOfN(n), Majority(n)]
-    strategies.append(SentenceBeam(n, keep=min(n, 2)))
+    strategies += [SentenceBeam(n, keep=min(n, 2)), Lookahead(n), Apart(n)]
     for strategy in strategies:
         answer = solve_scripted(strategy, settings=Settings(tournament=tournament))
         found = page(answer.trace)
