@@ -204,8 +204,8 @@ async def _exactness(backend: _Checked, problem: Problem, tolerance: float) -> N
     difference = carried.generations[0].logprob - scratch.generations[0].logprob
     assert abs(difference) < tolerance, f"forked equals recomputed (differs by {difference})"
     assert carried.usage.prefilled < scratch.usage.prefilled, "a carried prefix is not prefilled"
-    other = await backend.generate(replace(greedy, seeds=(5,)))
-    assert other.generations[0].ids == carried.generations[0].ids, "greedy does not draw"
+    seeded = await backend.generate(replace(greedy, seeds=(5,)))
+    assert seeded.generations[0].ids == carried.generations[0].ids, "greedy does not draw"
 
     question = Choose("a", prompt, _TAILS, ("1", "2"))
     both = await backend.choose(question)

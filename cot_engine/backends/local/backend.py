@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 
 from cot_engine.backends.local import loading
-from cot_engine.backends.local.jobs import Job, Scope, Sequence
+from cot_engine.backends.local.jobs import Choosing, Job, Scope, Sequence, Writing
 from cot_engine.backends.local.loading import Loaded, Quantize
 from cot_engine.backends.local.prefix import Node, insert, matched
 from cot_engine.backends.local.worker import Worker
@@ -137,9 +137,11 @@ class LocalBackend:
         sequence = await self._ready(self._reply, request)
         room = self._room(len(sequence.ids))
         request = replace(request, max_new_tokens=min(request.max_new_tokens, room))
-        job = self._job(request, [sequence])
-        job.watch = self.text.watch(request.until)
-        return await self._run(job)
+        watch = self.text.watch(request.until)
+        scope = self._scope(request)
+        return await self._run(
+            Writing(request=request, scope=scope, sequences=[sequence], watch=watch)
+        )
 
     async def choose(self, request: Choose) -> Chosen:
         self.worker.thread.check()
@@ -147,14 +149,18 @@ class LocalBackend:
             raise InputError("A request to choose needs at least one tail and one choice.")
         sequences = await self._ready(self._questions, request)
         self._room(max(len(s.ids) for s in sequences))
-        job = self._job(request, sequences)
-        job.choices = self._first_tokens(request)
-        return await self._run(job)
+        choices = self._first_tokens(request)
+        scope = self._scope(request)
+        return await self._run(
+            Choosing(request=request, scope=scope, sequences=sequences, choices=choices)
+        )
 
     def estimate(self, request: Generate | Choose) -> Usage:
         self.worker.thread.check()
-        generating = isinstance(request, Generate)
-        sequences = [self._reply(request)] if generating else self._questions(request)
+        if isinstance(request, Generate):
+            sequences = [self._reply(request)]
+        else:
+            sequences = self._questions(request)
         scope = self._scopes.get(request.scope)
         # Tails share among themselves too: they go one after the other into a mock history.
         had, counted, mock = [], 0, Node((), 0, None)
@@ -174,7 +180,7 @@ class LocalBackend:
         images = {i.digest: i for i in longest.images if i.digest not in features}
         flops += sum(self.adapter.image_flops(image) for image in images.values())
         decoded = 0
-        if generating:
+        if isinstance(request, Generate):
             room = self._room(len(longest.ids))
             count, length = min(request.max_new_tokens, room), len(longest.keys)
             decoded = count * len(request.seeds)
@@ -212,17 +218,15 @@ class LocalBackend:
             return await asyncio.to_thread(make, request)
         return make(request)
 
-    async def _run(self, job: Job) -> Generated | Chosen:
+    def _scope(self, request: Generate | Choose) -> Scope:
+        return self._scopes.setdefault(request.scope, Scope(request.scope))
+
+    async def _run(self, job: Job) -> Any:
         self.worker.submit(job)
         try:
             return await job.done
         finally:
             self.worker.thread.forget(job)  # done, failed or given up: nothing more is wanted of it
-
-    def _job(self, request: Generate | Choose, sequences: list[Sequence]) -> Job:
-        loop = asyncio.get_running_loop()
-        scope = self._scopes.setdefault(request.scope, Scope(request.scope))
-        return Job(request, scope, sequences, loop, loop.create_future())
 
     def _reply(self, request: Generate) -> Sequence:
         """The prompt and the reply so far, as the model sampled it or as its text is spelled."""
@@ -262,11 +266,10 @@ class LocalBackend:
         """User turns with these texts behind these images."""
         pictures = tuple(image.digest for image in images)
         with self._keeping:
-            found = {text: self._turns.get((text, pictures)) for text in texts}
-            for text, turn in found.items():
-                if turn is not None:
-                    self._turns.move_to_end((text, pictures))
-        if missing := [text for text, turn in found.items() if turn is None]:
+            found = {text: turn for text in texts if (turn := self._turns.get((text, pictures)))}
+            for text in found:
+                self._turns.move_to_end((text, pictures))
+        if missing := [text for text in dict.fromkeys(texts) if text not in found]:
             made = dict(zip(missing, self._tokenised(missing, images), strict=True))
             found |= made
             with self._keeping:

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from cot_engine.backends.local.jobs import DecodeRow, Job
+from cot_engine.backends.local.jobs import DecodeRow, Writing
 from cot_engine.backends.local.kv import KVShape, RowCache, Slots
 from cot_engine.backends.local.sampling import RowSampling, draw, keys, seed64
 from cot_engine.backends.models.family import Adapter, Features, Pass
@@ -159,7 +159,7 @@ class Batch:
             row.length += 1
         return tokens, logprobs
 
-    def first(self, jobs: list[Job], rows: list[DecodeRow]) -> tuple[list[int], list[float]]:
+    def first(self, jobs: list[Writing], rows: list[DecodeRow]) -> tuple[list[int], list[float]]:
         """The first tokens of new `rows`, from the final states of their jobs' prompts: logits are
         computed once for each prompt, as they are charged, however many rows begin there."""
         hidden = torch.stack([job.sequences[0].end.hidden for job in jobs])

@@ -108,6 +108,8 @@ def _note(files: list[Path]) -> Path | None:
 
 
 def _remembered(note: Path | None, facts: list[list[int]]) -> str | None:
+    if note is None:
+        return None
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         kept = json.loads(note.read_bytes())
         if kept.get("files") == facts and len(bytes.fromhex(kept["digest"])) == 8:

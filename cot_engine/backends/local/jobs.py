@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -47,8 +48,8 @@ class Sequence:
     places: tuple[torch.Tensor, ...]
     rope: torch.Tensor | None
     delta: int
-    root: Node | None = None
-    end: Node | None = None
+    root: Node = field(init=False)
+    end: Node = field(init=False)
 
     def positions(self, start: int, end: int) -> torch.Tensor:
         """What the model takes for the positions of tokens start..end: [3, tokens]."""
@@ -84,21 +85,20 @@ class UsageSum:
         )
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Job:
-    """A request in flight. `done` is set in the event loop that asked."""
+    """A request in flight, `Writing` or `Choosing`. `done` is set in the event loop that asked."""
 
-    request: Generate | Choose
     scope: Scope
     sequences: list[Sequence]
-    loop: asyncio.AbstractEventLoop
-    done: asyncio.Future[Generated | Chosen]
-    choices: list[int] = field(default_factory=list)  # first tokens, for Choose
-    watch: BoundaryWatch | None = None
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    done: asyncio.Future[Any] = field(init=False)
     tally: UsageSum = field(default_factory=UsageSum)
-    results: dict[int, Generation] = field(default_factory=dict)
     cancelled: bool = False
     failed: bool = False
+
+    def __post_init__(self) -> None:
+        self.done = self.loop.create_future()
 
     @property
     def over(self) -> bool:
@@ -109,17 +109,38 @@ class Job:
         return self.tally.usage(sum(nodes.values()))
 
     def resolve(self, value: Generated | Chosen) -> None:
-        self._tell(lambda: self.done.done() or self.done.set_result(value))
+        self._tell(self.done.set_result, value)
 
     def fail(self, error: BaseException) -> None:
         self.failed = True
-        self._tell(lambda: self.done.done() or self.done.set_exception(error))
+        self._tell(self.done.set_exception, error)
 
-    def _tell(self, act: Callable[[], object]) -> None:
+    def _tell(self, settle: Callable[[Any], None], value: object) -> None:
+        def tell() -> None:
+            if not self.done.done():
+                settle(value)
+
         try:
-            self.loop.call_soon_threadsafe(act)
+            self.loop.call_soon_threadsafe(tell)
         except RuntimeError:  # the loop was closed meanwhile: nobody is waiting
             self.cancelled = True
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Writing(Job):
+    """A `Generate` in flight; `results` are those of the seeds that are done."""
+
+    request: Generate
+    watch: BoundaryWatch
+    results: dict[int, Generation] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Choosing(Job):
+    """A `Choose` in flight; `choices` are the first tokens of its choices."""
+
+    request: Choose
+    choices: list[int]
 
 
 @dataclass(slots=True, eq=False)
@@ -127,7 +148,7 @@ class DecodeRow:
     """One candidate being written. `length` tokens of it are in the cache; the last of `ids` is
     not, it is fed next. `tail` holds its keys and values while it has no slot."""
 
-    job: Job
+    job: Writing
     index: int
     length: int
     ids: list[int] = field(default_factory=list)

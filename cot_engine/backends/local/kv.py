@@ -6,6 +6,7 @@ one forward pass. Columns beyond a row's length hold old numbers; the mask hides
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -107,8 +108,8 @@ class RowCache:
     def __init__(self, slots: Slots, rows: int, columns: int) -> None:
         self.slots = slots
         self.columns = -(-columns // BLOCK) * BLOCK
-        self.layers: tuple[object, ...] = ()
-        self.index: torch.Tensor | None = None
+        self.layers: Sequence[object] = ()
+        self.index: torch.Tensor
         shape, data = slots.shape, slots.data
         # The flat index of column 0 of every row and head: [rows, heads, 1].
         heads = torch.arange(rows * shape.heads, device=shape.device)

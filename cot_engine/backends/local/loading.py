@@ -101,7 +101,7 @@ def find_folder(model: str | Path) -> Path:
                 )
                 if any(found.glob("*.safetensors")) and (found / "config.json").is_file():
                     return found
-    near = f"Did you mean {' or '.join(found)}? " if (found := _near(folder)) else ""
+    near = f"Did you mean {' or '.join(known)}? " if (known := _near(folder)) else ""
     raise ModelError(
         f"There is no model folder {name!r}, and nothing of that name could be downloaded.",
         f"{near}Give a folder with config.json and safetensors weights, or a hub name like "
@@ -274,7 +274,7 @@ def _template(processor: Any, folder: Path) -> str | None:
 
 
 def _eos(model: Any, tokenizer: Any) -> set[int]:
-    found: set[int] = set()
+    found: set[int | None] = set()
     for value in (
         getattr(model.generation_config, "eos_token_id", None),
         model.config.get_text_config().eos_token_id,

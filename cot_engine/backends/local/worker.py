@@ -18,13 +18,13 @@ import torch
 
 from cot_engine.backends.local.decode import Batch
 from cot_engine.backends.local.failures import attempt, failure, not_numbers, out_of_memory
-from cot_engine.backends.local.jobs import DecodeRow, Job, Scope
+from cot_engine.backends.local.jobs import Choosing, DecodeRow, Job, Scope, Writing
 from cot_engine.backends.local.model_thread import ModelThread
 from cot_engine.backends.local.prefill import Planned, Prefill, columns_of, plan
 from cot_engine.backends.local.prefix import evict, insert, recompute_end
 from cot_engine.backends.local.text import ChatText
 from cot_engine.backends.models.family import Adapter
-from cot_engine.core.requests import Choose, Chosen, Finish, Generated, Generation
+from cot_engine.core.requests import Chosen, Finish, Generated, Generation
 from cot_engine.errors import ModelError
 
 SCOPE_BYTES = 2 << 30  # keys and values kept for one search
@@ -150,7 +150,7 @@ class Worker:
                 self._prefill_failed(parts, error)
                 return
         for job in self.jobs:
-            if isinstance(job.request, Choose) and job.request.headway is not None:
+            if isinstance(job, Choosing) and job.request.headway is not None:
                 job.request.headway.finished = sum(
                     not any(node.pending for node in s.end.path()) for s in job.sequences
                 )
@@ -189,19 +189,18 @@ class Worker:
 
         They stay among `self.jobs` until then: what they stand on must not be evicted.
         """
-        asking = [job for job in jobs if isinstance(job.request, Choose)]
-        for job in asking:
+        for job in (job for job in jobs if isinstance(job, Choosing)):
             error = attempt(functools.partial(self._choose, job))
             if error is not None:
                 self._fail([job], error)
-        writing = [job for job in jobs if job not in asking]
+        writing = [job for job in jobs if isinstance(job, Writing)]
         if writing:
             error = attempt(functools.partial(self._start, writing))
             if error is not None:
                 self._fail(writing, error)
         self.jobs = [job for job in self.jobs if job not in jobs]
 
-    def _choose(self, job: Job) -> None:
+    def _choose(self, job: Choosing) -> None:
         chosen: list[list[float]] = []
         for at in range(0, len(job.sequences), HEADS):
             some = job.sequences[at : at + HEADS]
@@ -213,7 +212,7 @@ class Worker:
             raise not_numbers(job.request)
         self._answer(job, Chosen(tuple(map(tuple, chosen)), job.usage()))
 
-    def _start(self, jobs: list[Job]) -> None:
+    def _start(self, jobs: list[Writing]) -> None:
         rows = []
         for job in jobs:
             start = len(job.sequences[0].ids)

@@ -174,7 +174,7 @@ class MllamaAdapter(Adapter):
                 shared[key] = groups[-1]
         if not groups:
             return {}
-        layers: list[Any] = [NoLayer()] * self.text.num_hidden_layers
+        layers: list[object] = [NoLayer()] * self.text.num_hidden_layers
         for index, layer in enumerate(self.crossing):
             layers[layer] = CrossLayer(CrossKeys(groups, index))
         cache.layers = layers
