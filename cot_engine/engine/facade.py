@@ -15,7 +15,7 @@ import queue
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
@@ -31,27 +31,17 @@ from cot_engine.core.trace import Trace
 from cot_engine.engine.feed import Feed, HearingMany, Listener, asked, of_one
 from cot_engine.engine.modes import SAID, Modes
 from cot_engine.engine.thread import LoopThread, Sent, handing_over, in_thread
-from cot_engine.errors import (
-    ConfigError,
-    CotEngineError,
-    InputError,
-    StrategyError,
-    UnknownNameError,
-    shown,
-)
+from cot_engine.errors import ConfigError, CotEngineError, shown
 from cot_engine.judging.profile import Profile
-from cot_engine.options.config import RunConfig
-from cot_engine.options.problem import judge_images, problem_of
-from cot_engine.options.resolve import Resolved, resolve
+from cot_engine.options.problem import check_number_of_images, judge_images, problem_of
+from cot_engine.options.resolve import Given, Resolved, resolve
 from cot_engine.search.loop import search
-from cot_engine.search.rejudge import REJUDGED, Rejudged, rejudge
+from cot_engine.search.rejudge import REJUDGED, Rejudged, check_rejudged, rejudge
 
 if TYPE_CHECKING:
     from cot_engine.images.load import Image, Source
 
 T = TypeVar("T")
-Config = RunConfig | Resolved | None
-"""What a call may be given its options as: one that is `resolve`d already stays as it is."""
 Pictures: TypeAlias = "Source | Image | Sequence[Source | Image] | Problem | None"
 """What a question is asked about: a picture, several, none, or a Problem that holds both."""
 Problems: TypeAlias = "Iterable[Problem | tuple[Pictures, str]]"
@@ -113,7 +103,7 @@ class Engine:
         image: Pictures,
         question: str | None = None,
         *,
-        config: Config = None,
+        config: Given = None,
         on_event: Listener | None = None,
         **options: Any,
     ) -> Answer:
@@ -127,35 +117,35 @@ class Engine:
         (by a listener, a judge or a strategy), a ModelError if the engine is closed.
         """
         call = resolve(self.profile, config, options)
-        return self._run(self._solve(call, image, question, on_event))
+        return self._loop.wait_for(self._solve(call, image, question, on_event))
 
     async def asolve(
         self,
         image: Pictures,
         question: str | None = None,
         *,
-        config: Config = None,
+        config: Given = None,
         on_event: Listener | None = None,
         **options: Any,
     ) -> Answer:
         """`solve`, awaitable. `on_event` is called in the engine's thread here, too: `astream`
         hands the events over to the loop that asks."""
         call = resolve(self.profile, config, options)
-        return await self._there(self._solve(call, image, question, on_event))
+        return await self._loop.awaited(self._solve(call, image, question, on_event))
 
     def stream(
         self,
         image: Pictures,
         question: str | None = None,
         *,
-        config: Config = None,
+        config: Given = None,
         **options: Any,
     ) -> Iterator[Heard]:
         """The events of one search as they happen; the last one is Finished. Leaving the loop
         early stops the search. Raises what `solve` raises, after the Failed event."""
         events: queue.SimpleQueue[Heard | None] = queue.SimpleQueue()
         call = resolve(self.profile, config, options)
-        sent = self._send(self._solve(call, image, question, events.put))
+        sent = self._loop.send_outside(self._solve(call, image, question, events.put))
         sent.result.add_done_callback(lambda _: events.put(None))
         try:
             while (event := events.get()) is not None:
@@ -170,7 +160,7 @@ class Engine:
         image: Pictures,
         question: str | None = None,
         *,
-        config: Config = None,
+        config: Given = None,
         **options: Any,
     ) -> AsyncIterator[Heard]:
         """`stream`, as an async iterator."""
@@ -193,7 +183,7 @@ class Engine:
         self,
         problems: Problems,
         *,
-        config: Config = None,
+        config: Given = None,
         on_event: HearingMany | None = None,
         on_error: Literal["raise"] = "raise",
         **options: Any,
@@ -203,7 +193,7 @@ class Engine:
         self,
         problems: Problems,
         *,
-        config: Config = None,
+        config: Given = None,
         on_event: HearingMany | None = None,
         on_error: Literal["keep"],
         **options: Any,
@@ -212,7 +202,7 @@ class Engine:
         self,
         problems: Problems,
         *,
-        config: Config = None,
+        config: Given = None,
         on_event: HearingMany | None = None,
         on_error: Literal["raise", "keep"] = "raise",
         **options: Any,
@@ -227,7 +217,15 @@ class Engine:
         closed, is yielded before that error is raised.
         """
         finished = threading.Event()
-        feed = self._feed(problems, config, on_event, on_error, options, self._send, finished.set)
+        feed = self._feed(
+            problems,
+            config,
+            on_event,
+            on_error,
+            options,
+            self._loop.send_outside,
+            finished.set,
+        )
         try:
             while feed.fill():
                 if feed.ready:
@@ -244,7 +242,7 @@ class Engine:
         self,
         problems: Problems,
         *,
-        config: Config = None,
+        config: Given = None,
         on_event: HearingMany | None = None,
         on_error: Literal["raise"] = "raise",
         **options: Any,
@@ -254,7 +252,7 @@ class Engine:
         self,
         problems: Problems,
         *,
-        config: Config = None,
+        config: Given = None,
         on_event: HearingMany | None = None,
         on_error: Literal["keep"],
         **options: Any,
@@ -263,7 +261,7 @@ class Engine:
         self,
         problems: Problems,
         *,
-        config: Config = None,
+        config: Given = None,
         on_event: HearingMany | None = None,
         on_error: Literal["raise", "keep"] = "raise",
         **options: Any,
@@ -293,26 +291,24 @@ class Engine:
         `options` are `judge`, `tournament` and `judge_image` (what the judge sees), as of `solve`;
         `on_event` is called with each event.
         """
-        return self._run(self._rejudge(trace, options, on_event))
+        return self._loop.wait_for(self._rejudge(trace, options, on_event))
 
     async def arejudge(
         self, trace: Trace, *, on_event: Listener | None = None, **options: Any
     ) -> Rejudged:
         """`rejudge`, awaitable."""
-        return await self._there(self._rejudge(trace, options, on_event))
+        return await self._loop.awaited(self._rejudge(trace, options, on_event))
 
     async def _rejudge(
         self, trace: Trace, options: dict[str, Any], listen: Listener | None
     ) -> Rejudged:
-        for key in options:
-            if key not in ("judge", *REJUDGED):
-                raise UnknownNameError("option of rejudge called", key, ["judge", *REJUDGED])
+        check_rejudged(options)
         call = resolve(self.profile, None, options)
         return await rejudge(
             trace,
             call.judge,
             self.backend,
-            shown=lambda problem: judge_images(problem, call.config.judge_image),
+            shown=lambda problem: judge_images(problem, call.config),
             scope=f"rejudge:{trace.started.problem}#{next(self._scopes)}",
             listen=listen,
             **{key: getattr(call.config, key) for key in REJUDGED},
@@ -342,13 +338,8 @@ class Engine:
             raise ConfigError(f"on_event is {shown(listen)}.", "It must be a function.")
         config = call.config
         problem = await self._load(lambda: problem_of(image, question, config.allow_url))
-        if len(problem.images) > self.backend.info.max_images:
-            raise InputError(
-                f"The problem has {len(problem.images)} images; {self.backend.info.model} takes"
-                f" at most {self.backend.info.max_images}.",
-                "Give fewer images, or a model that takes several.",
-            )
-        seen = await self._load(lambda: judge_images(problem, config.judge_image))
+        check_number_of_images(problem, self.backend.info)
+        seen = await self._load(lambda: judge_images(problem, config))
         plan = call.plan.fit(len(problem.images), config.detail)
         notes: tuple[str, ...] = ()
         mode = config.mode
@@ -376,7 +367,7 @@ class Engine:
     def _feed(
         self,
         problems: Problems,
-        config: Config,
+        config: Given,
         on_event: HearingMany | None,
         on_error: Literal["raise", "keep"],
         options: dict[str, Any],
@@ -403,34 +394,3 @@ class Engine:
             return result
 
         return Feed(problems, sent, self.in_flight)
-
-    def _send(self, coroutine: Coroutine[Any, Any, T]) -> Sent[T]:
-        """For the synchronous calls, which wait for the loop."""
-        if self._loop.inside:
-            coroutine.close()
-            raise StrategyError(
-                "The engine was asked to solve, and to wait for it, in its own thread, by a"
-                " listener, a judge or a strategy of a search: that would never end.",
-                "Await asolve() in a judge, or ask in another thread.",
-            )
-        return self._loop.send(coroutine)
-
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        sent = self._send(coroutine)
-        try:
-            return sent.result.result()
-        except KeyboardInterrupt:
-            # The search gets to record that it was stopped before the interrupt goes on.
-            sent.result.cancel()
-            wait([sent.over], timeout=5)
-            raise
-
-    async def _there(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The result of a coroutine that runs in the engine's loop, awaited in any other."""
-        sent = self._loop.send(coroutine)
-        try:
-            return await asyncio.wrap_future(sent.result)
-        except asyncio.CancelledError:
-            sent.result.cancel()
-            await asyncio.wait([asyncio.wrap_future(sent.over)], timeout=5)  # as in `_run`
-            raise

@@ -11,6 +11,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent import futures
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
@@ -65,6 +66,38 @@ class LoopThread:
             coroutine.close()
             raise
         return sent
+
+    def send_outside(self, coroutine: Coroutine[Any, Any, T]) -> Sent[T]:
+        """`send`, for those who will wait: what runs here cannot. Raises StrategyError."""
+        if self.inside:
+            coroutine.close()
+            raise StrategyError(
+                "The engine was asked to solve, and to wait for it, in its own thread, by a"
+                " listener, a judge or a strategy of a search: that would never end.",
+                "Await asolve() in a judge, or ask in another thread.",
+            )
+        return self.send(coroutine)
+
+    def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine that runs here, waited for in another thread."""
+        sent = self.send_outside(coroutine)
+        try:
+            return sent.result.result()
+        except KeyboardInterrupt:
+            # The search gets to record that it was stopped before the interrupt goes on.
+            sent.result.cancel()
+            futures.wait([sent.over], timeout=5)
+            raise
+
+    async def awaited(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine that runs here, awaited in any other loop."""
+        sent = self.send(coroutine)
+        try:
+            return await asyncio.wrap_future(sent.result)
+        except asyncio.CancelledError:
+            sent.result.cancel()
+            await asyncio.wait([asyncio.wrap_future(sent.over)], timeout=5)  # as in `wait_for`
+            raise
 
     def close(self, wait: bool = True) -> None:
         """Stop what is in flight, which is answered with a ModelError, and end the thread.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from cot_engine.core.options import SearchOptions
 from cot_engine.core.problem import Problem
+from cot_engine.core.requests import BackendInfo
 from cot_engine.errors import InputError, shown
 from cot_engine.images.download import AllowUrl
 from cot_engine.images.load import Image, load_image
@@ -29,9 +31,19 @@ def problem_of(image: Any, question: str | None, allow_url: AllowUrl) -> Problem
     return Problem(hashlib.sha256(text.encode()).hexdigest()[:12], question, images)
 
 
-def judge_images(problem: Problem, judge_image: str) -> tuple[Image, ...]:
+def check_number_of_images(problem: Problem, info: BackendInfo) -> None:
+    """Raises InputError for more images than the model takes."""
+    if len(problem.images) > info.max_images:
+        raise InputError(
+            f"The problem has {len(problem.images)} images; {info.model} takes at most"
+            f" {info.max_images}.",
+            "Give fewer images, or a model that takes several.",
+        )
+
+
+def judge_images(problem: Problem, options: SearchOptions) -> tuple[Image, ...]:
     """What the judge sees: the images, or the controls that show whether it looks."""
-    match judge_image:
+    match options.judge_image:
         case "blank":
             return tuple(grey(image.size) for image in problem.images)
         case "swap":

@@ -41,9 +41,13 @@ class Resolved:
         return Settings(plan=plan, mode=mode, sampling=sampling, budget=self.budget, **shared(c))
 
 
+Given = RunConfig | Resolved | None
+"""What a call may be given its options as."""
+
+
 def resolve(
     profile: Profile,
-    config: RunConfig | Resolved | None = None,
+    config: Given = None,
     options: dict[str, Any] | None = None,
 ) -> Resolved:
     """A call's options as parts, those of `options` going before those of `config`: fields of

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from cot_engine.core.problem import Problem
 from cot_engine.core.requests import GREEDY, Choose, Chosen, Generate, Generated, Prompt
 from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
-from cot_engine.errors import ModelError, TraceError
+from cot_engine.errors import ModelError, TraceError, UnknownNameError
 from cot_engine.images.load import Image, load_image
 from cot_engine.judging import prompts
 from cot_engine.search.loop import Named
@@ -36,6 +36,14 @@ from cot_engine.search.strategy import Select
 REJUDGED = {f.name: f.default for f in options_of(SearchOptions, "judging") if f.name != "orders"}
 """Options that judging again may be given, and what they are if it is not: whatever the search
 had. Only the orders in which candidates are shown stay those of the search."""
+
+
+def check_rejudged(options: Iterable[str]) -> None:
+    """Raises UnknownNameError for options that judging again does not have."""
+    known = ("judge", *REJUDGED)
+    for key in options:
+        if key not in known:
+            raise UnknownNameError("option of rejudge called", key, known)
 
 
 @dataclass(frozen=True, slots=True)
