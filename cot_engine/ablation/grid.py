@@ -41,21 +41,24 @@ from typing import Annotated, Any
 from cot_engine import plugins
 from cot_engine.ablation.labels import Draft, labelled
 from cot_engine.ablation.matching import has, levelled
+from cot_engine.core.options import options_of
 from cot_engine.core.stages import Plan
 from cot_engine.core.tables import between, from_table, located, must, unknown
 from cot_engine.errors import ConfigError, UnknownNameError, shown
 from cot_engine.files.reading import read_extended
-from cot_engine.options.config import KEYS, RunConfig
+from cot_engine.options.config import KEYS, RunConfig, keys_of
+from cot_engine.options.resolve import check_tournament
 from cot_engine.search.budget import Unit, parse_budget, parse_unit
-from cot_engine.search.tournament import TOURNAMENTS
 
 MAX_CELLS = 500
 _DATA = ("source", "n", "split", "seed", "rule")
 _MATCH = ("unit", "reference", "amount")
 _NOT_SHARED = ("strategy", "parameters", "seed", "budget")  # of [run]
-_SHARED = ("model", "device", "dtype", "quantize", "in_flight", "allow_url")  # of [run] alone
-# What decides how a search is run but not what comes of it.
-_NO_MATTER = ("seed", "in_flight", "allow_url", "parameters", "strategy")
+_SHARED = keys_of("model", "running")  # of [run] alone
+# What changes nothing of what comes of a search, and what a cell's hash has elsewhere.
+_NO_MATTER = ("seed", "parameters", "strategy", *keys_of("running"))
+_DRAWN = tuple(key for key in keys_of("sampling") if key != "seed")
+_WAY = (*_DRAWN, *keys_of("writing"))  # what decides how one response is drawn
 
 
 def _is_name(value: Any) -> bool:
@@ -254,8 +257,7 @@ def _cell_config(base: RunConfig, values: dict[str, Any], folder: Path) -> RunCo
     plugins.make("strategy", config.strategy, config.parameters)  # says what is wrong with them
     if config.judge != "auto":
         plugins.load("judge", config.judge)  # what it needs of the model, `plan_run` checks
-    if config.tournament not in TOURNAMENTS:
-        raise UnknownNameError("tournament", config.tournament, TOURNAMENTS)
+    check_tournament(config.tournament)
     return config
 
 
@@ -273,13 +275,13 @@ def _with_baselines(drafts: list[Draft], matching: bool) -> list[Draft]:
     added: dict[tuple, Draft] = {}
     for draft in drafts:
         way = _way(draft.config)
-        plain = {"parameters": {}, "judge": "auto", "tournament": "knockout", "orders": "both"}
-        plain["judge_image"] = "seen"
+        judged = {each.name: each.default for each in options_of(RunConfig, "judging")}
+        plain = {"parameters": {}} | judged
         one = replace(draft.config, strategy="best-of-n", **plain | {"parameters": {"n": 1}})
         vote = replace(draft.config, strategy="majority", **plain | {"parameters": {"n": 2}})
         greedy = replace(draft.config, strategy="greedy", **plain)
-        steady = way[3:]  # a greedy answer does not depend on temperature, top-p, top-k
-        if not any(s == "greedy" and w[3:] == steady for s, w, *_ in cells):
+        steady = way[len(_DRAWN) :]  # a greedy answer does not depend on the rest
+        if not any(s == "greedy" and w[len(_DRAWN) :] == steady for s, w, *_ in cells):
             added.setdefault(("greedy", steady), Draft(greedy, "greedy", _WAY))
         if ("best-of-n", way, 1, False) not in cells:
             added.setdefault(("sample", way), Draft(one, "one sample", _WAY))
@@ -289,11 +291,7 @@ def _with_baselines(drafts: list[Draft], matching: bool) -> list[Draft]:
     return [*(replace(d, rollouts=0, added=True) for d in added.values()), *drafts]
 
 
-_WAY = ("temperature", "top_p", "top_k", "plan", "detail", "mode")
-
-
 def _way(config: RunConfig) -> tuple:
-    """What decides how one response is drawn."""
     plan = tuple(replace(stage, width=None, question="") for stage in config.plan)  # type: ignore[union-attr]
     return tuple(plan if key == "plan" else getattr(config, key) for key in _WAY)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from cot_engine import plugins
 from cot_engine.ablation.matching import has
+from cot_engine.core.options import about, options_of
 from cot_engine.errors import ConfigError
 from cot_engine.options.config import RunConfig
 
@@ -24,17 +25,15 @@ class Draft:
     added: bool = False  # a baseline that the grid did not name
 
 
-_LABELLED = {
-    "judge": "judge={}",
-    "tournament": "{}",
-    "orders": "{} order(s)",
-    "judge_image": "judge sees {}",
-    "temperature": "T={:g}",
-    "top_p": "top-p={:g}",
-    "top_k": "top-k={}",
-    "detail": "{}",
-    "mode": "{}",
+LABELLED = {
+    each.name: about(each).label or f"{each.name}={{}}"
+    for each in (
+        *options_of(RunConfig, "judging", "sampling"),
+        *reversed([*options_of(RunConfig, "writing")]),  # an order that stored labels have
+    )
+    if each.name not in ("seed", "plan")  # of which the grid says more
 }
+"""What cells can differ in beside strategy and parameters, and how a label tells it."""
 
 
 def labelled(drafts: list[Draft]) -> list[tuple[str, Draft]]:
@@ -42,7 +41,7 @@ def labelled(drafts: list[Draft]) -> list[tuple[str, Draft]]:
     the grid. Raises ConfigError for two cells that are the same."""
     usual = {
         key: _most_frequent([getattr(d.config, key) for d in _showing(key, drafts)])
-        for key in _LABELLED
+        for key in LABELLED
     }
     usual_plan = _most_frequent([d.plan for d in _showing("plan", drafts)])
     labels: dict[str, Draft] = {}
@@ -59,7 +58,7 @@ def labelled(drafts: list[Draft]) -> list[tuple[str, Draft]]:
         ):
             parameters.pop("n")  # as many as what is allotted pays for
         parts += [f"{key}={value}" for key, value in parameters.items()]
-        for key, form in _LABELLED.items():
+        for key, form in LABELLED.items():
             value = getattr(draft.config, key)
             if value != usual[key] and _shows(draft, key):
                 parts.append(form.format(value))

@@ -13,7 +13,16 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from cot_engine.core.options import OneOf, SearchOptions, about, number, option, text
+from cot_engine.core.options import (
+    Group,
+    OneOf,
+    SearchOptions,
+    about,
+    number,
+    option,
+    options_of,
+    text,
+)
 from cot_engine.core.stages import DEFAULT_PLAN, Plan
 from cot_engine.errors import ConfigError, shown
 from cot_engine.images.download import AllowUrl
@@ -135,6 +144,11 @@ class RunConfig(SearchOptions):
         values["plan"] = asdict(plan) if isinstance(plan, Plan) else str(plan)
         text = json.dumps(values, sort_keys=True, default=repr)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def keys_of(*groups: Group) -> tuple[str, ...]:
+    """The names of the options of these groups."""
+    return tuple(each.name for each in options_of(RunConfig, *groups))
 
 
 KEYS = tuple(f.name for f in fields(RunConfig))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any, TextIO
 
+from cot_engine.ablation.labels import LABELLED
 from cot_engine.ablation.records import Run
 from cot_engine.ablation.store import Store
 from cot_engine.core.usage import Usage
@@ -205,24 +206,14 @@ def _setup(findings: Findings) -> str:
 
 
 def _cells(run: Run) -> str:
-    heads = [
-        "cell",
-        "hash",
-        "strategy",
-        "parameters",
-        "judge",
-        "tournament",
-        "orders",
-        "judge sees",
-    ]
-    heads += ["T", "top-p", "top-k", "detail", "mode", "rollouts"]
+    told = {key: form.partition("{")[0].strip(" =") or key for key, form in LABELLED.items()}
+    heads = ["cell", "hash", "strategy", "parameters", *told.values(), "rollouts"]
     rows = []
     for hash, (label, plain) in run.cells.items():
         config = plain["config"]
         parameters = ", ".join(f"{k}={v}" for k, v in plain["parameters"].items())
-        keys = ("judge", "tournament", "orders", "judge_image", "temperature", "top_p", "top_k")
-        told = [config.get(key, "") for key in (*keys, "detail", "mode")]
-        cells = [label, hash, plain["strategy"], parameters, *told, plain["rollouts"]]
+        values = [config.get(key, "") for key in told]
+        cells = [label, hash, plain["strategy"], parameters, *values, plain["rollouts"]]
         rows.append([_safe(str(cell)) for cell in cells])
     return _table(heads, rows)
 

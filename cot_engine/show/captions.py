@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from cot_engine.core.events import Started
+from cot_engine.core.options import Group, SearchOptions, options_of
 from cot_engine.core.requests import Sampling
 from cot_engine.core.stages import DEFAULT_PLAN
 from cot_engine.core.usage import Usage
@@ -70,16 +72,21 @@ def command(figure: Figure) -> str:
     for name, value in s.parameters.items():
         named = name in ("n", "keep")
         options.append((name, value) if named else ("parameter", f"{name}={value}"))
-    options += [("judge", s.judge), ("tournament", s.tournament)]
-    options += [("orders", s.orders)] * (s.orders != "both")
-    options += [("judge-image", s.judge_image)] * (s.judge_image != "seen")
+    options += [("judge", s.judge), *_said(s, "judging", "tournament")]
     options += [("budget", s.budget)] * (s.budget is not None)
-    options += [("detail", s.detail)] * (s.detail != "normal")
+    options += _said(s, "writing")
     options += [("plan", "FILE")] * (s.plan != DEFAULT_PLAN.fit(len(s.images), s.detail))
     for name in ("temperature", "top_p", "top_k"):
         if (value := getattr(s.sampling, name)) != getattr(Sampling(), name):
             options.append((name.replace("_", "-"), value))
-    options += [("seed", s.seed), ("model", s.backend.model)]
+    options += [*_said(s, "sampling", "seed"), ("model", s.backend.model)]
     given = [*(image.source for image in s.images[:1]), s.question]
     given += [part for name, value in options for part in (f"--{name}", str(value))]
     return shlex.join(["cot-engine", "solve", *given])
+
+
+def _said(s: Started, group: Group, always: str = "") -> list[tuple[str, object]]:
+    """The options of a group that are not at their default, and the one that is told `always`."""
+    values = [(each, getattr(s, each.name)) for each in options_of(SearchOptions, group)]
+    told = [(f.name, value) for f, value in values if value != f.default or f.name == always]
+    return [(name.replace("_", "-"), value) for name, value in told]

@@ -7,6 +7,7 @@ from typing import Any
 
 from cot_engine.core.fold import Fold
 from cot_engine.core.grammar import read
+from cot_engine.core.options import shared
 from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
 
@@ -41,13 +42,9 @@ def summary(trace: Trace) -> dict[str, Any]:
             "strategy": started.strategy,
             "parameters": started.parameters,
             "judge": started.judge,
-            "tournament": started.tournament,
-            "orders": started.orders,
-            "judge_image": started.judge_image,
+            **shared(started),
             "mode": started.mode,
-            "detail": started.detail,
             "sampling": asdict(started.sampling),
-            "seed": started.seed,
             "model": asdict(started.backend),
             "versions": started.versions,
         },
