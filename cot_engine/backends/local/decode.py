@@ -10,7 +10,7 @@ import torch
 from cot_engine.backends.local.jobs import DecodeRow, Writing
 from cot_engine.backends.local.kv import KVShape, RowCache, Slots
 from cot_engine.backends.local.sampling import RowSampling, draw, keys, seed64
-from cot_engine.backends.models.family import Adapter, Features, Pass
+from cot_engine.backends.models.family import Adapter, Pass
 
 SMALL_BYTES = 1 << 30
 AHEAD = 32  # keys of random numbers are made for so many steps at once
@@ -140,7 +140,8 @@ class Batch:
         positions = lengths[:, None]
         rows = Pass(ids, positions, positions + offsets, [], [])
         if extra is None:
-            rows.pictures = self._pictures()
+            if self.adapter.prompt_depends_on_images:
+                rows.pictures = [row.job.scope.pictures(row.sequence) for row in self.rows]
             extra = self.adapter.extra(rows, self.cache)
             self._state = (*self._state[:-1], extra)
         self.cache.place(positions)
@@ -183,13 +184,3 @@ class Batch:
         offsets = torch.tensor([[row.sequence.delta] for row in self.rows], device=device)
         settings, seeds = streams(self.rows)
         return lengths, offsets, settings, seeds, None
-
-    def _pictures(self) -> list[tuple[tuple[Features, ...], tuple[int, ...]]]:
-        if not self.adapter.prompt_depends_on_images:
-            return []
-        found = []
-        for row in self.rows:
-            sequence, features = row.sequence, row.job.scope.features
-            seen = tuple(features[image.digest] for image in sequence.images)
-            found.append((seen, tuple(p for places in sequence.places for p in places.tolist())))
-        return found

@@ -32,6 +32,11 @@ class Scope:
     def root(self, key: tuple[str, ...]) -> Node:
         return self.roots.setdefault(key, Node((), 0, None))
 
+    def pictures(self, sequence: Sequence) -> tuple[tuple[Features, ...], tuple[int, ...]]:
+        """The features of a sequence's images, all encoded by now, and all their placeholders."""
+        features = tuple(self.features[image.digest] for image in sequence.images)
+        return features, tuple(p for places in sequence.places for p in places.tolist())
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:

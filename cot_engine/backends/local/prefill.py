@@ -137,19 +137,17 @@ class Prefill:
             start, end, sequence = part.node.start, part.node.end, part.sequence
             ids[row, : part.size] = torch.tensor(sequence.ids[start:end])
             rope[:, row, : part.size] = sequence.positions(start, end)
-            seen = []
             for image, places in zip(sequence.images, sequence.places, strict=True):
-                features = part.job.scope.features.get(image.digest)
-                seen.append(features)
                 here = places[(places >= start) & (places < end)]
-                if len(here) and features.main is not None:
+                if (
+                    len(here)
+                    and (features := part.job.scope.features[image.digest]).main is not None
+                ):
                     ids[row, here - start] = 0  # some placeholders lie outside the vocabulary
                     first = int((places < start).sum())
                     spots.append((row, (here - start).to(device), features, first))
-            placeholders = tuple(p for places in sequence.places for p in places.tolist())
-            pictures.append(
-                (tuple(seen), placeholders) if self.adapter.prompt_depends_on_images else ((), ())
-            )
+            if self.adapter.prompt_depends_on_images:
+                pictures.append(part.job.scope.pictures(sequence))
         starts = torch.tensor([part.node.start for part in parts])
         positions = (starts[:, None] + torch.arange(longest)).to(device)
         flat = all(part.sequence.rope is None for part in parts)
