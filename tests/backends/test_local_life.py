@@ -17,6 +17,7 @@ from tiny_models import picture
 
 from cot_engine.backends.local.backend import LocalBackend
 from cot_engine.backends.local.jobs import Job
+from cot_engine.backends.local.opener import Local
 from cot_engine.core.boundaries import Until
 from cot_engine.core.requests import Choose, Generate, Prompt
 from cot_engine.errors import ModelError
@@ -195,7 +196,7 @@ def test_a_forked_child_is_refused_at_once(backend):
 
 
 def test_a_backend_nobody_uses_goes_and_its_thread_with_it(folder):
-    backend = LocalBackend.load(folder, device="cpu")
+    backend = Local(device="cpu").open(folder)
     asyncio.run(backend.generate(ask()))
     thread = backend.worker.thread.handle
     gone = [weakref.ref(it) for it in (backend, backend.worker, backend.adapter.model)]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import BUILDERS, build, picture
 
 from cot_engine.backends.local import loading
-from cot_engine.backends.local.backend import LocalBackend
+from cot_engine.backends.local.opener import Local
 from cot_engine.backends.models.registry import ARCHITECTURES
 from cot_engine.core.boundaries import Until
 from cot_engine.core.requests import Generate, Prompt
@@ -170,7 +170,7 @@ def test_digest_names_the_weights(folder):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_dtype(folder, dtype):
-    with LocalBackend.load(folder, device="cpu", dtype=dtype) as backend:
+    with Local(device="cpu", dtype=dtype).open(folder) as backend:
         assert backend.info.dtype == dtype
         assert len(write(backend).generations) == 2
 
@@ -188,7 +188,7 @@ def test_quantised(tmp_path, architecture, quantize):
     pytest.importorskip("accelerate")
     small = (bitsandbytes.nn.Linear8bitLt, bitsandbytes.nn.Linear4bit)
     folder = build(architecture, tmp_path)
-    with LocalBackend.load(folder, device="cpu", quantize=quantize) as backend:
+    with Local(device="cpu", quantize=quantize).open(folder) as backend:
         inside = {
             name
             for name, module in backend.adapter.model.named_modules()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_models import BUILDERS, build, picture
 
-from cot_engine.backends.local.backend import LocalBackend
+from cot_engine.backends.local.opener import Local
 from cot_engine.core.boundaries import Until
 from cot_engine.core.headway import Headway
 from cot_engine.core.requests import GREEDY, Choose, Generate, Prompt, Sampling, Segment
@@ -25,7 +25,7 @@ PROMPT = Prompt("how many circle are there?", (picture(0),))
 
 @pytest.fixture
 def backend(folder):
-    with LocalBackend.load(folder, device="cpu") as loaded:
+    with Local(device="cpu").open(folder) as loaded:
         yield loaded
 
 
@@ -77,7 +77,7 @@ def same(first, second):
 @pytest.mark.parametrize("architecture", sorted(BUILDERS))
 def test_each_token_is_prefilled_once(tmp_path, architecture):
     """The distinct tokens of all prompts and prefixes, less those whose keys decoding left."""
-    with LocalBackend.load(build(architecture, tmp_path), device="cpu") as backend:
+    with Local(device="cpu").open(build(architecture, tmp_path)) as backend:
         encoded = []
         real = backend.adapter.encode
         backend.adapter.encode = lambda image: encoded.append(image.digest) or real(image)
@@ -253,7 +253,7 @@ def _walk(root):
 @pytest.mark.parametrize("architecture", ["llava", "mllama", "qwen2_5_vl", "gemma3"])
 def test_alone_and_among_others(tmp_path, architecture):
     """Searches with different pictures, with none, with two, all at once."""
-    with LocalBackend.load(build(architecture, tmp_path), device="cpu") as backend:
+    with Local(device="cpu").open(build(architecture, tmp_path)) as backend:
         prompts = [
             Prompt("how many circle are there?", (picture(0),)),
             Prompt("is the square left of the circle? so because", (picture(1, 70, 30),)),
@@ -292,7 +292,7 @@ def test_few_candidates_are_the_first_of_many(backend):
 def test_rows_wait_for_a_slot(folder, backend):
     """More rows than may decode at once: the same candidates come out."""
     wanted = run(backend.generate(ask(range(9)))).generations
-    with LocalBackend.load(folder, device="cpu", max_rows=2) as narrow:
+    with Local(device="cpu", max_rows=2).open(folder) as narrow:
         same(wanted, run(narrow.generate(ask(range(9)))).generations)
 
 
@@ -327,7 +327,7 @@ class Shortage:
 def test_out_of_memory_while_decoding(folder, backend, monkeypatch):
     wanted = run(backend.generate(ask(range(8)))).generations
     heard = []
-    with LocalBackend.load(folder, device="cpu", on_notice=heard.append) as short:
+    with Local(device="cpu").open(folder, on_notice=heard.append) as short:
         # More than three rows never fit: as a real limit would, it shows whenever it is passed.
         Shortage(
             monkeypatch,
@@ -344,7 +344,7 @@ def test_out_of_memory_while_decoding(folder, backend, monkeypatch):
 def test_out_of_memory_while_growing_and_in_prompts(folder, backend, monkeypatch):
     prompts = [Prompt(f"how many {w}", (picture(i),)) for i, w in enumerate(("one", "two", "so"))]
     wanted = [run(stages(backend, f"a{i}", p))[0] for i, p in enumerate(prompts)]
-    with LocalBackend.load(folder, device="cpu") as short:
+    with Local(device="cpu").open(folder) as short:
         Shortage(monkeypatch, short.worker.prefill, "run", lambda n, parts: len(parts) > 1)
         Shortage(monkeypatch, short.worker.batch, "join", lambda n, *_: n == 2, RuntimeError)
         crowd = run(together(*(stages(short, f"a{i}", p) for i, p in enumerate(prompts))))
@@ -407,7 +407,7 @@ def test_a_row_stops_where_another_step_would_end_after_the_deadline(backend):
 
 
 def test_closing_fails_what_is_in_flight(folder):
-    backend = LocalBackend.load(folder, device="cpu")
+    backend = Local(device="cpu").open(folder)
     backend.text.eos = frozenset()
 
     async def go():
@@ -462,7 +462,7 @@ class Noting(Headway):
 
 def test_who_watches_sees_tokens_and_tails_done_one_after_the_other(folder):
     """And the answer is the same, watched or not."""
-    with LocalBackend.load(folder, device="cpu") as backend:
+    with Local(device="cpu").open(folder) as backend:
         writing, judging = Noting(), Noting()
         watched = run(backend.generate(ask(headway=writing)))
         assert watched.generations == run(backend.generate(ask(scope="t"))).generations

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_models import enliven, picture
 
 from cot_engine import plugins
-from cot_engine.backends.local.backend import LocalBackend
+from cot_engine.backends.local.opener import Local
 from cot_engine.core.boundaries import Until
 from cot_engine.core.chain import Chain, Step
 from cot_engine.core.problem import Problem
@@ -200,7 +200,7 @@ def test_a_brief_judge_reads_nothing_again_that_was_read_for_the_answer(
     before = tuple(Segment(step.text) for step in pair[0].steps[:shared])
     answer = Prompt(QUESTION, images)
     head, tail = prompts.judge_turn(case, pair, "brief")
-    with LocalBackend.load(bundled_shape, device="cpu") as backend:
+    with Local(device="cpu").open(bundled_shape) as backend:
         writing = Generate("s", answer, before, Until(), (1, 2), 4)
 
         async def search():

@@ -1,4 +1,6 @@
 """One model in this process, through torch and transformers.
 
-Requests come in at `backend`, wait in `worker`'s thread, and share prefixes by themselves.
+`opener` has what there is to choose and `loading` reads a checkpoint. Requests come in at `backend`
+and are answered by `worker` in the `model_thread`: `prefill` reads and `decode` writes, both on
+`kv`, what is shared lies in the tree of `prefix`. `text` is the tokenizer and the chat format.
 """

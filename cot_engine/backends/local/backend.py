@@ -1,6 +1,6 @@
 """The local backend: a vision-language model in this process, through torch and transformers.
 
-    backend = LocalBackend.load("path/to/model")
+    backend = Local(device="cpu").open("path/to/model")
     generated = await backend.generate(Generate(...))
 
 See `worker` for the thread that runs the model, `prefill`, `decode` and `prefix` for how it avoids
@@ -15,14 +15,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from cot_engine.backends.local import loading
 from cot_engine.backends.local.jobs import Choosing, Job, Scope, Sequence, Writing
-from cot_engine.backends.local.loading import Loaded, Quantize
+from cot_engine.backends.local.loading import Loaded
 from cot_engine.backends.local.prefix import Node, insert, matched
 from cot_engine.backends.local.worker import Worker
 from cot_engine.backends.models.family import Pixels
@@ -58,7 +56,10 @@ class Notes:
 
 
 class LocalBackend:
-    """Implements `Backend`. Make one with `load`; `close` it, or use it in a `with`."""
+    """Implements `Backend`. `opener.Local` makes one; `close` it, or use it in a `with`.
+
+    `max_rows` candidates are written at once; `on_notice` is told when a limit was met.
+    """
 
     def __init__(
         self,
@@ -86,27 +87,6 @@ class LocalBackend:
             self._context,
             self._notes,
         )
-
-    @classmethod
-    def load(
-        cls,
-        model: str | Path,
-        device: str = "auto",
-        dtype: str = "auto",
-        quantize: Quantize | None = None,
-        max_rows: int | None = None,
-        on_notice: Callable[[str], None] | None = None,
-        name: str | None = None,
-    ) -> LocalBackend:
-        """Load a checkpoint: a folder, or a name on the Hugging Face hub.
-
-        `device` is auto, cuda, cuda:1, mps or cpu; `dtype` auto, float32, bfloat16 or float16;
-        `quantize` 8bit or 4bit (bitsandbytes, vision tower and projector spared). `max_rows`
-        candidates are written at once; `on_notice` is told when a limit was met; traces call the
-        model `name` (`model` where that is None).
-        """
-        loaded = loading.load(model, device, dtype, quantize)
-        return cls(replace(loaded, name=name or str(model)), max_rows, on_notice=on_notice)
 
     def __enter__(self) -> LocalBackend:
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +22,9 @@ def model_path(model: str | Path) -> str | Path:
 class Local:
     """One model in this process, from a folder, by a name on the Hugging Face hub, or "bundled".
 
-    The parameters are those of `LocalBackend.load`.
+    `device` is auto, cuda, cuda:1, mps or cpu; `dtype` auto, float32, bfloat16 or float16;
+    `quantize` 8bit or 4bit (bitsandbytes, vision tower and projector spared). `max_rows`
+    candidates are written at once.
     """
 
     device: str = "auto"
@@ -30,9 +32,13 @@ class Local:
     quantize: Literal["8bit", "4bit"] | None = None
     max_rows: int | None = None
 
-    def open(self, model: str, *, on_notice: Callable[[str], None] | None = None) -> LocalBackend:
-        """Load it. "bundled" means the same model on every machine, its path does not: it keeps
-        its name. Raises ModelError."""
+    def open(
+        self, model: str | Path, *, on_notice: Callable[[str], None] | None = None
+    ) -> LocalBackend:
+        """Load it. "bundled" is the same model on every machine, its path is not: traces have the
+        name that was given. Raises ModelError, and InputError for a parameter that will not do."""
+        from cot_engine.backends.local import loading
         from cot_engine.backends.local.backend import LocalBackend
 
-        return LocalBackend.load(model_path(model), on_notice=on_notice, name=model, **asdict(self))
+        loaded = loading.load(model_path(model), self.device, self.dtype, self.quantize)
+        return LocalBackend(replace(loaded, name=str(model)), self.max_rows, on_notice=on_notice)
