@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from cot_engine.errors import ConfigError, InputError
 from cot_engine.files.outputs import check_outputs
 from cot_engine.files.writing import check_writable, write_whole
-from cot_engine.options.config import MAX_N, RunConfig
+from cot_engine.options.config import MAX_N
 from cot_engine.options.layers import files_of, load_config
 
 if TYPE_CHECKING:
     from cot_engine.ablation.data import DataSet
-    from cot_engine.report.judge_report import Examination, JudgeReport
+    from cot_engine.report.judge_report import Examination, JudgeReport, Parts
 
 MAX_ROLLOUTS = 64
 _ELSEWHERE = "Choose another place with --out."
@@ -63,7 +63,7 @@ def run(
     )
     if write_profile and not fit:
         raise ConfigError("There is no weight for --write-profile to write.", "Add --fit.")
-    todo.check(profile)
+    parts = todo.resolve(profile)
     read = [("the data", source), ("the model", folder), *files_of(config_file, os.environ, flags)]
     check_outputs([("--out", out)], read)
     if write_profile:
@@ -71,7 +71,7 @@ def run(
     data = load_data(source, n=problems, seed=config.seed, allow_url=config.allow_url)
     if out is not None:
         check_writable(out, "The report", InputError, _ELSEWHERE)
-    found, stopped = _examine(data, todo, config, quiet)
+    found, stopped = _examine(data, todo, parts, quiet)
     text = _json.dumps(plain(found), indent=2)
     # A disk that filled up meanwhile costs the file, not what the judges were asked for.
     failed = None if out is None else _write(Path(out), text + "\n")
@@ -102,7 +102,7 @@ def run(
 
 
 def _examine(
-    data: DataSet, todo: Examination, config: RunConfig, quiet: bool
+    data: DataSet, todo: Examination, parts: Parts, quiet: bool
 ) -> tuple[JudgeReport, bool]:
     """The report on what was done, and whether it was interrupted. Raises KeyboardInterrupt if
     nothing was done by then."""
@@ -110,7 +110,7 @@ def _examine(
     from cot_engine.engine.facade import Engine
     from cot_engine.report.judge_report import Examined, examine, report
 
-    done: list[Examined] = []
+    config, done = todo.config, list[Examined]()
     stopped = False
     with Progress({"judges": len(data.items)}, noun="problems", quiet=quiet) as progress:
         progress.say(f"Loading {config.model}")
@@ -129,7 +129,7 @@ def _examine(
                 progress.row("judges", None, each.usage.flops, bool(each.error))
 
             try:
-                examine(engine, data.items, todo, on_done)
+                examine(engine, data.items, todo, on_done, parts)
             except KeyboardInterrupt:
                 if not done:
                     raise KeyboardInterrupt("Interrupted.") from None

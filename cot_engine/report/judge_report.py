@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cot_engine import plugins
 from cot_engine.ablation.data import DataSet, Item
 from cot_engine.ablation.worth import selections
 from cot_engine.core.events import Event
@@ -25,6 +24,7 @@ from cot_engine.errors import ConfigError, CotEngineError, InputError, ModelErro
 from cot_engine.judging.judges import RandomJudge
 from cot_engine.judging.profile import Profile
 from cot_engine.options.config import RunConfig
+from cot_engine.options.resolve import Resolved, resolve
 from cot_engine.report.controls import Control, OverLikelihood
 from cot_engine.report.judging import (
     MEASURES,
@@ -40,6 +40,7 @@ from cot_engine.report.judging import (
 from cot_engine.report.verdict import FEW, verdicts
 from cot_engine.report.weighing import Fit, Margins, fit_weight, margins
 from cot_engine.search.concurrency import bounded
+from cot_engine.search.loop import Named
 from cot_engine.statistics import Paired, paired
 
 if TYPE_CHECKING:
@@ -69,23 +70,36 @@ class Examination:
     controls: bool | None = None
     fit: bool = False
 
-    def check(self, profile: Profile) -> None:
-        """Raises InputError for names that do not exist, parameters that do not fit, and a judge
-        that cannot be made for a model of this profile."""
-        for name in self.strategies:
-            plugins.make("strategy", name, self.parameters)
-        for name in self.judges:
-            profile.make_judge(name)
+    def resolve(self, profile: Profile) -> Parts:
+        """The searches and the judges. Raises InputError for names that do not exist, parameters
+        that do not fit, and a judge that cannot be made for a model of this profile."""
+        # Not the coin of the random judge that is examined.
+        between = {"judge": RandomJudge(seed=self.config.seed + 1)}
+        own = {"parameters": self.parameters, "judge": "random", "budget": None}
+        searches = tuple(
+            resolve(profile, replace(self.config, strategy=name, **own), between)
+            for name in self.strategies
+        )
+        judges = tuple(Named(name, profile.make_judge(name)) for name in self.judges)
         if self.fit and not {"self", "likelihood"} <= set(self.judges):
             raise ConfigError(
                 f"A weight is fitted on what self and likelihood say; {', '.join(self.judges)} are"
                 " to be examined.",
                 "Add --judge self --judge likelihood, or name no judge.",
             )
+        return Parts(searches, judges)
 
     @property
     def parameters(self) -> dict[str, Any]:
         return {} if self.n is None else {"n": self.n}
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an examination is done with, made once."""
+
+    searches: tuple[Resolved, ...]
+    judges: tuple[Named, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,38 +164,35 @@ def examine(
     items: Iterable[Item],
     todo: Examination,
     on_done: Callable[[Examined], None] = lambda done: None,
+    parts: Parts | None = None,
 ) -> None:
     """Examine the judges on the items, the engine's number of them at a time. `on_done` gets each
-    problem as soon as it is done, in this thread; an interrupt loses those in flight.
+    problem as soon as it is done, in this thread; an interrupt loses those in flight. `parts` are
+    those of `todo`, if they were made already.
 
     A problem that fails is one with an error; a failing model, which would fail all, raises.
     """
-    todo.check(engine.profile)
-
-    work = (_one(engine, item, todo) for item in items)
+    made = parts or todo.resolve(engine.profile)
+    work = (_one(engine, item, todo, made) for item in items)
     asyncio.run(bounded(work, engine.in_flight, on_done))
 
 
-async def _one(engine: Engine, item: Item, todo: Examination) -> Examined:
+async def _one(engine: Engine, item: Item, todo: Examination, parts: Parts) -> Examined:
     held: dict[tuple[str, Shown], tuple[Contest, ...]] = {}
     total = Usage()
     try:
         problem = item.problem()
-        for name in todo.strategies:
-            config = replace(
-                todo.config, strategy=name, parameters=todo.parameters, judge="random", budget=None
-            )
-            # Not the coin of the random judge that is examined.
-            between = RandomJudge(seed=todo.config.seed + 1)
-            answer = await engine.asolve(problem, config=config, judge=between)
+        for search in parts.searches:
+            answer = await engine.asolve(problem, config=search)
             known = await selections(
                 *(answer.trace, item),
-                engine=engine, problem=problem, config=config, rollouts=todo.rollouts,
+                engine=engine, problem=problem, config=search.config, rollouts=todo.rollouts,
             )  # fmt: skip
             total += answer.total
-            for judge in todo.judges:
+            for judge in parts.judges:
                 for image, contest in await _judged(engine, answer.trace, known, judge, todo):
-                    held[judge, image] = (*held.get((judge, image), ()), *contest)
+                    name = judge.name
+                    held[name, image] = (*held.get((name, image), ()), *contest)
                     total += sum((c.judging for c in contest), Usage())
     except ModelError:
         raise
@@ -191,7 +202,7 @@ async def _one(engine: Engine, item: Item, todo: Examination) -> Examined:
 
 
 async def _judged(
-    engine: Engine, trace: Any, known: Any, judge: str, todo: Examination
+    engine: Engine, trace: Any, known: Any, judge: Named, todo: Examination
 ) -> list[tuple[Shown, tuple[Contest, ...]]]:
     """The selections of a trace as a judge holds them: seeing the picture, and the controls."""
 

@@ -268,8 +268,8 @@ def test_an_interrupt_reports_on_what_was_done(cli, monkeypatch, tmp_path):
     """As Ctrl-C does: after two problems."""
     from cot_engine.report import judge_report
 
-    def some(engine, items, todo, on_done):
-        examine(engine, items[:2], todo, on_done)
+    def some(engine, items, todo, on_done, parts):
+        examine(engine, items[:2], todo, on_done, parts)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(judge_report, "examine", some)
@@ -280,7 +280,7 @@ def test_an_interrupt_reports_on_what_was_done(cli, monkeypatch, tmp_path):
     assert "Interrupted" in done.stderr and "2 of 6" in done.stderr
     assert json.loads(path.read_text())["done"] == 2
 
-    def none(engine, items, todo, on_done):
+    def none(*given):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(judge_report, "examine", none)
