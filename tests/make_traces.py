@@ -22,11 +22,12 @@ from cot_engine.core.events import (
     Selected,
     Started,
 )
+from cot_engine.core.fold import Fold
 from cot_engine.core.grammar import conclusion
 from cot_engine.core.match import Match, Verdict
 from cot_engine.core.requests import BackendInfo, Sampling, Segment
 from cot_engine.core.stages import DEFAULT_PLAN, Plan
-from cot_engine.core.trace import Trace, usage_by_role
+from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
 
 INFO = BackendInfo(
@@ -127,7 +128,7 @@ class Recorder:
                 for fault in grown.steps[-1].faults:
                     name = fault.partition(":")[0]
                     faults[name] = faults.get(name, 0) + 1
-        usage = usage_by_role(self.events)
+        usage = Fold(self.events).usage
         self.add(Finished(answer, chain, usage, faults, left, 1.25))
         return self.trace()
 

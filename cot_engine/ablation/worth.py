@@ -50,7 +50,7 @@ async def selections(
     `config` of the search; `problem` spares reading the item's pictures again.
     """
     fold, plan = trace.fold(), trace.started.plan
-    held = [contest.outcome for contest in fold.selections if contest.outcome]
+    held = [event for _, event in fold.selections]
     chains = fold.chains
     among = {name: chains[name] for event in held for name in event.candidates}
     worth = {
@@ -103,7 +103,7 @@ def stages_of(trace: Trace) -> tuple[str, ...]:
         else contest.unit
         if contest.unit in tags
         else contest.stage or SENTENCE
-        for contest in trace.fold().selections
+        for contest, _ in trace.fold().selections
     )
 
 

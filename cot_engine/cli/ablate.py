@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cot_engine.ablation.records import Row
     from cot_engine.ablation.runner import Work
     from cot_engine.ablation.store import Store
-    from cot_engine.cli.progress import Progress
+    from cot_engine.cli.progress import LongWork
 
 PRESETS = Path(__file__).parent.parent / "ablation" / "presets"
 
@@ -104,7 +104,7 @@ def _run(
     quiet: bool,
 ) -> Work:
     from cot_engine.ablation.runner import ablate, plan_run, run_local
-    from cot_engine.cli.progress import Progress
+    from cot_engine.cli.progress import LongWork
     from cot_engine.engine.facade import Engine
 
     shared = ablation.run
@@ -118,7 +118,7 @@ def _run(
         work = plan_run(ablation, data, engine, "cot-engine " + shlex.join(sys.argv[1:]))
         labels = {digest: label for digest, (label, _) in work.run.cells.items()}
         each = len(work.run.items) * len(work.run.seeds)
-        with Progress(dict.fromkeys(labels.values(), each), quiet=quiet) as progress:
+        with LongWork(dict.fromkeys(labels.values(), each), quiet=quiet) as progress:
             store.begin(work.run)
             _had(store, work, labels, progress, retry)
             in_flight = 1 if work.one_at_a_time else shared.in_flight
@@ -138,7 +138,7 @@ def _run(
     return work
 
 
-def _had(store: Store, work: Work, labels: dict[str, str], progress: Progress, retry: bool) -> None:
+def _had(store: Store, work: Work, labels: dict[str, str], progress: LongWork, retry: bool) -> None:
     """Tell the display what is there already."""
     before = 0
     for row in store.rows(work.run):

@@ -106,13 +106,13 @@ def _examine(
 ) -> tuple[JudgeReport, bool]:
     """The report on what was done, and whether it was interrupted. Raises KeyboardInterrupt if
     nothing was done by then."""
-    from cot_engine.cli.progress import Progress
+    from cot_engine.cli.progress import LongWork
     from cot_engine.engine.facade import Engine
     from cot_engine.report.judge_report import Examined, examine, report
 
     config, done = todo.config, list[Examined]()
     stopped = False
-    with Progress({"judges": len(data.items)}, noun="problems", quiet=quiet) as progress:
+    with LongWork({"judges": len(data.items)}, noun="problems", quiet=quiet) as progress:
         progress.say(f"Loading {config.model}")
         with Engine.from_pretrained(
             config.model,

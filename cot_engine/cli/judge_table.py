@@ -12,7 +12,7 @@ from cot_engine.escape import terminal
 if TYPE_CHECKING:
     from cot_engine.report.controls import Control, OverLikelihood
     from cot_engine.report.judge_report import JudgeReport
-    from cot_engine.report.judging import Card
+    from cot_engine.report.judging import JudgeCard
     from cot_engine.statistics import Interval
 
 _SHOWN = {"seen": "", "blank": ", grey picture", "swap": ", other picture"}
@@ -99,7 +99,7 @@ def _measure(measure: str, stage: str, rollouts: int) -> str:
     )  # fmt: skip
 
 
-def _base(cards: Sequence[Card]) -> str:
+def _base(cards: Sequence[JudgeCard]) -> str:
     card = cards[0]
     text = f"{card.pairs:,} pairs with different outcomes, on {card.problems:,} problems"
     if card.gain is not None:
@@ -111,7 +111,7 @@ def _base(cards: Sequence[Card]) -> str:
     return text
 
 
-def _once(cards: Sequence[Card]) -> list[Card]:
+def _once(cards: Sequence[JudgeCard]) -> list[JudgeCard]:
     """One card for each judge and picture: what does not depend on the measure."""
     return list({(card.judge, card.image): card for card in cards}.values())
 
@@ -120,7 +120,7 @@ _HABITS = ("judge", "ties", "unread", "flips", "first", "cycles", "Gflops", "x s
 _MERITS = ("judge", "right", "strict", "leans", "error", "longer", "selected", "taken")
 
 
-def _habits(card: Card) -> list[str]:
+def _habits(card: JudgeCard) -> list[str]:
     return [
         _name(card),
         _number(card.ties),
@@ -133,7 +133,7 @@ def _habits(card: Card) -> list[str]:
     ]
 
 
-def _merits(card: Card) -> list[str]:
+def _merits(card: JudgeCard) -> list[str]:
     longer = f"{_number(card.longer)} / {_number(card.longer_right)}"
     return [
         _name(card),
@@ -166,7 +166,7 @@ def _leans(found: Control | OverLikelihood) -> str:
     )
 
 
-def _name(card: Card) -> str:
+def _name(card: JudgeCard) -> str:
     return terminal(card.judge) + _SHOWN[card.image]
 
 

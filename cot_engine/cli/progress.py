@@ -39,7 +39,7 @@ class Tally:
         return f"{self.right / self.scored:.3f} ({low:.3f} to {high:.3f})"
 
 
-class Progress:
+class LongWork:
     """What is shown while `totals` pieces of work are done, by label. One thread uses it.
 
     `before` of them were there already; they count as done but not in the rate.
@@ -74,7 +74,7 @@ class Progress:
             console=console, get_renderable=self._table, refresh_per_second=4, transient=False
         )
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> LongWork:
         if self.live is not None:
             self.live.start()
         return self

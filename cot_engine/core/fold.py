@@ -34,7 +34,7 @@ second sample, or on its first."""
 
 
 @dataclass
-class Growth:
+class GrowthRound:
     """The candidates of one Expand: `wanted` so many, until `unit`; `chains` as far as they are
     there, with all their steps. `pending`: more are being sampled."""
 
@@ -55,7 +55,7 @@ class Growth:
 
 
 @dataclass
-class Contest:
+class SelectionRound:
     """One Select: who entered the tournament, the matches so far, and its outcome unless it was
     cut short. `growths` are the rounds that its candidates come from, in order."""
 
@@ -66,7 +66,7 @@ class Contest:
     matches: list[Match] = field(default_factory=list)
     cached: list[bool] = field(default_factory=list)
     outcome: Selected | None = None
-    growths: list[Growth] = field(default_factory=list)
+    growths: list[GrowthRound] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
 
     @property
@@ -86,7 +86,7 @@ class Contest:
 
 
 class Fold:
-    """The rounds so far, by number. `selections` are those that ended, in that order.
+    """The rounds so far, by number. `selections` are those that ended, in that order, and how.
 
     `chains` has every chain by id, with all its steps; `gap` is the first that was grown from one
     that is not there ("" if none): it has its own step only. `scores` are by candidate and scorer.
@@ -97,25 +97,31 @@ class Fold:
         self.started: Started | None = None
         self.finished: Finished | None = None
         self.failed: Failed | None = None
-        self.growths: dict[int, Growth] = {}
-        self.contests: dict[int, Contest] = {}
-        self.selections: list[Contest] = []
+        self.growths: dict[int, GrowthRound] = {}
+        self.contests: dict[int, SelectionRound] = {}
+        self.selections: list[tuple[SelectionRound, Selected]] = []
         self.chains: dict[str, Chain] = {"r": Chain()}
-        self.grown_in: dict[str, Growth] = {}
+        self.grown_in: dict[str, GrowthRound] = {}
         self.gap = ""
         self.scores: dict[str, dict[str, float]] = {}
         self.usage: dict[Role, Usage] = {}
         self.remarks: list[Remark] = []
         self.waiting: list[tuple[int, Cut]] = []
         self.last = 0  # the highest number of a round so far
-        self.here: Growth | Contest | None = None  # the round of the latest event
+        self.here: GrowthRound | SelectionRound | None = None  # the round of the latest event
         for event in events:
             self.take(event)
 
-    def take(self, event: Event) -> Growth | Contest | None:
+    @property
+    def rounds(self) -> list[GrowthRound | SelectionRound]:
+        """Those of growing and of selecting, by number."""
+        rounds: list[GrowthRound | SelectionRound] = [*self.growths.values()]
+        return sorted([*rounds, *self.contests.values()], key=lambda round: round.number)
+
+    def take(self, event: Event) -> GrowthRound | SelectionRound | None:
         """Take in the next event; returns the round that it changed, if it did."""
         number = numbered(event, self)
-        changed: Growth | Contest | None = None
+        changed: GrowthRound | SelectionRound | None = None
         match event:
             case Started():
                 self.started = self.started or event
@@ -154,13 +160,13 @@ class Fold:
         if usage != Usage():
             self.usage[role] = self.usage.get(role, Usage()) + usage
 
-    def _growth(self, number: int, unit: str, parents: tuple[str, ...]) -> Growth:
-        growth = self.growths.setdefault(number, Growth(number, unit, parents))
+    def _growth(self, number: int, unit: str, parents: tuple[str, ...]) -> GrowthRound:
+        growth = self.growths.setdefault(number, GrowthRound(number, unit, parents))
         growth.remarks += [cut for of, cut in self.waiting if of <= number]
         self.waiting = [(of, cut) for of, cut in self.waiting if of > number]
         return growth
 
-    def _grown(self, number: int, event: Grown) -> Growth:
+    def _grown(self, number: int, event: Grown) -> GrowthRound:
         parents = tuple(dict.fromkeys(chain.parent or "r" for chain in event.chains))
         growth = self._growth(number, event.unit, parents)
         if event.forced:
@@ -180,17 +186,17 @@ class Fold:
 
     def _contest(
         self, number: int, about: Literal["step", "whole"], stage: str, among: tuple[str, ...]
-    ) -> Contest:
+    ) -> SelectionRound:
         if number not in self.contests:
-            self.contests[number] = contest = Contest(number, about, stage, among)
+            self.contests[number] = contest = SelectionRound(number, about, stage, among)
             contest.growths = self._grew(among)
         return self.contests[number]
 
-    def _grew(self, ids: tuple[str, ...]) -> list[Growth]:
+    def _grew(self, ids: tuple[str, ...]) -> list[GrowthRound]:
         found = {growth.number: growth for id in ids if (growth := self.grown_in.get(id))}
         return [found[number] for number in sorted(found)]
 
-    def _selected(self, number: int, event: Selected) -> Contest:
+    def _selected(self, number: int, event: Selected) -> SelectionRound:
         contest = self._contest(number, event.about, event.stage, event.candidates)
         contest.about, contest.stage, contest.outcome = event.about, event.stage, event
         contest.growths = self._grew(event.candidates)
@@ -198,7 +204,7 @@ class Fold:
             contest.matches = list(event.matches)
             contest.cached = [False] * len(event.matches)
         self._charge("judge", event.usage)
-        self.selections.append(contest)
+        self.selections.append((contest, event))
         return contest
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from cot_engine.core.events import (
     event_to_json,
 )
 from cot_engine.core.fold import Fold
-from cot_engine.core.usage import Role, Usage
 from cot_engine.errors import TraceError, shown
 from cot_engine.files.reading import read_bytes
 from cot_engine.files.writing import unwritable, write_whole
@@ -159,8 +158,3 @@ class TraceFile:
             self.error = self.error or self._error(error)
         if self.error is not None and kind is None:  # else what went wrong first is what counts
             raise self.error
-
-
-def usage_by_role(events: Iterable[Event]) -> dict[Role, Usage]:
-    """What the recorded requests cost, added up by role."""
-    return Fold(events).usage

@@ -42,7 +42,7 @@ from cot_engine.report.findings import (
     TypeRow,
 )
 from cot_engine.report.headroom import headrooms
-from cot_engine.report.judging import Card
+from cot_engine.report.judging import JudgeCard
 from cot_engine.report.scores import (
     BASELINES,
     Grid,
@@ -334,7 +334,7 @@ def _outcomes(
     return tuple(found)
 
 
-def _cards(store: Store, run: Run, rows: list[Row]) -> tuple[Card, ...]:
+def _cards(store: Store, run: Run, rows: list[Row]) -> tuple[JudgeCard, ...]:
     """Traces are read one at a time, and only of searches of which something is known."""
 
     def searches() -> Iterator[tuple[Trace, tuple[Selection, ...]]]:

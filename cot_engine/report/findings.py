@@ -10,7 +10,7 @@ from typing import Literal
 
 from cot_engine.ablation.records import Key, Run
 from cot_engine.core.usage import Role, Usage
-from cot_engine.report.judging import Card
+from cot_engine.report.judging import JudgeCard
 from cot_engine.statistics import Interval, Paired
 
 Kind = Literal["search", "vote", "random", "oracle"]
@@ -130,7 +130,7 @@ class Findings:
     curves: tuple[Curve, ...]
     headrooms: tuple[Headroom, ...]
     types: tuple[TypeRow, ...]
-    cards: tuple[Card, ...]
+    cards: tuple[JudgeCard, ...]
     outcomes: tuple[Outcome, ...]
     searches: int
     failed: int

@@ -28,8 +28,8 @@ from cot_engine.options.resolve import Resolved, resolve
 from cot_engine.report.controls import Control, OverLikelihood
 from cot_engine.report.judging import (
     MEASURES,
-    Card,
     Contest,
+    JudgeCard,
     Measure,
     Shown,
     cards_of,
@@ -139,7 +139,7 @@ class JudgeReport:
     failed: int
     errors: dict[str, int]
     unheard: tuple[Unheard, ...]
-    cards: tuple[Card, ...]
+    cards: tuple[JudgeCard, ...]
     controls: tuple[Control, ...]
     over_likelihood: tuple[OverLikelihood, ...]
     notes: tuple[str, ...]
@@ -246,7 +246,7 @@ def report(
         for judge in todo.judges
         for image in ("seen", *CONTROLS)
     ]
-    cards: list[Card] = []
+    cards: list[JudgeCard] = []
     controls: list[Control] = []
     over: list[OverLikelihood] = []
     for key in order:
@@ -338,7 +338,7 @@ def _notes(
     todo: Examination,
     done: Sequence[Examined],
     failed: Sequence[Examined],
-    cards: Sequence[Card],
+    cards: Sequence[JudgeCard],
 ) -> list[str]:
     notes = list(data.notes)
     if len(done) < len(data.items):

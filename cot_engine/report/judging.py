@@ -66,7 +66,7 @@ class Gain:
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class JudgeCard:
     """One judge at one stage, by one measure of what is right.
 
     Over the `pairs` with different outcomes: `right`, `strict`, `leaning` (see above), and the
@@ -138,7 +138,7 @@ class Contest:
 # --- from traces ---------------------------------------------------------------------------------
 
 
-def cards(searches: Iterable[tuple[Trace, tuple[Selection, ...]]]) -> tuple[Card, ...]:
+def cards(searches: Iterable[tuple[Trace, tuple[Selection, ...]]]) -> tuple[JudgeCard, ...]:
     """One card for each judge, what it was shown, stage and measure, as far as there are matches,
     in the order of their first appearance, stages first."""
     groups: dict[tuple[str, str, Shown], list[Contest]] = {}
@@ -155,7 +155,7 @@ def cards(searches: Iterable[tuple[Trace, tuple[Selection, ...]]]) -> tuple[Card
     return tuple(found)
 
 
-def cards_of(judge: str, stage: str, image: Shown, held: Sequence[Contest]) -> list[Card]:
+def cards_of(judge: str, stage: str, image: Shown, held: Sequence[Contest]) -> list[JudgeCard]:
     """The cards of one judge at one stage: one for each measure that is known of any candidate."""
     if not any(contest.matches for contest in held):
         return []
@@ -175,8 +175,9 @@ def contests(
     again = fold if events is None else Fold(events)
     found: list[Contest] = []
     counted: set[int] = set()
-    for here, there, contest in zip(known, fold.selections, again.selections, strict=True):
-        event = contest.outcome
+    for here, (there, _), (held, event) in zip(
+        known, fold.selections, again.selections, strict=True
+    ):
         chains = {name: fold.chains[name] for name in event.candidates}
         whole = event.about == "whole"
         lengths = {
@@ -193,7 +194,7 @@ def contests(
                 here.stage,
                 event.candidates,
                 event.kept[0] if judged else "",
-                contest.fresh,
+                held.fresh,
                 lengths,
                 {"worth": here.worth, "facts": here.facts},
                 event.usage,
@@ -207,7 +208,9 @@ def contests(
 # --- one card ------------------------------------------------------------------------------------
 
 
-def card(judge: str, stage: str, measure: Measure, image: Shown, held: Sequence[Contest]) -> Card:
+def card(
+    judge: str, stage: str, measure: Measure, image: Shown, held: Sequence[Contest]
+) -> JudgeCard:
     """What `held`, the selections of one judge at one stage, show by one measure."""
     every = [without_unjudged(contest) for contest in held]
     matches = [(c.problem, match) for c in every for match in c.matches]
@@ -227,7 +230,7 @@ def card(judge: str, stage: str, measure: Measure, image: Shown, held: Sequence[
     ]
     circles = [circle for contest in every for circle in _triples(contest.matches)]
     cost, relative = _cost(held)
-    return Card(
+    return JudgeCard(
         judge,
         stage,
         measure,

@@ -7,7 +7,7 @@ import math
 from cot_engine.report import panels
 from cot_engine.report.amounts import amount, axis, figures, interval, percent, points, probability
 from cot_engine.report.findings import Comparison, Findings, Headroom
-from cot_engine.report.judging import Card
+from cot_engine.report.judging import JudgeCard
 from cot_engine.report.panels import Panel, Plot, Scale, plot
 from cot_engine.report.svg import BOLD, INK, NARROW, SERIES, SOFT, Drawing, fitted
 
@@ -191,7 +191,7 @@ def calibration(findings: Findings) -> Plot:
 
 
 def _calibrated(
-    panel: Panel, card: Card, number: int, high: float, *, first: bool, low: bool
+    panel: Panel, card: JudgeCard, number: int, high: float, *, first: bool, low: bool
 ) -> None:
     drawing = panel.drawing
     panel.upwards(-0.03, 1.03, (0, 0.5, 1), "share right" if first else None)

@@ -18,7 +18,7 @@ from cot_engine.core.usage import Usage
 from cot_engine.escape import terminal
 from cot_engine.report.amounts import axis, bounds, figures, interval, probability, share
 from cot_engine.report.findings import Findings, Standing
-from cot_engine.report.judging import Card
+from cot_engine.report.judging import JudgeCard
 
 PLAIN_SCHEMA = 1
 _MATCHING = {"": "", "reference": "reference", "matched": "yes", "unmatched": "no"}
@@ -164,7 +164,7 @@ def _types(findings: Findings) -> str:
     return _table(heads, rows)
 
 
-def _judges(cards: Sequence[Card]) -> list[str]:
+def _judges(cards: Sequence[JudgeCard]) -> list[str]:
     heads = ["judge", "stage", "by", "picture", "pairs", "right (ties half)", "right (ties none)"]
     heads += ["by margin", "matches", "ties", "flips", "unreadable", "first named", "cycles"]
     heads += ["calibration error", "cost : a sample"]

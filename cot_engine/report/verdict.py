@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cot_engine.report.judging import Card, Measure
+from cot_engine.report.judging import JudgeCard, Measure
 from cot_engine.statistics import Interval
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _MATCHES = 40  # below which neither share says much
 def verdicts(
     judges: Sequence[str],
     own: str,
-    cards: Sequence[Card],
+    cards: Sequence[JudgeCard],
     controls: Sequence[Control],
     over: Sequence[OverLikelihood],
 ) -> tuple[str, ...]:
@@ -50,11 +50,11 @@ def verdicts(
 def _verdict(
     judge: str,
     name: str,
-    cards: Sequence[Card],
+    cards: Sequence[JudgeCard],
     controls: Sequence[Control],
     over: dict[tuple[str, Measure], Interval],
 ) -> str:
-    by_stage: dict[str, Card] = {}  # by the measure that most is known by
+    by_stage: dict[str, JudgeCard] = {}  # by the measure that most is known by
     for card in cards:
         if card.problems > (by_stage[card.stage].problems if card.stage in by_stage else 0):
             by_stage[card.stage] = card
@@ -66,7 +66,7 @@ def _verdict(
     return " ".join(filter(None, said))
 
 
-def _worth(name: str, cards: Sequence[Card], over: dict[tuple[str, Measure], Interval]) -> str:
+def _worth(name: str, cards: Sequence[JudgeCard], over: dict[tuple[str, Measure], Interval]) -> str:
     """At which stages it is better than what costs nothing, at which worse, and where one cannot
     tell."""
     better, worse, even, few = [], [], [], []
@@ -97,13 +97,13 @@ def _worth(name: str, cards: Sequence[Card], over: dict[tuple[str, Measure], Int
     return text
 
 
-def _coin(cards: Sequence[Card]) -> str:
+def _coin(cards: Sequence[JudgeCard]) -> str:
     """Where it is not even better than nobody."""
     at = [_stage(c) for c in cards if c.problems >= FEW and c.right.low <= 0.5]
     return f"At {_listed(at)} it is not shown to be better than a coin." if at else ""
 
 
-def _looks(cards: Sequence[Card], controls: Sequence[Control]) -> str:
+def _looks(cards: Sequence[JudgeCard], controls: Sequence[Control]) -> str:
     chosen = {(card.stage, card.measure) for card in cards}
     held = [c for c in controls if (c.stage, c.measure) in chosen]
     if not held:
@@ -121,7 +121,7 @@ def _looks(cards: Sequence[Card], controls: Sequence[Control]) -> str:
     return "Too few problems have pairs to tell whether it looks."
 
 
-def _habits(cards: Sequence[Card]) -> str:
+def _habits(cards: Sequence[JudgeCard]) -> str:
     told = []
     once = {card.stage: card for card in cards if card.matches >= _MATCHES}.values()
     if flips := [c for c in once if c.flips is not None and c.flips > _FLIPS]:
@@ -133,7 +133,7 @@ def _habits(cards: Sequence[Card]) -> str:
     return " ".join(told)
 
 
-def _stage(card: Card) -> str:
+def _stage(card: JudgeCard) -> str:
     return "whole responses" if card.stage == "whole" else card.stage
 
 

@@ -27,7 +27,7 @@ from cot_engine.core.events import (
     Selected,
     Started,
 )
-from cot_engine.core.fold import Contest, Fold, Growth
+from cot_engine.core.fold import Fold, GrowthRound, SelectionRound
 from cot_engine.core.match import Match
 from cot_engine.core.usage import Role, Usage
 from cot_engine.escape import terminal
@@ -82,15 +82,15 @@ class Board:
         match event, round:
             case Started(), _:
                 return [Block("header", self._header(event))]
-            case Growing(), Growth():
+            case Growing(), GrowthRound():
                 return self._growing(round)
-            case Grown(), Growth():
+            case Grown(), GrowthRound():
                 over = self._growing(round)
                 self._grown(round, len(event.chains))
                 return over
-            case Judging() | Judged(), Contest():
+            case Judging() | Judged(), SelectionRound():
                 self._among(round)
-            case Selected(), Contest():
+            case Selected(), SelectionRound():
                 panel = self._among(round)
                 return self._leave(panel) if panel and self._over(panel) else []
             case Cut(), _:
@@ -139,7 +139,7 @@ class Board:
         self.open = [panel for panel in self.open if not any(panel is other for other in panels)]
         return [Block("round", lines) for panel in panels if (lines := self._draw(panel))]
 
-    def _growing(self, growth: Growth) -> list[Block]:
+    def _growing(self, growth: GrowthRound) -> list[Block]:
         """Put a round on a panel: its own, unless others grow beside it and none is judged yet."""
         for panel in reversed(self.open):
             if any(growth is other for other in panel.growths):
@@ -151,7 +151,7 @@ class Board:
         self.open.append(Column(*growth.place, [growth]))
         return over
 
-    def _grown(self, growth: Growth, many: int) -> None:
+    def _grown(self, growth: GrowthRound, many: int) -> None:
         panel = next(p for p in self.open if any(growth is other for other in p.growths))
         known = {_key(card.chain): card for card in panel.cards}
         for chain in growth.chains[len(growth.chains) - many :]:
@@ -165,7 +165,7 @@ class Board:
             known[_key(chain)] = card = Card(self.names[chain.id], chain)
             panel.cards.append(card)
 
-    def _among(self, contest: Contest) -> Column | None:
+    def _among(self, contest: SelectionRound) -> Column | None:
         """The panel of a tournament: where its candidates are, or one of its own where they were
         shown before and there is something new to show."""
         for panel in reversed(self.open):
@@ -231,7 +231,7 @@ class Board:
     def _from(self, held: Column) -> str:
         """ " from B" where the strategy went on from candidates that no tournament chose."""
         parents = dict.fromkeys(id for growth in held.growths for id in growth.parents)
-        kept = {id for contest in self.fold.selections for id in contest.outcome.kept}  # type: ignore[union-attr]
+        kept = {id for _, event in self.fold.selections for id in event.kept}
         growths = [self.fold.grown_in[id] for id in parents if id in self.names and id not in kept]
         if all(chain.id in parents for growth in growths for chain in growth.chains):
             return ""

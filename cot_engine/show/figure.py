@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from cot_engine.core.answers import normalise_answer
 from cot_engine.core.chain import Chain, Step
 from cot_engine.core.events import Failed, Finished, Started
-from cot_engine.core.fold import Contest, Fold, Growth
+from cot_engine.core.fold import Fold, GrowthRound, SelectionRound
 from cot_engine.core.grammar import conclusion
 from cot_engine.core.match import Match
 from cot_engine.core.trace import Trace
@@ -69,9 +69,9 @@ class Column:
 
     depth: int
     unit: str
-    growths: list[Growth] = field(default_factory=list)
+    growths: list[GrowthRound] = field(default_factory=list)
     cards: list[Card] = field(default_factory=list)
-    contests: list[Contest] = field(default_factory=list)
+    contests: list[SelectionRound] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     passed: bool = False
     dropped: bool = False
@@ -149,16 +149,15 @@ def read(trace: Trace) -> Figure:
     at = {growth.number: column for column in columns for growth in column.growths}
     remarks = [words.remark_text(remark, started.budget) for remark in fold.remarks]
     here: Column | None = None
-    for number in sorted({*fold.growths, *fold.contests}):
-        for round in filter(None, (fold.growths.get(number), fold.contests.get(number))):
-            if isinstance(round, Contest):
-                found = [at[growth.number] for growth in round.growths]
-                here = max(found, key=columns.index, default=here)
-                (here.contests if found and here else []).append(round)
-            else:
-                here = at.get(number, here)
-            said = [words.remark_text(remark, started.budget) for remark in round.remarks]
-            (here.remarks if here else remarks).extend(said)
+    for round in fold.rounds:
+        if isinstance(round, SelectionRound):
+            found = [at[growth.number] for growth in round.growths]
+            here = max(found, key=columns.index, default=here)
+            (here.contests if found and here else []).append(round)
+        else:
+            here = at.get(round.number, here)
+        said = [words.remark_text(remark, started.budget) for remark in round.remarks]
+        (here.remarks if here else remarks).extend(said)
     left = [words.remark_text(cut, started.budget) for _, cut in fold.waiting]
     (here.remarks if here else remarks).extend(left)
     for column in columns:
@@ -187,7 +186,7 @@ def _columns(fold: Fold) -> list[Column]:
         for growth in contest.growths:
             judged.setdefault(growth.number, set()).add(contest.number)
 
-    def together(column: Column, growth: Growth) -> bool:
+    def together(column: Column, growth: GrowthRound) -> bool:
         if (column.depth, column.unit) != growth.place:
             return False
         if any(growth.parents == other.parents for other in column.growths):

@@ -10,10 +10,9 @@ from typing import Literal
 
 from cot_engine.backends.scripted import ScriptedBackend
 from cot_engine.core.answers import Answer
-from cot_engine.core.events import Grown, Selected, event_from_json, event_to_json
+from cot_engine.core.events import event_from_json, event_to_json
 from cot_engine.core.problem import Problem
 from cot_engine.core.stages import DEFAULT_PLAN, Plan, Stage
-from cot_engine.core.trace import usage_by_role
 from cot_engine.errors import BudgetError
 from cot_engine.judging.judges import ScorerJudge
 from cot_engine.search.budget import Budget, Unit
@@ -49,13 +48,11 @@ def _check(strategy: Strategy) -> None:
     assert [event_from_json(event_to_json(e)) for e in first.trace] == first.trace.events, (
         "traces round-trip"
     )
-    spent = usage_by_role(first.trace)
-    assert spent == first.usage, "every token is in the trace"
-    grown = {c.id for e in first.trace if isinstance(e, Grown) for c in e.chains}
-    assert first.chain.id in grown, "the answer is one of the chains that were grown"
-    for event in first.trace:
-        if isinstance(event, Selected):
-            assert set(event.kept) <= set(event.candidates), "only candidates are kept"
+    fold = first.trace.fold()
+    assert fold.usage == first.usage, "every token is in the trace"
+    assert first.chain.id in fold.grown_in, "the answer is one of the chains that were grown"
+    for _, event in fold.selections:
+        assert set(event.kept) <= set(event.candidates), "only candidates are kept"
     for plan in (_ONE_STAGE, DEFAULT_PLAN):
         for mode in MODES:
             answer = solve_scripted(strategy, settings=Settings(plan=plan, mode=mode, seed=1))

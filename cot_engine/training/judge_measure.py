@@ -19,7 +19,7 @@ from cot_engine.core.stages import Plan
 from cot_engine.errors import CotEngineError, ModelError
 from cot_engine.judging.judges import ScorerJudge
 from cot_engine.judging.protocol import Judge
-from cot_engine.report.judging import Card, Contest, cards_of, leanings
+from cot_engine.report.judging import Contest, JudgeCard, cards_of, leanings
 from cot_engine.search.concurrency import bounded
 from cot_engine.search.select import combine
 from cot_engine.statistics import Interval, Paired, accuracy, paired
@@ -56,7 +56,7 @@ class Held:
     failed: int = 0
     error: str = ""
 
-    def cards(self, judge: str) -> list[Card]:
+    def cards(self, judge: str) -> list[JudgeCard]:
         stages = dict.fromkeys(contest.stage for contest in self.contests)
         return [card for at in stages for card in cards_of(judge, at, "seen", self.at(at))]
 
@@ -168,9 +168,9 @@ class Stage:
     paired differences, by problem, of how often the margin leans to the better candidate."""
 
     stage: str
-    before: Card
-    after: Card
-    likelihood: Card
+    before: JudgeCard
+    after: JudgeCard
+    likelihood: JudgeCard
     gained: Paired
     over_likelihood: Paired
 

@@ -109,7 +109,7 @@ def _strategies(sampler: Sampler) -> Iterator[Staged | str]:
 def _places(trace: Trace, strategy: Staged | str, sampler: Sampler) -> list[str]:
     """What each selection of a search is a sample of, "" for those that nobody asked for."""
     if strategy == "sentence-beam":
-        return [SENTENCE if held.about == "step" else "" for held in trace.fold().selections]
+        return [SENTENCE if held.about == "step" else "" for held, _ in trace.fold().selections]
     return [at if at in sampler.stages else "" for at in stages_of(trace)]
 
 
@@ -127,9 +127,9 @@ async def _collect(
     """Add what one search's selections show to `seen` and `found`, by stage."""
     plan, fold = trace.started.plan, trace.fold()
     selections = [
-        (at, held.outcome, [fold.chains[name] for name in held.outcome.ranking])
-        for held, at in zip(fold.selections, places, strict=True)
-        if at and held.outcome
+        (at, event, [fold.chains[name] for name in event.ranking])
+        for (_, event), at in zip(fold.selections, places, strict=True)
+        if at
     ]
     labels = {c.id: outcome(item, at, c, plan) for at, _, among in selections for c in among}
     unknown = [c for _, _, among in selections for c in among if labels[c.id] is None]

@@ -17,7 +17,7 @@ from make_traces import TRACES
 from rich.console import Console
 
 from cot_engine.cli.display import Live, Log, Silent, make_display
-from cot_engine.cli.progress import Progress as LongWork
+from cot_engine.cli.progress import LongWork
 from cot_engine.core.chain import Chain, Step
 from cot_engine.core.events import (
     Cut,

@@ -30,10 +30,11 @@ from cot_engine.core.events import (
     event_from_json,
     event_to_json,
 )
+from cot_engine.core.fold import Fold
 from cot_engine.core.match import Match, Verdict
 from cot_engine.core.requests import GREEDY, BackendInfo, Segment
 from cot_engine.core.stages import DEFAULT_PLAN
-from cot_engine.core.trace import Trace, TraceFile, usage_by_role
+from cot_engine.core.trace import Trace, TraceFile
 from cot_engine.core.usage import Usage
 from cot_engine.errors import TraceError
 
@@ -278,7 +279,7 @@ def test_a_trace_without_its_beginning_says_so():
     assert Trace(EVENTS[:3]).finished is None
 
 
-def test_usage_by_role_adds_up_what_requests_cost():
-    assert usage_by_role(EVENTS) == {"generate": USAGE, "judge": USAGE, "score": USAGE}
-    assert usage_by_role([EVENTS[2], EVENTS[2]]) == {"generate": USAGE + USAGE}
-    assert usage_by_role([]) == {}
+def test_a_fold_adds_up_what_requests_cost():
+    assert Fold(EVENTS).usage == {"generate": USAGE, "judge": USAGE, "score": USAGE}
+    assert Fold([EVENTS[2], EVENTS[2]]).usage == {"generate": USAGE + USAGE}
+    assert Fold([]).usage == {}

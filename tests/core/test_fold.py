@@ -15,7 +15,7 @@ from rich.console import Console
 from cot_engine.ablation.records import Selection
 from cot_engine.ablation.worth import stages_of
 from cot_engine.core.fold import Fold, numbered
-from cot_engine.core.trace import Trace, usage_by_role
+from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
 from cot_engine.report.judging import contests
 from cot_engine.search.budget import parse_budget
@@ -113,10 +113,10 @@ def test_rounds_know_what_was_grown_and_what_was_held_among_it():
     assert fold.contests[5].entrants == ("r.1.0", "r.1.1")
     assert [cut.what for cut in fold.contests[10].remarks] == ["matches"]
     assert [cut.what for cut in fold.growths[4].remarks] == ["candidates"]
-    assert [c.number for c in fold.selections] == [2, 6, 5, 9, 10, 12], "as they ended"
+    assert [held.number for held, _ in fold.selections] == [2, 6, 5, 9, 10, 12], "as they ended"
     assert [growth.number for growth in fold.contests[12].growths] == [11]
     assert fold.chains["r.0.0.0"].steps[0].text == "<SUMMARY>I look left.</SUMMARY>"
-    assert fold.usage == usage_by_role(TRACES["at-once"]()) and not fold.gap and not fold.waiting
+    assert fold.usage == TRACES["at-once"]().finished.usage and not fold.gap and not fold.waiting
 
 
 def test_a_selection_is_about_what_its_candidates_were_to_end_with():

@@ -17,7 +17,7 @@ from cot_engine.ablation.records import Candidate, Selection
 from cot_engine.ablation.store import Store
 from cot_engine.report import findings as values
 from cot_engine.report.analysis import analyse
-from cot_engine.report.judging import Card
+from cot_engine.report.judging import JudgeCard
 from cot_engine.report.text import judge_share, markdown, rows_csv, summary
 from cot_engine.report.text import plain as as_json
 from cot_engine.statistics import Paired
@@ -182,7 +182,7 @@ def test_the_json_has_every_field_and_its_words(made):
         "curves": values.Curve,
         "headrooms": values.Headroom,
         "types": values.TypeRow,
-        "cards": Card,
+        "cards": JudgeCard,
     }.items():
         assert len(told[key]) == len(getattr(found, key)) > 0
         assert list(told[key][0]) == [f.name for f in fields(kind)], key

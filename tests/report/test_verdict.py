@@ -7,7 +7,7 @@ from cot_engine.errors import ConfigError
 from cot_engine.judging.profile import Profile
 from cot_engine.report.controls import Control, OverLikelihood
 from cot_engine.report.judge_report import judges_of
-from cot_engine.report.judging import Card
+from cot_engine.report.judging import JudgeCard
 from cot_engine.report.verdict import verdicts
 from cot_engine.statistics import Interval, Paired
 
@@ -26,7 +26,7 @@ def card(stage, right=0.7, problems=200, judge="own", **more):
         **{"calibration": (), "calibration_error": None, "cost": Usage(), "relative": 0.5},
         "gain": None,
     }
-    return Card(**values | more)
+    return JudgeCard(**values | more)
 
 
 def paired(value, problems=200, wide=0.03):

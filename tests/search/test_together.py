@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from cot_engine import Budget, Expand, Score, Select, StrategyError
 from cot_engine.core.events import Failed, Grown, Notice, Progress, Selected
 from cot_engine.core.requests import Prompt
-from cot_engine.core.trace import usage_by_role
 from cot_engine.errors import BudgetError
 from cot_engine.judging.judges import SelfJudge
 from cot_engine.search.session import Settings
@@ -134,7 +133,7 @@ def test_how_long_each_takes_changes_nothing(seed, unit, share):
             drawn.append(str(error))
             continue
         traces.append(answer.trace.canonical())
-        assert usage_by_role(answer.trace) == answer.usage
+        assert answer.trace.fold().usage == answer.usage
         if budget is not None:
             spent = budget.of(answer.total)
             assert spent <= budget.amount and answer.left == budget.amount - spent
