@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _explain(error: Exception) -> int:
     """Two lines on stderr: what was wrong, and what to do next."""
     from cot_engine.errors import CotEngineError
-    from cot_engine.files.writing import is_full
+    from cot_engine.files.writing import FULL
 
     if isinstance(error, CotEngineError):
         _say(error.message, error.hint or "See cot-engine --help.")
@@ -67,7 +67,7 @@ def _explain(error: Exception) -> int:
     if type(error).__name__ == "Abort":
         _say("Interrupted.")
         return INTERRUPTED
-    if isinstance(error, OSError) and sys.stdout is not None and is_full(error):
+    if isinstance(error, OSError) and sys.stdout is not None and error.errno in FULL:
         _say(f"The output cannot be written: {error.strerror}.", "Free some space.")
         _close_quietly()
         return 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as _json
 import os
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,14 +157,10 @@ def _check_folder(folder: Path) -> None:
             f"The model {str(folder)!r} is no folder on this machine.",
             "--write-profile needs one: download the model and give its folder.",
         )
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"The model's folder {str(folder)!r} cannot be written to: {error.strerror}.",
-            "Leave --write-profile out and write likelihood_weight by hand, or use a copy.",
-        ) from None
+    hint = "Leave --write-profile out and write likelihood_weight by hand, or use a copy."
+    from cot_engine.judging.profile import FILE
+
+    check_writable(folder / FILE, "The profile", ConfigError, hint)
 
 
 def _write(path: Path, text: str) -> InputError | None:

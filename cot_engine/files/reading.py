@@ -26,7 +26,6 @@ MAX_TOML = 1_000_000
 """Bytes. It is some 20,000 lines, all of which somebody would have had to write."""
 MAX_EXTENDED = 8
 """Files that make up one table, each extending the next."""
-_ONCE = "Let each extend one that stands for itself."
 _SHOWN = 120  # characters of a path
 _HINT = "Check its name and permissions."
 
@@ -98,35 +97,33 @@ def read_extended(
 ) -> tuple[dict[str, Any], list[Path]]:
     """As `read_toml`, of a file that may take over what another holds: extends = "OTHER.toml", a
     path relative to its own. Its tables are merged key by key, all else it replaces. Also the files
-    that it extends. Other paths in these are not changed: they are relative to whatever they are
-    relative to in `path`."""
-    layers, files = [read_toml(path, what, kind)], [Path(path)]
-    while (other := layers[-1].pop("extends", None)) is not None:
+    that it extends; other paths in these stand as if they were written in `path`."""
+    files, found = [Path(path)], read_toml(path, what, kind)
+    while (other := found.pop("extends", None)) is not None:
         here = files[-1]
         if not isinstance(other, str) or not other.strip():
             raise kind(f"extends is {shown(other)}, in {named(here)}.", "Name a file beside it.")
         files.append(here.parent / other)
+        hint = "Let each extend one that stands for itself."
         if os.path.realpath(files[-1]) in map(os.path.realpath, files[:-1]):
-            raise kind(f"{named(here)} extends {named(files[-1])}, which leads back to it.", _ONCE)
+            said = f"{named(here)} extends {named(files[-1])}, which leads back to it."
+            raise kind(said, hint)
         if len(files) > MAX_EXTENDED:
             said = f"{named(path)} extends more than {MAX_EXTENDED - 1} files, one after another."
-            raise kind(said, _ONCE)
+            raise kind(said, hint)
         try:
-            layers.append(read_toml(files[-1], what, kind))
+            found = _over(read_toml(files[-1], what, kind), found)
         except kind as error:
             said = f"{error.message.removesuffix('.')}; {named(here)} extends it."
             raise kind(said, error.hint) from None
-    found: dict[str, Any] = {}
-    for layer in reversed(layers):
-        found = _over(found, layer)
     return found, files[1:]
 
 
-def _over(below: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+def _over(below: Any, table: Any) -> Any:
     """`below`, with what `table` says instead."""
-    both = [key for key, value in table.items() if isinstance(value, dict)]
-    both = [key for key in both if isinstance(below.get(key), dict)]
-    return below | table | {key: _over(below[key], table[key]) for key in both}
+    if not (isinstance(below, dict) and isinstance(table, dict)):
+        return table
+    return below | {key: _over(below.get(key), value) for key, value in table.items()}
 
 
 def read_json(path: Path_, what: str, kind: type[CotEngineError]) -> Any:

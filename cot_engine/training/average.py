@@ -22,8 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cot_engine.errors import CotEngineError, InputError
-from cot_engine.files.writing import writing_folder
 from cot_engine.judging import profile
+from cot_engine.training.folders import writing_folder
 from cot_engine.training.network import share, take_profile
 
 _OTHERS = ("*.json", "*.jinja", "*.model", "*.txt")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cot_engine.errors import InputError, StoreError
-from cot_engine.files.writing import writing_folder
 from cot_engine.judging import profile
 from cot_engine.judging.profile import Profile
+from cot_engine.training.folders import writing_folder
 from cot_engine.training.sft_config import SFTConfig
 
 _OWN = ("config.json", "generation_config.json", "adapter_config.json", profile.FILE)

@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from cot_engine.errors import ModelError, StoreError, said
-from cot_engine.files.writing import is_full, put_folder
 from cot_engine.training.clock import Clock
 from cot_engine.training.examples import IGNORE
+from cot_engine.training.folders import is_full, put_folder
 from cot_engine.training.muon import Muon
 from cot_engine.training.network import take_over
 from cot_engine.training.sft_config import SFTConfig

@@ -11,7 +11,8 @@ import threading
 import pytest
 
 from cot_engine.errors import InputError, StoreError
-from cot_engine.files.writing import check_writable, write_whole, writing, writing_folder
+from cot_engine.files.writing import check_writable, write_whole, writing
+from cot_engine.training.folders import writing_folder
 
 
 def write(path, text="new"):
