@@ -57,12 +57,13 @@ Text = Annotated[str, must("a text", is_text)]
 def from_table(kind: type[Value], table: Any, name: str = "") -> Value:
     """The frozen value of a table, which errors call `name` ("" for a whole file). Raises
     UnknownNameError for a key that there is not, ConfigError for all else."""
+    wanted: Any = kind
     try:
-        value: Value = reader(kind)(table)
-        return value
+        made: Value = reader(wanted)(table)
+        return made
     except Wrong as wrong:
         where, facts = f"{name}{wrong.where}".removeprefix("."), wrong.facts
-    value, known, must = (facts.get(fact) for fact in ("value", "known", "must"))
+    value, known = facts.get("value"), facts.get("known", ())
     if "strange" in facts:
         raise unknown(facts["strange"], known, where)
     if missing := facts.get("missing"):
@@ -70,9 +71,9 @@ def from_table(kind: type[Value], table: Any, name: str = "") -> Value:
         said = f"[{table}] has no {said}." if table else f"{said} is missing."
         raise ConfigError(said, f'Add it, such as {missing[0]} = "...".')
     said = f"{where or 'The table'} is {shown(value)}."
-    if must == "an object":
+    if facts["must"] == "an object":
         raise ConfigError(said, f"Write it as a table, [{where}].")
-    hint = f"It must be {' or '.join(map(str, known)) if known else must}."
+    hint = f"It must be {' or '.join(map(str, known)) or facts['must']}."
     if known and isinstance(value, str):
         near = UnknownNameError(where, value, known).hint
         hint += f" {near}" if near.startswith("Did") else ""

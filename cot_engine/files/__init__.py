@@ -1,3 +1,3 @@
-"""Files that users name: read or refused in a sentence, written whole, held by one process at a time,
-never written over what is read. Imports `errors` only.
+"""Files that users name: read or refused in a sentence, written whole, held by one process at a
+time, never written over what is read. Imports `errors` only.
 """

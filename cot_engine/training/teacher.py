@@ -252,9 +252,10 @@ class Teacher:
     def _wait(self, state: Any) -> float:
         """The seconds that all are to wait. Raises TeacherError."""
         passing = state.outcome.exception()
-        longer = self._tenacity.wait_exponential(FIRST_WAIT, LONGEST)
-        longer += self._tenacity.wait_random(0, FIRST_WAIT)
-        wait = longer(state) if passing.wait is None else passing.wait
+        wait = passing.wait
+        if wait is None:
+            wait = self._tenacity.wait_exponential(FIRST_WAIT, LONGEST)(state)
+            wait += self._tenacity.wait_random(0, FIRST_WAIT)(state)
         if wait > MAX_WAIT:
             raise TeacherError(
                 f"The teacher asks to wait {wait:,.0f} s ({passing}); at most {MAX_WAIT:g} s are"

@@ -315,12 +315,12 @@ def test_all_weights_and_muons_momentum_are_resumed_exactly(run):
 
 @pytest.mark.parametrize("when", ["half written", "before it is put in place"])
 def test_a_kill_while_saving_leaves_the_checkpoint_before(script, run, tmp_path, when):
-    place = "AnswerTrainer._save_scaler" if when == "half written" else "sync"
+    place = "AnswerTrainer._save_scaler" if when == "half written" else "_sync"
     killed = script(f"""
-        import cot_engine.training.trainer as module
-        owner, name = module, {place!r}
+        from cot_engine.training import folders, trainer
+        owner, name = folders, {place!r}
         if "." in name:
-            owner, name = module.AnswerTrainer, name.split(".")[1]
+            owner, name = trainer.AnswerTrainer, name.split(".")[1]
         before, calls = getattr(owner, name), []
         def kill(*args):
             calls.append(args)
