@@ -24,7 +24,6 @@ from cot_engine.ablation.records import Candidate, ItemRecord, Key, Row, Run
 from cot_engine.ablation.store import Store
 from cot_engine.ablation.worth import selections
 from cot_engine.core.answers import Answer
-from cot_engine.core.events import Grown
 from cot_engine.core.grammar import conclusion, tier
 from cot_engine.core.problem import Problem
 from cot_engine.errors import BudgetError, InputError, StrategyError, cut
@@ -190,10 +189,9 @@ async def search_row(engine: Engine, task: Task) -> Row:
 def _candidates(answer: Answer, item: Item) -> tuple[Candidate, ...]:
     """The whole responses that the search grew from the question, in the order it sampled them."""
     trace = answer.trace
-    chains, plan = trace.chains(), trace.started.plan
-    whole = [e for e in trace if isinstance(e, Grown) and e.unit == "end"]
-    found = []
-    for chain in (chains[c.id] for event in whole for c in event.chains):
+    plan, found = trace.started.plan, []
+    whole = [growth for growth in trace.fold().growths.values() if growth.unit == "end"]
+    for chain in (chain for growth in whole for chain in growth.chains):
         text = conclusion(chain.text, plan)
         sound = tier(chain.faults) == 0
         if chain.parent == "r":

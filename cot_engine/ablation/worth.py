@@ -99,11 +99,11 @@ def stages_of(trace: Trace) -> tuple[str, ...]:
     tags = {stage.tag for stage in trace.started.plan}
     return tuple(
         WHOLE
-        if contest.about == "whole"
+        if event.about == "whole"
         else contest.unit
         if contest.unit in tags
-        else contest.stage or SENTENCE
-        for contest, _ in trace.fold().selections
+        else event.stage or SENTENCE
+        for contest, event in trace.fold().selections
     )
 
 

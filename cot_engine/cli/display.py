@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from cot_engine.core.events import Finished, Heard, Notice, Progress
@@ -31,12 +30,7 @@ class Silent:
     def __enter__(self) -> Silent:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
     def loading(self, model: str) -> None:
@@ -97,7 +91,7 @@ class Live(Silent):
         self.ticker.start()
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(self, *_: object) -> None:
         self.over.set()
         with self.lock:
             self._print(self.board.leave())

@@ -60,8 +60,6 @@ class SelectionRound:
     cut short. `growths` are the rounds that its candidates come from, in order."""
 
     number: int
-    about: Literal["step", "whole"]
-    stage: str
     entrants: tuple[str, ...]
     matches: list[Match] = field(default_factory=list)
     cached: list[bool] = field(default_factory=list)
@@ -113,6 +111,11 @@ class Fold:
             self.take(event)
 
     @property
+    def spent(self) -> dict[Role, Usage]:
+        """What the search cost: as it said at its end, or what its rounds did so far."""
+        return self.finished.usage if self.finished else self.usage
+
+    @property
     def rounds(self) -> list[GrowthRound | SelectionRound]:
         """Those of growing and of selecting, by number."""
         rounds: list[GrowthRound | SelectionRound] = [*self.growths.values()]
@@ -131,9 +134,9 @@ class Fold:
             case Grown():
                 changed = self._grown(number, event)
             case Judging():
-                changed = self._contest(number, event.about, event.stage, event.candidates)
+                changed = self._contest(number, event.candidates)
             case Judged(match, cached):
-                changed = self._contest(number, "step", "", (match.first, match.second))
+                changed = self._contest(number, (match.first, match.second))
                 changed.matches.append(match)
                 changed.cached.append(cached)
             case Selected():
@@ -184,12 +187,9 @@ class Fold:
             growth.chains.append(self.chains[chain.id])
         return growth
 
-    def _contest(
-        self, number: int, about: Literal["step", "whole"], stage: str, among: tuple[str, ...]
-    ) -> SelectionRound:
+    def _contest(self, number: int, among: tuple[str, ...]) -> SelectionRound:
         if number not in self.contests:
-            self.contests[number] = contest = SelectionRound(number, about, stage, among)
-            contest.growths = self._grew(among)
+            self.contests[number] = SelectionRound(number, among, growths=self._grew(among))
         return self.contests[number]
 
     def _grew(self, ids: tuple[str, ...]) -> list[GrowthRound]:
@@ -197,9 +197,8 @@ class Fold:
         return [found[number] for number in sorted(found)]
 
     def _selected(self, number: int, event: Selected) -> SelectionRound:
-        contest = self._contest(number, event.about, event.stage, event.candidates)
-        contest.about, contest.stage, contest.outcome = event.about, event.stage, event
-        contest.growths = self._grew(event.candidates)
+        contest = self._contest(number, event.candidates)
+        contest.outcome, contest.growths = event, self._grew(event.candidates)
         if len(contest.matches) != len(event.matches):  # judged again: the matches are here alone
             contest.matches = list(event.matches)
             contest.cached = [False] * len(event.matches)

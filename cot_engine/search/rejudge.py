@@ -118,7 +118,7 @@ async def rejudge(
     Raises TraceError if the trace is incomplete, or if the judge needs a backend and has none, and
     StrategyError if the judge or `listen` breaks its contract.
     """
-    started, chains = trace.started, trace.chains()
+    started, fold = trace.started, trace.fold()
     heard: list[Event] = []
     tell = parts.listener(listen)
 
@@ -145,9 +145,9 @@ async def rejudge(
     selections = []
     try:
         arena = Arena(session, judge.part, judge.name)  # type: ignore[arg-type]
-        for before in (e for e in trace if isinstance(e, Selected)):
+        for _, before in fold.selections:
             try:
-                beam = tuple(chains[name] for name in before.candidates)
+                beam = tuple(fold.chains[name] for name in before.candidates)
             except KeyError as missing:
                 raise TraceError(f"The trace lacks the candidate {missing}.") from None
             await arena.select(Select(beam, len(before.kept), before.about))
@@ -161,7 +161,7 @@ async def rejudge(
     session.release()
     answer = trace.finished.answer if trace.finished else ""
     if selections and not selections[-1].same:
-        answer = conclusion(chains[selections[-1].after.kept[0]].text, started.plan)
+        answer = conclusion(fold.chains[selections[-1].after.kept[0]].text, started.plan)
     usage = sum((s.after.usage for s in selections), Usage())
     return Rejudged(judge.name, tuple(selections), answer, usage, **shared(settings))
 

@@ -29,7 +29,6 @@ from cot_engine.core.events import (
 )
 from cot_engine.core.fold import Fold, GrowthRound, SelectionRound
 from cot_engine.core.match import Match
-from cot_engine.core.usage import Role, Usage
 from cot_engine.escape import terminal
 from cot_engine.show import words
 from cot_engine.show.figure import Card, Column, letter, loser
@@ -67,10 +66,6 @@ class Board:
     @property
     def started(self) -> Started | None:
         return self.fold.started
-
-    @property
-    def usage(self) -> dict[Role, Usage]:
-        return self.fold.finished.usage if self.fold.finished else self.fold.usage
 
     def take(self, event: Heard) -> list[Block]:
         if isinstance(event, Progress):
@@ -127,7 +122,7 @@ class Board:
     def cost(self) -> str:
         """ "generate 1,204 tokens 0.8 GFLOP · judge 2,410 tokens 1.1 GFLOP"."""
         parts = []
-        for role, usage in self.usage.items():
+        for role, usage in self.fold.spent.items():
             if usage.tokens:
                 flops = f" {words.number(usage.flops)}FLOP" if usage.flops else ""
                 parts.append(f"{role} {usage.tokens:,} tokens{flops}")

@@ -170,7 +170,7 @@ def read(trace: Trace) -> Figure:
         columns,
         remarks,
         f"{pending} more were being sampled." if pending else "",
-        fold.finished.usage if fold.finished else fold.usage,
+        fold.spent,
     )
     _arrange(figure, fold)
     return figure

@@ -17,7 +17,7 @@ def summary(trace: Trace) -> dict[str, Any]:
     whose answer was cut, `incomplete` says why; else it is ""."""
     started, fold = trace.started, trace.fold()
     finished, failed = fold.finished, fold.failed
-    usage = finished.usage if finished else fold.usage
+    usage = fold.spent
     return {
         "answer": finished.answer if finished else None,
         "incomplete": finished.incomplete if finished else None,

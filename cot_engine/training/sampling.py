@@ -109,7 +109,7 @@ def _strategies(sampler: Sampler) -> Iterator[Staged | str]:
 def _places(trace: Trace, strategy: Staged | str, sampler: Sampler) -> list[str]:
     """What each selection of a search is a sample of, "" for those that nobody asked for."""
     if strategy == "sentence-beam":
-        return [SENTENCE if held.about == "step" else "" for held, _ in trace.fold().selections]
+        return [SENTENCE if held.about == "step" else "" for _, held in trace.fold().selections]
     return [at if at in sampler.stages else "" for at in stages_of(trace)]
 
 

@@ -363,7 +363,7 @@ def test_every_strategy_can_be_watched(name):
     answer = solve_scripted(strategy(), listen=listen)
     grown = sum(len(event.chains) for event in answer.trace if isinstance(event, Grown))
     assert sampled == grown and titles > 0
-    assert board.usage == answer.usage and board.lines() == []
+    assert board.fold.spent == answer.usage and board.lines() == []
 
 
 # --- the log -------------------------------------------------------------------------------------
