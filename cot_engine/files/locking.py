@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cot_engine.errors import StoreError
+from cot_engine.files.writing import unwritable
 
 _HOLDER = "Process "  # how a lock begins that names its holder
 
@@ -41,7 +42,8 @@ def held(
             for folder in [each for each in path.parents if not each.exists()][::-1]:
                 folder.mkdir(exist_ok=True)
                 made.append(folder)
-            told, lock = False, FileLock(beside)
+            # Its other lock, for file systems that have none, would outlive a killed process.
+            told, lock = False, FileLock(beside, fallback_to_soft=False)
             while not lock.is_locked:
                 _holder(beside)
                 try:
@@ -60,11 +62,8 @@ def held(
                 who = f"{_HOLDER}{os.getpid()} on {socket.gethostname()}, since {since} UTC,"
                 beside.write_text(who, "utf-8")
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise StoreError(
-                f"{what.capitalize()} {str(path)!r} cannot be written:"
-                f" {getattr(error, 'strerror', None) or error}.",
-                "Check its name and permissions, or name another.",
-            ) from None
+            why = "Check its name and permissions, or name another."
+            raise unwritable(path, error, what.capitalize(), StoreError, why) from None
         yield
     finally:
         if lock is not None and lock.is_locked:
