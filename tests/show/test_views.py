@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import browser
@@ -32,7 +34,9 @@ from cot_engine.search.session import Settings
 from cot_engine.search.tournament import TOURNAMENTS
 from cot_engine.show import captions, templates, words
 from cot_engine.show import figure as fig
+from cot_engine.show.board import Board
 from cot_engine.show.html import render_html
+from cot_engine.show.summary import summary
 from cot_engine.show.tree import render_tree
 from cot_engine.testing import solve_scripted
 
@@ -73,6 +77,12 @@ def test_page_looks_as_recorded(name):
     # The same picture may be compressed to other bytes by another version of Pillow.
     drawn = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "data:image/png;base64,", drawn)
     check_golden(f"views/{name}.html", drawn)
+
+
+@pytest.mark.parametrize("name", ["lookahead", "at-once"])
+def test_summary_says_what_is_recorded(name):
+    said = json.dumps(summary(TRACES[name]()), indent=1)
+    check_golden(f"views/{name}.json", said + "\n")
 
 
 @pytest.mark.parametrize("name", TRACES)
@@ -213,6 +223,24 @@ def test_hostile_text_stays_text():
     for raw in ("\x1b", "\x07", "\u202e", "\u2069"):
         assert raw not in drawn
         assert raw not in tree(TRACES["hostile"]())
+
+
+def test_a_hostile_unit_stays_text_wherever_a_column_is_named():
+    """As where a card says which column it grew from, or a match who stood in another one."""
+    trace = Trace(
+        [
+            replace(event, unit=HOSTILE) if getattr(event, "unit", "") == "CAPTION" else event
+            for event in TRACES["lookahead"]()
+        ]
+    )
+    board = Board()
+    blocks = [block for event in trace for block in board.take(event)]
+    said = "".join(line.plain for block in blocks for line in block.lines)
+    drawn = render_html(trace)
+    assert "from <script>" in Page(drawn).text and "<SCRIPT>" in said
+    assert not Page(drawn).all("script") and not Page(drawn).all("svg")
+    for raw in ("\x1b", "\x07", "\u202e", "\u2069"):
+        assert raw not in drawn + tree(trace) + said
 
 
 def test_a_page_that_does_not_escape_would_tell(monkeypatch):
