@@ -1,6 +1,7 @@
 # The public names and their homes: for type checkers, and for `__init__.py`, which reads this.
 
 from cot_engine.backends.protocol import Backend as Backend
+from cot_engine.backends.protocol import Opener as Opener
 from cot_engine.options.config import RunConfig as RunConfig
 from cot_engine.core.answers import Answer as Answer
 from cot_engine.core.answers import majority as majority

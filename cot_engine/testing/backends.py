@@ -67,7 +67,7 @@ class _Checked:
         self.backend, self.part, self.units = backend, Part("backend", backend), units
 
     async def generate(self, request: Generate) -> Generated:
-        given = await self._answer(request, self.backend.generate, replies.generated)
+        given: Generated = await self._answer(request, self.backend.generate, replies.generated)
         for each in given.generations:
             assert bool(each.text) <= bool(each.ids), "text comes from tokens"
             assert each.logprob <= 1e-3, "a log-probability is not above 0"
@@ -85,12 +85,14 @@ class _Checked:
         return given
 
     async def choose(self, request: Choose) -> Chosen:
-        given = await self._answer(request, self.backend.choose, replies.chosen)
+        given: Chosen = await self._answer(request, self.backend.choose, replies.chosen)
         fine = all(value <= 1e-3 for row in given.logprobs for value in row)
         assert fine, "a log-probability is not above 0"
         return given
 
-    async def _answer(self, request: Any, ask: Callable, check: Callable) -> Any:
+    async def _answer(
+        self, request: Any, ask: Callable[..., Any], check: Callable[..., None]
+    ) -> Any:
         with guard(self.part):
             estimate = replies.usage(self.part, self.backend.estimate(request))
             given = await ask(request)

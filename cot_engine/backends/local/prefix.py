@@ -15,6 +15,7 @@ import heapq
 import weakref
 from collections.abc import Iterator, Sequence
 from itertools import count
+from typing import Any
 
 import torch
 
@@ -43,18 +44,18 @@ class Node:
     def __init__(self, keys: Sequence[int], end: int, parent: Node | None) -> None:
         self.keys = tuple(keys)
         self.end = end
-        self.kv: torch.Tensor | None = None
-        self.hidden: torch.Tensor | None = None
+        self.kv: torch.Tensor | Any = None  # while it is pending
+        self.hidden: torch.Tensor | Any = None
         self.redo = False
         self._parent = None if parent is None else weakref.ref(parent)
         self.children: dict[int, Node] = {}
         self.used = next(_clock)
 
     @property
-    def parent(self) -> Node | None:
-        if self._parent is None:
-            return None
-        if (found := self._parent()) is None:  # computing on without it would be silently wrong
+    def parent(self) -> Node:
+        """Of a node that is not the root."""
+        found = None if self._parent is None else self._parent()
+        if found is None:  # computing on without it would be silently wrong
             raise RuntimeError("A node of a prefix tree was used after its tree was dropped.")
         return found
 
@@ -69,9 +70,9 @@ class Node:
     def path(self) -> list[Node]:
         """From the first node below the root to this one."""
         nodes, node = [], self
-        while (above := node.parent) is not None:
+        while node._parent is not None:
             nodes.append(node)
-            node = above
+            node = node.parent
         return nodes[::-1]
 
     def split(self, size: int) -> Node:

@@ -37,10 +37,10 @@ class Features:
     to the first layers' states there (Qwen3-VL); `cross` [layers, 2, heads, tokens, dim] are the
     keys and values of cross-attention layers, of which `seen` [tokens] are real (Mllama)."""
 
-    main: torch.Tensor | None = None
+    main: torch.Tensor | Any = None
     deep: tuple[torch.Tensor, ...] = ()
-    cross: torch.Tensor | None = None
-    seen: torch.Tensor | None = None
+    cross: torch.Tensor | Any = None
+    seen: torch.Tensor | Any = None
 
 
 @dataclass(slots=True)
