@@ -67,6 +67,7 @@ class LocalBackend:
         max_rows: int | None = None,
         prefill_columns: int | None = None,
         on_notice: Callable[[str], None] | None = None,
+        memory: float | str | None = None,
     ) -> None:
         self.adapter = loaded.adapter
         self.text = loaded.text
@@ -86,6 +87,7 @@ class LocalBackend:
             prefill_columns or (65536 if gpu else 16384),
             self._context,
             self._notes,
+            memory,
         )
 
     def __enter__(self) -> LocalBackend:
@@ -156,8 +158,8 @@ class LocalBackend:
             costs.prefill(max(1, len(s.keys) - start), start, crossed)
             for s, start in zip(sequences, had, strict=True)
         ) + costs.head(len(sequences))
-        features = scope.features if scope else {}
-        images = {i.digest: i for i in longest.images if i.digest not in features}
+        encoded = scope.encoded if scope else ()
+        images = {i.digest: i for i in longest.images if i.digest not in encoded}
         flops += sum(self.adapter.image_flops(image) for image in images.values())
         decoded = 0
         if isinstance(request, Generate):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cot_engine.backends.local.jobs import DecodeRow, Writing
-from cot_engine.backends.local.kv import KVShape, RowCache, Slots
+from cot_engine.backends.local.kv import BLOCK, KVShape, RowCache, Slots
 from cot_engine.backends.local.sampling import RowSampling, draw, keys, seed64
 from cot_engine.backends.models.family import Adapter, Pass
 
@@ -33,6 +33,7 @@ class Batch:
         vocabulary = adapter.head.weight.shape[0]
         self.banned = adapter.placeholder if adapter.placeholder < vocabulary else None
         self.slots = Slots(shape)
+        self.room = 1 << 62  # tokens of slots there may be; see `memory`
         self.rows: list[DecodeRow] = []
         self.cache: RowCache | None = None
         self._changed()
@@ -66,7 +67,7 @@ class Batch:
 
     def _reserve(self, rows: int, columns: int) -> None:
         """Growing copies everything, so while that is cheap more is taken than asked for."""
-        slots = self.slots
+        slots, least = self.slots, (max(rows, self.slots.rows), max(columns, self.slots.columns))
         if rows <= slots.rows and columns <= slots.columns:
             return
         if rows * columns * self.shape.bytes_per_token < SMALL_BYTES:
@@ -74,6 +75,8 @@ class Batch:
             columns = columns if columns <= slots.columns else columns + 128
         elif columns > slots.columns:
             columns += columns // 8
+        if max(rows, slots.rows) * (max(columns, slots.columns) + BLOCK) + slots.tokens > self.room:
+            rows, columns = least
         slots.reserve(rows, columns, used=len(self.rows))
         self._changed()
 

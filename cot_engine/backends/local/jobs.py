@@ -27,6 +27,7 @@ class Scope:
         self.name = name
         self.roots: dict[tuple[str, ...], Node] = {}
         self.features: dict[str, Features] = {}
+        self.encoded: set[str] = set()  # digests of the images that were charged
         self.released = False
 
     def root(self, key: tuple[str, ...]) -> Node:
@@ -119,6 +120,12 @@ class Job:
     def fail(self, error: BaseException) -> None:
         self.failed = True
         self._tell(self.done.set_exception, error)
+
+    def leave(self) -> None:
+        """Let go of the search: whoever keeps the error of a failed job must not keep its tree."""
+        self.scope = Scope(self.scope.name)
+        for sequence in self.sequences:
+            sequence.root = sequence.end = None
 
     def _tell(self, settle: Callable[[Any], None], value: object) -> None:
         def tell() -> None:

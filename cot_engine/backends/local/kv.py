@@ -64,6 +64,11 @@ class Slots:
     def columns(self) -> int:
         return self.data.shape[4]
 
+    @property
+    def tokens(self) -> int:
+        """What it takes, however much of it is used."""
+        return self.rows * self.columns
+
     def reserve(self, rows: int, columns: int, used: int = 0) -> None:
         """Grow to at least that size, keeping what the first `used` rows hold."""
         if rows <= self.rows and columns <= self.columns:

@@ -24,13 +24,15 @@ class Local:
 
     `device` is auto, cuda, cuda:1, mps or cpu; `dtype` auto, float32, bfloat16 or float16;
     `quantize` 8bit or 4bit (bitsandbytes, vision tower and projector spared). `max_rows`
-    candidates are written at once.
+    candidates are written at once. `memory` is what keys and values may take: a share of what is
+    free once the model is loaded (0.9), or an amount such as "20GB".
     """
 
     device: str = "auto"
     dtype: str = "auto"
     quantize: Literal["8bit", "4bit"] | None = None
     max_rows: int | None = None
+    memory: float | str | None = None
 
     def open(
         self, model: str | Path, *, on_notice: Callable[[str], None] | None = None
@@ -39,6 +41,9 @@ class Local:
         name that was given. Raises ModelError, and InputError for a parameter that will not do."""
         from cot_engine.backends.local import loading
         from cot_engine.backends.local.backend import LocalBackend
+        from cot_engine.backends.local.memory import parse_memory
 
+        parse_memory(self.memory)  # before the model is loaded
         loaded = loading.load(model_path(model), self.device, self.dtype, self.quantize)
-        return LocalBackend(replace(loaded, name=str(model)), self.max_rows, on_notice=on_notice)
+        loaded = replace(loaded, name=str(model))
+        return LocalBackend(loaded, self.max_rows, on_notice=on_notice, memory=self.memory)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
 from cot_engine.backends.local.jobs import Job, Sequence
-from cot_engine.backends.local.kv import KVShape, RowCache, Slots
+from cot_engine.backends.local.kv import BLOCK, KVShape, RowCache, Slots
+from cot_engine.backends.local.memory import Memory
 from cot_engine.backends.local.prefix import Node
-from cot_engine.backends.models.family import Adapter, Features, Pass
+from cot_engine.backends.models.family import Adapter, Features, Pass, Pixels
 
 KEPT_BYTES = 1 << 30  # fresh memory costs more than a small prefill: up to this much is reused
 
@@ -29,11 +31,11 @@ class Planned:
         return len(self.node.keys)
 
 
-def plan(jobs: list[Job], limit: int) -> list[Planned]:
-    """Pending nodes whose parents are computed, of similar length, `limit` columns in all.
+def plan(jobs: list[Job], fits: Callable[[list[Planned]], bool]) -> list[Planned]:
+    """Pending nodes whose parents are computed, of similar length, as many as `fits`.
 
-    Similar, because a row costs as much as the longest beside it. Columns, cached ones included,
-    because they are what takes memory. At least one part is returned if any is pending.
+    Similar, because a row costs as much as the longest beside it. At least one part is returned if
+    any is pending.
     """
     parts: dict[int, Planned] = {}
     for job in jobs:
@@ -44,23 +46,28 @@ def plan(jobs: list[Job], limit: int) -> list[Planned]:
     ordered = sorted(parts.values(), key=lambda part: part.size)
     chosen: list[Planned] = []
     for part in ordered:
-        if chosen and (part.size > 1.4 * chosen[0].size + 8 or columns_of([*chosen, part]) > limit):
+        if chosen and (part.size > 1.4 * chosen[0].size + 8 or not fits([*chosen, part])):
             break
         chosen.append(part)
     return chosen
 
 
 def columns_of(parts: list[Planned]) -> int:
-    """Of all rows together, each as long as the longest."""
-    return len(parts) * (max(p.node.start for p in parts) + max(p.size for p in parts))
+    """Of all rows together, each as long as the longest; cached ones included, because they are
+    what takes memory."""
+    longest = max(p.node.start for p in parts) + max(p.size for p in parts)
+    return len(parts) * -(-longest // BLOCK) * BLOCK
 
 
 class Prefill:
     """Runs planned parts through the model and hands their keys and values to the tree."""
 
-    def __init__(self, adapter: Adapter, shape: KVShape, lock: threading.Lock) -> None:
+    def __init__(
+        self, adapter: Adapter, shape: KVShape, lock: threading.Lock, memory: Memory
+    ) -> None:
         self.adapter = adapter
         self.shape = shape
+        self.memory = memory
         self.lock = lock
         self.slots = Slots(shape)
 
@@ -69,22 +76,28 @@ class Prefill:
         self.slots = Slots(self.shape)
 
     def encode(self, part: Planned) -> None:
-        """Encode the images that the part needs and its search has not encoded yet."""
-        needed = [
-            image
-            for image, places in zip(part.sequence.images, part.sequence.places, strict=True)
-            if self.adapter.prompt_depends_on_images
-            or bool(((places >= part.node.start) & (places < part.node.end)).any())
-        ]
-        for image in needed:
-            if image.digest in part.job.scope.features:
+        """Encode the images that the part needs and its search does not hold."""
+        if self.adapter.prompt_depends_on_images:
+            self.pictures(part.job, part.sequence.images)
+            return
+        each = zip(part.sequence.images, part.sequence.places, strict=True)
+        start, end = part.node.start, part.node.end
+        needed = [i for i, places in each if bool(((places >= start) & (places < end)).any())]
+        self.pictures(part.job, needed)
+
+    def pictures(self, job: Job, images: Iterable[Pixels]) -> None:
+        """Encode those that the job's search does not hold; each is charged once."""
+        scope, tally = job.scope, job.tally
+        for image in images:
+            if image.digest in scope.features:
                 continue
             began = time.perf_counter()
-            part.job.scope.features[image.digest] = self.adapter.encode(image)
-            tally = part.job.tally
-            tally.encodes += 1
-            tally.flops += self.adapter.image_flops(image)
-            tally.seconds += time.perf_counter() - began
+            scope.features[image.digest] = self.adapter.encode(image)
+            if image.digest not in scope.encoded:
+                scope.encoded.add(image.digest)
+                tally.encodes += 1
+                tally.flops += self.adapter.image_flops(image)
+                tally.seconds += time.perf_counter() - began
 
     def run(self, parts: list[Planned]) -> None:
         """One forward pass over `parts`; each row is a node behind its own cached prefix."""
@@ -112,13 +125,18 @@ class Prefill:
             torch.cuda.synchronize(self.shape.device)
         seconds = time.perf_counter() - began
         total = sum(part.size for part in parts)
+        # What was let go of is computed again at nobody's cost; a final state that is asked for
+        # later than its tokens were computed is not.
+        charged = [part for part in parts if part.node.redo or not part.node.paid]
+        self.memory.computed_again += total - sum(part.size for part in charged)
         with self.lock:
             for row, part in enumerate(parts):
                 if part.node.kv is None:  # else it was computed again for its final state alone
                     part.node.kv = kvs[row]
-                part.node.redo = False
+                    self.memory.stored(part.size)
+                part.node.redo, part.node.paid = False, True
                 part.node.hidden = last[row].clone()
-        for part in parts:
+        for part in charged:
             tally = part.job.tally
             tally.prefilled += part.size
             tally.seconds += seconds * part.size / total

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -26,7 +26,8 @@ class Node:
     """Tokens `keys`, ending at position `end`. `kv` is [layers, 2, heads, len(keys), dim].
 
     `hidden` [width of the model] is the final state at the last token, kept where a request ended;
-    `redo` asks for the node to be computed again for its sake.
+    `redo` asks for the node to be computed again for its sake. `paid`: it was computed before, and
+    charged; without `kv` it was let go of since.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class Node:
         "hidden",
         "keys",
         "kv",
+        "paid",
         "redo",
         "used",
     )
@@ -47,6 +49,7 @@ class Node:
         self.kv: torch.Tensor | Any = None  # while it is pending
         self.hidden: torch.Tensor | Any = None
         self.redo = False
+        self.paid = False
         self._parent = None if parent is None else weakref.ref(parent)
         self.children: dict[int, Node] = {}
         self.used = next(_clock)
@@ -84,6 +87,7 @@ class Node:
         upper = Node(self.keys[:size], self.start + size, above)
         upper.children = {self.keys[size]: self}
         above.children[self.keys[0]] = upper
+        upper.paid = self.paid
         if self.kv is not None:
             upper.kv, self.kv = self.kv.tensor_split((size,), dim=3)
         self.keys, self._parent = self.keys[size:], weakref.ref(upper)
@@ -155,12 +159,13 @@ def evict(root: Node, limit: int, spare: set[int]) -> None:
     Nodes whose id() is in `spare` stay. The order depends on this tree's own history alone, so a
     search pays the same alone and among others.
     """
-    held = sum(len(node.keys) for node in walk(root) if node.kv is not None)
+    held = sum(len(n.keys) for n in walk(root) if n.paid or n.kv is not None)
     if held <= limit:
         return
 
     def free(node: Node) -> bool:
-        return not (node.children or node.pending or id(node) in spare or node is root)
+        planned = node.pending and not node.paid
+        return not (node.children or planned or id(node) in spare or node is root)
 
     leaves = [(node.used, node) for node in walk(root) if free(node)]  # `used` is nobody else's
     heapq.heapify(leaves)
@@ -170,10 +175,32 @@ def evict(root: Node, limit: int, spare: set[int]) -> None:
         above = oldest.parent
         del above.children[oldest.keys[0]]
         held -= len(oldest.keys)
-        dropped.add(oldest.kv.untyped_storage().data_ptr())
+        if oldest.kv is not None:
+            dropped.add(oldest.kv.untyped_storage().data_ptr())
         if free(above):
             heapq.heappush(leaves, (above.used, above))
-    # What a node was split from holds the memory of all its parts until none looks at it.
-    for node in walk(root):
+    _apart(walk(root), dropped)
+
+
+def let_go(nodes: Iterable[Node], spare: set[int], tokens: int) -> int:
+    """Let go of the keys and values of all but those in `spare`, those used longest ago first,
+    until `tokens` are free. They stay in their trees, to be computed again. Returns how many were
+    freed."""
+    held = [node for node in nodes if node.kv is not None]
+    freed, dropped = 0, set()
+    for node in sorted(held, key=lambda node: node.used):
+        if freed >= tokens:
+            break
+        if id(node) not in spare:
+            freed += len(node.keys)
+            dropped.add(node.kv.untyped_storage().data_ptr())
+            node.kv = None
+    _apart(held, dropped)
+    return freed
+
+
+def _apart(nodes: Iterable[Node], dropped: set[int]) -> None:
+    """What a node was split from holds the memory of all its parts until none looks at it."""
+    for node in nodes:
         if node.kv is not None and node.kv.untyped_storage().data_ptr() in dropped:
             node.kv = node.kv.clone()

@@ -7,6 +7,7 @@ flight shares forward passes. Running out of memory halves what is attempted at 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import threading
 import time
@@ -19,6 +20,8 @@ import torch
 from cot_engine.backends.local.decode import Batch
 from cot_engine.backends.local.failures import attempt, failure, not_numbers, out_of_memory
 from cot_engine.backends.local.jobs import Choosing, DecodeRow, Job, Scope, Writing
+from cot_engine.backends.local.kv import BLOCK, Slots
+from cot_engine.backends.local.memory import Memory, budget_tokens
 from cot_engine.backends.local.model_thread import ModelThread
 from cot_engine.backends.local.prefill import Planned, Prefill, columns_of, plan
 from cot_engine.backends.local.prefix import evict, insert, recompute_end
@@ -28,6 +31,8 @@ from cot_engine.core.requests import Chosen, Finish, Generated, Generation
 from cot_engine.errors import ModelError
 
 SCOPE_BYTES = 2 << 30  # keys and values kept for one search
+CALM = 200
+"""Turns without running out of memory, after which more is attempted again."""
 HEADS = 256  # verdicts' logits are computed for so many at once: a row of them takes a megabyte
 
 
@@ -43,6 +48,7 @@ class Worker:
         prefill_columns: int,
         context: int,
         notice: Callable[[str], None],
+        memory: float | str | None = None,
     ) -> None:
         self.adapter = adapter
         self.text = text
@@ -52,10 +58,15 @@ class Worker:
         self.lock = threading.Lock()  # guards the prefix trees: estimates read them elsewhere
         shape = adapter.kv_shape()
         self.scope_tokens = max(2 * context, SCOPE_BYTES // max(1, shape.bytes_per_token))
-        self.prefill = Prefill(adapter, shape, self.lock)
+        self.memory = Memory(budget_tokens(memory, shape), shape)
+        self.prefill = Prefill(adapter, shape, self.lock, self.memory)
         self.batch = Batch(adapter, shape)
+        self.queue: deque[Job] = deque()  # there is no room yet to begin them
         self.jobs: list[Job] = []  # whose prompts are not computed yet
         self.waiting: deque[DecodeRow] = deque()  # rows without a slot
+        self.changed = True  # who runs, since it was found that the next one does not fit
+        self.usual = (max_rows, prefill_columns)
+        self.calm = 0  # turns since memory ran out
         self.step = 0.0  # seconds that the last forward pass of all rows took
         self.thread = ModelThread(self)
 
@@ -75,7 +86,7 @@ class Worker:
         """Answer what arrived and all that arrives meanwhile; a trouble of one turn ends there."""
         while not self.thread.over:
             arrived = self.thread.arrived()
-            if not (arrived or self.jobs or self.waiting or self.batch.rows):
+            if not (arrived or self.queue or self.jobs or self.waiting or self.batch.rows):
                 return
             error = attempt(functools.partial(self._turn, arrived))
             if error is not None:
@@ -99,10 +110,12 @@ class Worker:
             self._admit(arrived)
             return
         self._drop_cancelled()
-        if self.jobs:
-            self._prefill()
-        elif self.batch.rows or self.waiting:
+        self._begin_what_fits()
+        if self.jobs and self._prefill():
+            return
+        if self.batch.rows or self.waiting:
             self._decode()
+        self._recovered()
 
     def _admit(self, job: Job) -> None:
         with self.lock:
@@ -110,7 +123,29 @@ class Worker:
                 key = tuple(image.digest for image in sequence.images)
                 found = job.scope.root(key if self.adapter.prompt_depends_on_images else ())
                 sequence.root, sequence.end = found, insert(found, sequence.keys)
-        self.jobs.append(job)
+        self.memory.scopes.add(job.scope)
+        self.queue.append(job)
+        self.changed = True
+
+    def _begin_what_fits(self) -> None:
+        """In the order in which they came: nobody is overtaken for ever."""
+        while self.queue and self.changed:
+            job, active = self.queue[0], self._in_flight()
+            if active and not self.memory.fits(job, active):
+                self.changed = False  # until one of them is over
+                return
+            self.queue.popleft()
+            if active or self.memory.fits(job, ()):
+                self.jobs.append(job)
+                continue
+            job.fail(
+                ModelError(
+                    f"This takes the memory of {self.memory.alone(job):,} tokens at least: prompt,"
+                    f" reply so far, and one row to write it; there is room for"
+                    f" {self.memory.limit:,}.",
+                    "Use a smaller image, fewer tokens a stage, more --memory, or --quantize.",
+                )
+            )
 
     def _rows(self) -> list[DecodeRow]:
         return [*self.batch.rows, *self.waiting]
@@ -119,36 +154,48 @@ class Worker:
         return {*self.jobs, *(row.job for row in self._rows())}
 
     def _drop_cancelled(self) -> None:
+        if any(job.over for job in self.queue):
+            self.queue = deque(job for job in self.queue if not job.over)
+            self.changed = True
         if any(job.over for job in self.jobs):
             self.jobs = [job for job in self.jobs if not job.over]
+            self.changed = True
         for row in [row for row in self._rows() if row.job.over]:
             self._discard(row)
 
     def _discard(self, row: DecodeRow) -> None:
+        self.changed = True
         self.batch.leave(row)
         if row in self.waiting:
             self.waiting.remove(row)
 
     def _fail(self, jobs: Iterable[Job], error: BaseException) -> None:
+        jobs = list(jobs)
         for job in jobs:
             if not job.over:
                 job.fail(failure(error))
         self._drop_cancelled()
+        for job in jobs:
+            job.leave()
 
     # --- prompts ---------------------------------------------------------------------------------
 
-    def _prefill(self) -> None:
+    def _prefill(self) -> bool:
+        """One pass over prompts, if there is room for it now; and the jobs that are ready begin."""
         for sequence in (s for job in self.jobs for s in job.sequences):
-            if not sequence.end.pending and sequence.end.hidden is None:
+            end = sequence.end
+            if end.hidden is None and not end.redo and (end.paid or not end.pending):
                 with self.lock:
-                    recompute_end(sequence.end)
-        parts = plan(self.jobs, self.prefill_columns)
+                    recompute_end(end)
+        parts = self._planned()
+        if parts is None:
+            return False
         if parts:
             error = attempt(lambda: self.prefill.run(parts))
             if error is not None:
                 self.prefill.clear()  # as large as what failed
                 self._prefill_failed(parts, error)
-                return
+                return True
         for job in self.jobs:
             if isinstance(job, Choosing) and job.request.headway is not None:
                 job.request.headway.finished = sum(
@@ -159,12 +206,42 @@ class Worker:
         ]
         if ready:
             self._begin(ready)
+        return True
+
+    def _planned(self) -> list[Planned] | None:
+        """What the next pass over prompts computes; None if rows must end before it has room."""
+        rows = self.batch.slots.tokens + _owed(self.batch.rows)
+
+        def takes(parts: list[Planned]) -> int:
+            return columns_of(parts) + sum(part.size for part in parts)
+
+        wanted = plan(self.jobs, lambda parts: columns_of(parts) <= self.prefill_columns)
+        if not wanted or self.memory.room(rows + self.prefill.slots.tokens) >= takes(wanted):
+            return wanted
+        self.prefill.clear()
+        active = self._in_flight()
+        with self.lock:
+            self.memory.make_room(min(takes(wanted), self.memory.limit // 4), rows, active)
+        room = self.memory.room(rows)
+        parts = plan(
+            self.jobs,
+            lambda some: columns_of(some) <= self.prefill_columns and takes(some) <= room,
+        )
+        if takes(parts) <= room:
+            return parts
+        with self.lock:
+            fits = self.memory.make_room(takes(parts), rows, active)
+        if fits or not self.batch.rows:
+            return parts
+        self.batch.trim()
+        rows = self.batch.slots.tokens + _owed(self.batch.rows)
+        return parts if self.memory.room(rows) >= takes(parts) else None
 
     def _prefill_failed(self, parts: list[Planned], error: BaseException) -> None:
         jobs = list({id(p.job): p.job for p in parts}.values())
         if not out_of_memory(error):
             self._fail(jobs, error)
-        elif self.batch.trim():
+        elif self.batch.trim() or self._let_go():
             pass  # there is room now that nobody used
         elif len(parts) > 1:
             self.prefill_columns = max(1, min(self.prefill_columns, columns_of(parts)) // 2)
@@ -215,6 +292,8 @@ class Worker:
     def _start(self, jobs: list[Writing]) -> None:
         rows = []
         for job in jobs:
+            if self.adapter.prompt_depends_on_images:
+                self.prefill.pictures(job, job.sequences[0].images)
             start = len(job.sequences[0].ids)
             rows += [DecodeRow(job, i, start) for i in range(len(job.request.seeds))]
             job.tally.flops += self.adapter.flops.head(1)
@@ -223,8 +302,7 @@ class Worker:
     # --- rows ------------------------------------------------------------------------------------
 
     def _decode(self) -> None:
-        room = self.max_rows - len(self.batch.rows)
-        joining = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
+        joining = self._seated()
         drawn: list[list[Any]] = []
         began = time.monotonic()
 
@@ -241,9 +319,64 @@ class Worker:
         self.waiting.extendleft(reversed(missing))
         self._decode_failed(error)
 
+    def _seated(self) -> list[DecodeRow]:
+        """The rows that join now. Those for which there is no room any more wait again."""
+        batch = self.batch
+        longest = max((row.length for row in batch.rows), default=0) + 1
+        if not self.waiting and longest <= batch.slots.columns:
+            return []
+        rows = list(itertools.islice(itertools.chain(batch.rows, self.waiting), self.max_rows))
+        fitting = self._fitting(rows)
+        if fitting < len(rows):
+            self.prefill.clear()
+            with self.lock:
+                self.memory.make_room(self._slots(rows), 0, self._in_flight())
+            fitting = max(1, self._fitting(rows))
+        batch.room = self.memory.room(self.prefill.slots.tokens)
+        needed = self._slots(rows[:fitting])  # and what they hand over
+        seated = len(batch.rows)
+        if fitting < seated or (
+            needed > batch.slots.tokens and needed + batch.slots.tokens > batch.room
+        ):
+            # Old and new slots do not fit beside each other, or not all rows do.
+            self.waiting.extendleft(reversed(batch.park(0)))
+            batch.slots = Slots(batch.shape)
+            seated = 0
+        return [self.waiting.popleft() for _ in range(fitting - seated)]
+
+    def _slots(self, rows: list[DecodeRow]) -> int:
+        """What slots for these take, with some columns to grow into, and what they hand over to
+        their trees before the slots are given back."""
+        columns = -(-(max(row.length for row in rows) + 1 + BLOCK) // BLOCK) * BLOCK
+        return len(rows) * columns + _owed(rows)
+
+    def _fitting(self, rows: list[DecodeRow]) -> int:
+        """How many of the first of these there is room for."""
+        room = self.memory.room(self.prefill.slots.tokens)
+        count = len(rows)
+        while count and self._slots(rows[:count]) > room:
+            count = min(count - 1, room // max(1, self._slots(rows[:count]) // count))
+        return max(0, count)
+
+    def _let_go(self) -> bool:
+        """Let go of all that nobody in flight stands on; whether there was anything."""
+        before = self.memory.count()
+        with self.lock:
+            self.memory.make_room(self.memory.limit, 0, self._in_flight())
+        return self.memory.most < before
+
+    def _recovered(self) -> None:
+        """What was halved for lack of memory is doubled again after a while."""
+        self.calm += 1
+        if self.calm >= CALM and (self.max_rows, self.prefill_columns) != self.usual:
+            self.calm = 0
+            self.max_rows = min(self.usual[0], 2 * self.max_rows)
+            self.prefill_columns = min(self.usual[1], 2 * self.prefill_columns)
+
     def _decode_failed(self, error: BaseException) -> None:
         rows = self._rows()
-        if out_of_memory(error) and self.batch.trim():
+        self.calm = 0
+        if out_of_memory(error) and (self.batch.trim() or self._let_go()):
             pass
         elif out_of_memory(error) and self.max_rows > 1 and len(rows) > 1:
             self._halve_rows()
@@ -327,6 +460,8 @@ class Worker:
         for node in insert(row.sequence.end, ids).path():
             if node.kv is None and node.start >= row.start:
                 node.kv = self.batch.copy(row, node.start, node.end)
+                node.paid = True
+                self.memory.stored(len(node.keys))
 
     def _unsound(self, row: DecodeRow) -> None:
         job = row.job
@@ -335,6 +470,7 @@ class Worker:
             job.fail(not_numbers(job.request, written))
 
     def _answer(self, job: Job, answer: Generated | Chosen) -> None:
+        self.changed = True
         if job in self.jobs:
             self.jobs.remove(job)
         self._tidy(job.scope)
@@ -347,3 +483,8 @@ class Worker:
         with self.lock:
             for root in scope.roots.values():
                 evict(root, self.scope_tokens, spare)
+
+
+def _owed(rows: list[DecodeRow]) -> int:
+    """What rows hand over to their trees before their slots are given back."""
+    return sum(len(row.ids) + BLOCK for row in rows)

@@ -42,6 +42,12 @@ class Features:
     cross: torch.Tensor | Any = None
     seen: torch.Tensor | Any = None
 
+    @property
+    def nbytes(self) -> int:
+        return sum(
+            t.nbytes for t in (self.main, *self.deep, self.cross, self.seen) if t is not None
+        )
+
 
 @dataclass(slots=True)
 class Pass:
