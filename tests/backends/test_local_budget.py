@@ -1,4 +1,4 @@
-"""Memory is budgeted: whatever is in flight, nothing ends a run, nothing changes what is written, and
+"""Memory is budgeted: whatever is in flight, nothing ends a run or changes what is written, and
 nobody pays for what gave way to others."""
 
 from __future__ import annotations

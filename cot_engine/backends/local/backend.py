@@ -178,7 +178,10 @@ class LocalBackend:
 
     def release(self, scope: str) -> None:
         if (found := self._scopes.pop(scope, None)) is not None:
-            found.released = True
+            with self.worker.lock:  # what is in flight holds its own tree
+                found.released, found.roots = True, {}
+            if not self.adapter.prompt_depends_on_images:  # else rows in flight look at them
+                found.features = {}
 
     def close(self) -> None:
         """Fail what is in flight at once; wait at most about a second for a forward pass to end."""

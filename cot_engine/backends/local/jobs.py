@@ -122,8 +122,7 @@ class Job:
         self._tell(self.done.set_exception, error)
 
     def leave(self) -> None:
-        """Let go of the search: whoever keeps the error of a failed job must not keep its tree."""
-        self.scope = Scope(self.scope.name)
+        """Let go of the tree: whoever keeps the error of a failed job must not keep that."""
         for sequence in self.sequences:
             sequence.root = sequence.end = None
 

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import torch
 
-from cot_engine.backends.local.jobs import Job, Scope
+from cot_engine.backends.local.jobs import Job, Scope, Writing
 from cot_engine.backends.local.kv import BLOCK, KVShape
 from cot_engine.backends.local.prefix import let_go, walk
-from cot_engine.core.requests import Generate
 from cot_engine.errors import ConfigError, shown
 
 SHARE = 0.9
@@ -108,7 +107,7 @@ class Memory:
         """The slot of one row, as long as it may become, and what it hands over to the tree; or the
         slot of the longest prompt."""
         longest = max(len(sequence.ids) for sequence in job.sequences)
-        new = job.request.max_new_tokens if isinstance(job.request, Generate) else 0
+        new = job.request.max_new_tokens if isinstance(job, Writing) else 0
         return -(-(longest + new) // BLOCK) * BLOCK + new + 2 * BLOCK
 
     def _tokens(self, size: int) -> int:

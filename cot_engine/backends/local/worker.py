@@ -175,8 +175,11 @@ class Worker:
             if not job.over:
                 job.fail(failure(error))
         self._drop_cancelled()
+        busy = {id(job.scope) for job in (*self._in_flight(), *self.queue)}
         for job in jobs:
             job.leave()
+            if id(job.scope) not in busy:
+                job.scope.features.clear()
 
     # --- prompts ---------------------------------------------------------------------------------
 
