@@ -15,6 +15,7 @@ from cot_engine.backends.local.backend import LocalBackend
 from cot_engine.backends.local.kv import BLOCK
 from cot_engine.backends.local.loading import load
 from cot_engine.backends.local.memory import budget_tokens, parse_memory
+from cot_engine.backends.local.opener import Local
 from cot_engine.backends.local.prefix import walk
 from cot_engine.core.boundaries import Until
 from cot_engine.core.requests import Choose, Generate, Prompt, Sampling, Segment
@@ -185,7 +186,7 @@ def test_nonsense_is_refused_before_anything_is_loaded(value):
     with pytest.raises(ConfigError, match="memory is"):
         parse_memory(value)
     with pytest.raises(ConfigError, match="memory is"):
-        LocalBackend.load("/nowhere", memory=value)
+        Local(memory=value).open("/nowhere")
 
 
 def test_a_share_or_an_amount(loaded):

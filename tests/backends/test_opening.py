@@ -33,7 +33,13 @@ def claiming(install, package, claim):
 
 def test_local_is_there_and_takes_what_nobody_claims(install, tmp_path):
     assert plugins.names("backend") == ["local"]
-    assert plugins.parameters("backend", "local") == ["device", "dtype", "quantize", "max_rows"]
+    assert plugins.parameters("backend", "local") == [
+        "device",
+        "dtype",
+        "quantize",
+        "max_rows",
+        "memory",
+    ]
     claiming(install, "pack1", "abc:.*")
     assert backend_of("abc:x") == "pack1"
     for model in ("bundled", "xabc:", "llava-hf/llava-1.5-7b-hf", tmp_path):
