@@ -57,7 +57,8 @@ class Subject:
 
     @property
     def backend(self) -> LocalBackend:
-        return self.engine.backend  # type: ignore[return-value]
+        assert isinstance(self.engine.backend, LocalBackend)
+        return self.engine.backend
 
     def sync(self) -> None:
         """Wait until the device has done what it was told: kernels run behind Python's back."""

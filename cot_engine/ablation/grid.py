@@ -124,7 +124,8 @@ class Cell:
     def parameters(self) -> dict[str, Any]:
         """All parameters of the strategy, defaults included."""
         part = plugins.make("strategy", self.config.strategy, self.config.parameters)
-        return asdict(part) if is_dataclass(part) else dict(self.config.parameters)  # type: ignore[call-overload]
+        made = is_dataclass(part) and not isinstance(part, type)
+        return asdict(part) if made else dict(self.config.parameters)
 
     @property
     def hash(self) -> str:
@@ -209,10 +210,10 @@ def parse_ablation(table: dict[str, Any], *, name: str, folder: Path = Path()) -
     base = _config(file.run, folder)
     drafts = [draft for entry in file.cells for draft in _drafts(entry, base, folder)]
     drafts = [replace(d, rollouts=file.rollouts) if d.rollouts is None else d for d in drafts]
-    drafts = labelled(_with_baselines(drafts, bool(file.match)))
-    if len(drafts) > MAX_CELLS:
-        raise ConfigError(f"The grid has {len(drafts)} cells.", f"The limit is {MAX_CELLS}.")
-    cells, reference = _matched(drafts, file.match)
+    named = labelled(_with_baselines(drafts, bool(file.match)))
+    if len(named) > MAX_CELLS:
+        raise ConfigError(f"The grid has {len(named)} cells.", f"The limit is {MAX_CELLS}.")
+    cells, reference = _matched(named, file.match)
     data = {"source": "scenes"} | file.data
     return Ablation(file.name, cells, file.seeds, data, base, folder, reference)
 
@@ -235,17 +236,18 @@ def _drafts(entry: Any, base: RunConfig, folder: Path) -> list[Draft]:
     own = from_table(_Own, {key: entry[key] for key in names if key in entry}, "cells")
     rest = {key: value for key, value in entry.items() if key not in names}
     axes = {key: value if isinstance(value, list) else [value] for key, value in rest.items()}
-    for key, values in axes.items():
-        if not values:
+    for key, listed in axes.items():
+        if not listed:
             raise ConfigError(f"{key} is an empty list.", "Give it a value, or leave it out.")
     varied = tuple(key for key, values in axes.items() if len(values) > 1)
     drafts = []
     for combination in itertools.product(*axes.values()):
         values = dict(zip(axes, combination, strict=True))
         config = _cell_config(base, values, folder)
-        draft = Draft(config, own.name, varied, own.matched)
-        named = {"plan": Path(str(values["plan"])).stem} if "plan" in values else {}
-        drafts.append(replace(draft, rollouts=own.rollouts, **named))
+        draft = Draft(config, own.name, varied, own.matched, own.rollouts)
+        if "plan" in values:
+            draft = replace(draft, plan=Path(str(values["plan"])).stem)
+        drafts.append(draft)
     return drafts
 
 
@@ -276,7 +278,7 @@ def _with_baselines(drafts: list[Draft], matching: bool) -> list[Draft]:
     for draft in drafts:
         way = _way(draft.config)
         judged = {each.name: each.default for each in options_of(RunConfig, "judging")}
-        plain = {"parameters": {}} | judged
+        plain: dict[str, Any] = {"parameters": {}} | judged
         one = replace(draft.config, strategy="best-of-n", **plain | {"parameters": {"n": 1}})
         vote = replace(draft.config, strategy="majority", **plain | {"parameters": {"n": 2}})
         greedy = replace(draft.config, strategy="greedy", **plain)
@@ -292,7 +294,8 @@ def _with_baselines(drafts: list[Draft], matching: bool) -> list[Draft]:
 
 
 def _way(config: RunConfig) -> tuple:
-    plan = tuple(replace(stage, width=None, question="") for stage in config.plan)  # type: ignore[union-attr]
+    assert isinstance(config.plan, Plan)  # `_config` has read it
+    plan = tuple(replace(stage, width=None, question="") for stage in config.plan)
     return tuple(plan if key == "plan" else getattr(config, key) for key in _WAY)
 
 

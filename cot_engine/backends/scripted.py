@@ -13,6 +13,7 @@ from cot_engine.core.requests import (
     BackendInfo,
     Choose,
     Chosen,
+    Finish,
     Generate,
     Generated,
     Generation,
@@ -94,7 +95,8 @@ class ScriptedBackend:
         return Generated(tuple(generations), usage)
 
     def _generation(self, request: Generate, seed: int) -> Generation:
-        text, finish = self.script(request, seed), "eos"
+        text = self.script(request, seed)
+        finish: Finish = "eos"
         if (end := request.until.end(text)) is not None:
             text, finish = text[:end], "stop"
         words = _PIECE.findall(text)
@@ -103,7 +105,7 @@ class ScriptedBackend:
         ids = tuple(_number(word) for word in words)
         self._words.update(zip(ids, words, strict=True))
         logprob = -sum(1 + i % 7 for i in ids) / 8
-        return Generation("".join(words), ids, logprob, finish)  # type: ignore[arg-type]
+        return Generation("".join(words), ids, logprob, finish)
 
     async def choose(self, request: Choose) -> Chosen:
         await self._take(request)

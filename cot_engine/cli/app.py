@@ -73,7 +73,7 @@ def solve(
     """
     from cot_engine.cli.solve import run
 
-    more = {"trace": trace, "allow_incomplete": allow_incomplete}
+    more: dict[str, Any] = {"trace": trace, "allow_incomplete": allow_incomplete}
     more |= {"json": json, "quiet": quiet}
     return partial(run, words, image or [], config, options, **more)
 
@@ -145,6 +145,7 @@ def ablate(
     """
     from cot_engine.cli.ablate import run
 
+    more: dict[str, Any]
     more = {"workers": workers, "ray_address": ray_address, "wait": wait, "retry": retry}
     return partial(run, config, store, problems, options, **more, quiet=quiet)
 
@@ -272,9 +273,8 @@ def judge_report(
     """
     from cot_engine.cli.judge_report import run
 
-    who = (judges or [], strategies or [])
-    what = (data, problems, n, rollouts, controls, fit, write_profile, out, config)
-    return partial(run, *who, *what, options, json=json, quiet=quiet)
+    judged = partial(run, judges or [], strategies or [], data, problems, n, rollouts, controls)
+    return partial(judged, fit, write_profile, out, config, options, json=json, quiet=quiet)
 
 
 app.command(cls=_usage("CONFIG.toml"))(train)

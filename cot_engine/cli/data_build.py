@@ -185,8 +185,8 @@ def _entries(file: Path, out: Path, given: dict[str, Any]) -> list:
             if given[name] is not None:
                 option_name = "--" + name.replace("_", "-")
                 raise ConfigError(f"{option_name} is not for llava.", "It has no answers to check.")
-        kinds = tuple(kind.strip() for kind in (given["kinds"] or ",".join(KINDS)).split(","))
-        return read_described(file, out, kinds, images)  # type: ignore[arg-type]
+        kinds: Any = (given["kinds"] or ",".join(KINDS)).split(",")  # which are checked there
+        return read_described(file, out, tuple(kind.strip() for kind in kinds), images)
     if given["teacher"] != "staged":
         raise ConfigError(f"--teacher is {given['teacher']!r}.", "It must be staged or llava.")
     if given["kinds"] is not None:

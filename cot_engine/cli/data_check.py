@@ -149,7 +149,7 @@ def _check_there(good: str | None, bad: str | None, overwrite: bool) -> None:
 
 def _on_row(good: Put | None, bad: Put | None, begun: float | None) -> OnRow:
     """Writes a row where it belongs, and says on stderr how far it is."""
-    from cot_engine.training.rows import row_json
+    from cot_engine.training.rows import Row, row_json
 
     number, said = 0, begun
 
@@ -159,8 +159,8 @@ def _on_row(good: Put | None, bad: Put | None, begun: float | None) -> OnRow:
         faulty = any(each.severity == "error" for each in found)
         if faulty and bad is not None:
             bad(_bad_json(line, row, found) + "\n")
-        elif not faulty and good is not None:
-            good(row_json(row) + "\n")  # type: ignore[arg-type]  # a BadRow has an error
+        elif isinstance(row, Row) and not faulty and good is not None:
+            good(row_json(row) + "\n")
         if said is not None and begun is not None and (now := time.monotonic()) - said > _EVERY:
             said = now
             with suppress(OSError, ValueError):  # nobody is listening

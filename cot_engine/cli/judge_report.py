@@ -94,6 +94,7 @@ def run(
     if fit and found.weight is None:
         raise InputError("No weight was fitted.", "The last note of the report says why.")
     if write_profile:
+        assert found.weight is not None  # it was to be fitted, as --write-profile wants
         weight = float(f"{found.weight.weight.estimate:.4g}")
         path = replace(profile, likelihood_weight=weight).write(folder)
         if not quiet:

@@ -19,7 +19,7 @@ from cot_engine.options.problem import check_question
 
 if TYPE_CHECKING:
     from cot_engine.core.answers import Answer
-    from cot_engine.core.events import Event
+    from cot_engine.core.events import Heard
     from cot_engine.core.trace import TraceFile
     from cot_engine.images.load import Image
     from cot_engine.options.resolve import Resolved
@@ -192,7 +192,7 @@ def _search(
         )
         if trace is not None:
             file = TraceFile(trace)
-        last: list[Event] = []
+        last: list[Heard] = []
         try:
             answer = engine.solve(
                 images or None, question, config=call, on_event=_listener(file, display, last)
@@ -204,8 +204,8 @@ def _search(
     return answer, failed
 
 
-def _listener(file: TraceFile | None, display: Any, last: list[Event]) -> Callable[[Event], None]:
-    def listen(event: Event) -> None:
+def _listener(file: TraceFile | None, display: Any, last: list[Heard]) -> Callable[[Heard], None]:
+    def listen(event: Heard) -> None:
         last[:] = [event]
         if file is not None:
             file(event)
@@ -214,7 +214,7 @@ def _listener(file: TraceFile | None, display: Any, last: list[Event]) -> Callab
     return listen
 
 
-def _interrupted(file: TraceFile | None, last: list[Event]) -> KeyboardInterrupt:
+def _interrupted(file: TraceFile | None, last: list[Heard]) -> KeyboardInterrupt:
     """The interrupt, with what to tell the user of the trace."""
     from cot_engine.core.events import Failed
 
@@ -244,6 +244,6 @@ def _print_json(
 
     from cot_engine.show.summary import summary
 
-    result = summary(answer.trace)  # type: ignore[arg-type]
+    result = summary(answer.trace)
     result |= {"config": config.hash(), "trace": trace if failed is None else None}
     print(json.dumps(result, indent=2))

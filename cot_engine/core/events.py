@@ -236,6 +236,9 @@ Event = (
 )
 """What a trace records."""
 
+OfRound = Growing | Grown | Judging | Judged | Selected | Scored | Cut
+"""What happens in a round, and says in which."""
+
 Heard = Event | Progress
 """What a listener is told."""
 

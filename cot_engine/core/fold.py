@@ -13,11 +13,11 @@ from typing import Literal
 from cot_engine.core.chain import Chain
 from cot_engine.core.events import (
     Cut,
-    Event,
     Failed,
     Finished,
     Growing,
     Grown,
+    Heard,
     Judged,
     Judging,
     Notice,
@@ -91,7 +91,7 @@ class Fold:
     `remarks` came before any round; `waiting` are cuts of rounds in which nothing happened yet.
     """
 
-    def __init__(self, events: Iterable[Event] = ()) -> None:
+    def __init__(self, events: Iterable[Heard] = ()) -> None:
         self.started: Started | None = None
         self.finished: Finished | None = None
         self.failed: Failed | None = None
@@ -121,7 +121,7 @@ class Fold:
         rounds: list[GrowthRound | SelectionRound] = [*self.growths.values()]
         return sorted([*rounds, *self.contests.values()], key=lambda round: round.number)
 
-    def take(self, event: Event) -> GrowthRound | SelectionRound | None:
+    def take(self, event: Heard) -> GrowthRound | SelectionRound | None:
         """Take in the next event; returns the round that it changed, if it did."""
         number = numbered(event, self)
         changed: GrowthRound | SelectionRound | None = None
@@ -207,7 +207,7 @@ class Fold:
         return contest
 
 
-def numbered(event: Event, fold: Fold) -> int:
+def numbered(event: Heard, fold: Fold) -> int:
     """The number of the round that an event belongs to, 0 if it belongs to none.
 
     Where it does not say (it was recorded before rounds were numbered), the number is as well as

@@ -53,15 +53,16 @@ def _metavar(check: Check) -> str:
     return "|".join(getattr(check, "names", ()))
 
 
-def about(each: Field) -> Option:
-    return each.metadata["option"]
+def about(each: Field[Any]) -> Option:
+    found: Option = each.metadata["option"]
+    return found
 
 
-def default_of(each: Field) -> Any:
+def default_of(each: Field[Any]) -> Any:
     return each.default if each.default_factory is MISSING else each.default_factory()
 
 
-def options_of(kind: type, *groups: Group) -> Iterator[Field]:
+def options_of(kind: type, *groups: Group) -> Iterator[Field[Any]]:
     """The options of a class by group, all if none is named; of each group its own come first,
     then those it has from SearchOptions."""
     shared = {each.name for each in fields(SearchOptions)}

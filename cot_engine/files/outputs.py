@@ -11,12 +11,16 @@ import stat
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from cot_engine.errors import InputError
 from cot_engine.files.reading import is_stream, named
 
 Named = tuple[str, str | os.PathLike[str] | None]
 """What an error calls a file ("--trace", "the picture"), and its path; None: it was not given."""
+
+Opened = tuple[str, str | os.PathLike[str] | int]
+"""The same of one that was given, or that the shell has opened, by its number."""
 
 # What a model's folder holds of a model. Other files in there are not read, and may be written.
 _OF_A_MODEL = (".safetensors", ".json", ".jinja", ".model", ".txt", ".bin")
@@ -29,10 +33,11 @@ def check_outputs(outputs: Iterable[Named], inputs: Iterable[Named]) -> None:
     "-" is stdin or stdout. Where these are files, they count as an input and an output; devices
     and pipes are free.
     """
-    sources = [each for each in inputs if each[1] not in (None, "-")] + _shell(sys.stdin, "stdin")
-    before = _shell(sys.stdout, "stdout")
+    given = [(name, path) for name, path in inputs if path is not None and path != "-"]
+    sources: list[Opened] = [*given, *_shell(sys.stdin, "stdin")]
+    before: list[Opened] = [*_shell(sys.stdout, "stdout")]
     for name, path in outputs:
-        if path in (None, "-") or is_stream(path) or _is_free(path):  # type: ignore[arg-type]
+        if path is None or path == "-" or is_stream(path) or _is_free(path):
             continue
         for other, source in [*sources, *before]:
             if _same(path, source) or _within(source, path) or _is_of_model(path, source):
@@ -48,10 +53,10 @@ def side_files(store: str | os.PathLike[str]) -> list[Named]:
     return [("the store", f"{os.fspath(store)}{end}") for end in ("", "-wal", "-shm", ".lock")]
 
 
-def _shell(stream: object, name: str) -> list[tuple[str, int]]:
+def _shell(stream: Any, name: str) -> list[tuple[str, int]]:
     """What the shell has opened for us, if it is a file."""
     try:
-        number = stream.fileno()  # type: ignore[attr-defined]
+        number = stream.fileno()
         return [(name, number)] if stat.S_ISREG(os.stat(number).st_mode) else []
     except (OSError, ValueError, AttributeError):  # closed, or not of the system
         return []

@@ -12,8 +12,9 @@ import math
 import os
 import stat
 import tomllib
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cot_engine.errors import CotEngineError, shown
 
@@ -39,7 +40,7 @@ def named(path: Path_) -> str:
 
 def opened(
     path: Path_, what: str, kind: type[CotEngineError], hint: str = _HINT, beyond: int | None = None
-) -> IO[bytes]:
+) -> BufferedReader:
     """The file, open for reading. `what` is "configuration" or the like. Raises `kind` for one
     that cannot be read, or has more than `beyond` bytes.
 

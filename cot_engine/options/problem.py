@@ -21,7 +21,7 @@ def problem_of(image: Any, question: str | None, allow_url: AllowUrl) -> Problem
     question and images."""
     if isinstance(image, Problem) and question is None:
         return check_problem(image)
-    question = check_question(question)  # type: ignore[arg-type]
+    question = check_question(question)
     if image is None:
         given: list[Any] = []
     else:
@@ -52,7 +52,7 @@ def judge_images(problem: Problem, options: SearchOptions) -> tuple[Image, ...]:
             return problem.images
 
 
-def check_question(question: str) -> str:
+def check_question(question: str | None) -> str:
     """The question as it came, if it can be asked. Raises InputError."""
     if not isinstance(question, str):
         raise InputError(f"The question is a {type(question).__name__}.", "Give a text.")
@@ -103,4 +103,6 @@ def other(image: Image, index: int) -> Image:
     from cot_engine import scenes
 
     seed = int(image.digest[:8], 16)
-    return load_image(scenes.sample(seed, index, "val").image.resize(image.size))
+    picture = scenes.sample(seed, index, "val").image
+    assert picture is not None  # none of these is told in words alone
+    return load_image(picture.resize(image.size))

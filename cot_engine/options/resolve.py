@@ -72,7 +72,7 @@ def resolve(
     parts = {key: options[key] for key in ("strategy", "judge") if key in options}
     own = {key: options[key] for key in options if key in _CALLS and key not in parts}
     rest = {key: options[key] for key in options if key not in _CALLS}
-    named = {key: value for key, value in parts.items() if isinstance(value, str)}
+    named: dict[str, Any] = {key: value for key, value in parts.items() if isinstance(value, str)}
     if "strategy" in parts and "parameters" not in own:
         own["parameters"] = {}  # those of the config belong to its own strategy
     config = replace(config, **own, **named)

@@ -120,6 +120,7 @@ def _standings(
 
 def _searched(grid: Grid, cells: list[Scored], cell: Scored) -> Standing:
     budgeted = [row for row in cell.ok if row.allotted is not None and row.unit == grid.unit]
+    allotted = [row.allotted for row in budgeted if row.allotted is not None]
     left = [row.remaining for row in budgeted if row.remaining is not None]
     usage = _usage(cell.ok)
     return Standing(
@@ -132,7 +133,7 @@ def _searched(grid: Grid, cells: list[Scored], cell: Scored) -> Standing:
         searches=len(cell.rows),
         failed=len(cell.rows) - len(cell.ok),
         accuracy=accuracy(cell.scores),
-        allotted=mean([row.allotted for row in budgeted]) if budgeted else None,
+        allotted=mean(allotted) if allotted else None,
         spent=mean(cell.spent[~np.isnan(cell.spent)]),
         left=mean(left) if left else None,
         by_role={role: grid.of(used) for role, used in usage.items()},
@@ -143,6 +144,7 @@ def _searched(grid: Grid, cells: list[Scored], cell: Scored) -> Standing:
 
 
 def _derived(grid: Grid, cell: Scored, kind: Kind, label: str, scores: np.ndarray) -> Standing:
+    usage: dict[Role, Usage]
     usage = {r: used for r, used in _usage(cell.samples).items() if r == "generate"}
     by_role = {role: grid.of(used) for role, used in usage.items()}
     return Standing(
@@ -198,7 +200,7 @@ def _usage(rows: list[Row]) -> dict[Role, Usage]:
     total: dict[Role, Usage] = {}
     for row in rows:
         for role, used in row.usage.items():
-            total[role] = total.get(role, Usage()) + used  # type: ignore[index, arg-type]
+            total[role] = total.get(role, Usage()) + used
     return {
         role: Usage(**{f.name: getattr(used, f.name) / len(rows) for f in fields(Usage)})
         for role, used in total.items()

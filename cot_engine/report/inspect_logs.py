@@ -120,7 +120,9 @@ class _Cell:
             solver=self.plain["strategy"],
             solver_args=self.plain["parameters"],
             dataset=EvalDataset(
-                name=about.get("data", {}).get("name"), samples=len(problems), sample_ids=problems
+                name=about.get("data", {}).get("name"),
+                samples=len(problems),
+                sample_ids=[*problems],
             ),
             model=self.model,
             config=EvalConfig(epochs=len(run.seeds), epochs_reducer=["mean"], fail_on_error=False),
@@ -194,7 +196,9 @@ class _Cell:
 
         item = self.items[row.key.item]
         messages: list[Any] = [ChatMessageUser(content=item.question)]
-        output, text, stages = ModelOutput(model=self.model), "", {}
+        output, text = ModelOutput(model=self.model), ""
+        stages: dict[str, str] = {}
+        more: dict[str, Any] = {"total_time": row.seconds}  # older releases leave it out
         if row.status == "ok":
             text, stages = self._response(row)
             messages.append(ChatMessageAssistant(content=text))
@@ -211,7 +215,7 @@ class _Cell:
             scores={SCORER: self._score(row, item)} if row.correct is not None else None,
             metadata=self._about(row, item, stages),
             model_usage={self.model: _tokens(_total(row))} if row.usage else {},
-            total_time=row.seconds,  # older releases leave it out
+            **more,
             error=EvalError(message=row.error, traceback=row.error, traceback_ansi=row.error)
             if row.status == "failed"
             else None,
@@ -233,6 +237,7 @@ class _Cell:
     def _score(self, row: Row, item: ItemRecord) -> Any:
         from inspect_ai.scorer import CORRECT, INCORRECT, Score
 
+        assert row.correct is not None  # only what was graded has a score
         value = (CORRECT if row.correct else INCORRECT) if self.letters else row.correct
         said = f"Expected {item.expected!r}; scored {row.correct:g}."
         return Score(value=value, answer=row.answer, explanation=said)

@@ -18,7 +18,7 @@ import numpy as np
 
 from cot_engine.ablation.data import DataSet, Item
 from cot_engine.ablation.worth import selections
-from cot_engine.core.events import Event
+from cot_engine.core.events import Heard
 from cot_engine.core.usage import Usage
 from cot_engine.errors import ConfigError, CotEngineError, InputError, ModelError
 from cot_engine.judging.judges import RandomJudge
@@ -75,7 +75,7 @@ class Examination:
         that do not fit, and a judge that cannot be made for a model of this profile."""
         # Not the coin of the random judge that is examined.
         between = {"judge": RandomJudge(seed=self.config.seed + 1)}
-        own = {"parameters": self.parameters, "judge": "random", "budget": None}
+        own: dict[str, Any] = {"parameters": self.parameters, "judge": "random", "budget": None}
         searches = tuple(
             resolve(profile, replace(self.config, strategy=name, **own), between)
             for name in self.strategies
@@ -207,7 +207,7 @@ async def _judged(
     """The selections of a trace as a judge holds them: seeing the picture, and the controls."""
 
     async def once(image: Shown) -> tuple[Contest, ...]:
-        events: list[Event] = []
+        events: list[Heard] = []
         await engine.arejudge(
             *(trace,),
             judge=judge, tournament="round-robin", judge_image=image, on_event=events.append,

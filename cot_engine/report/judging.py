@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 
 from cot_engine.ablation.records import Selection
-from cot_engine.core.events import Event
+from cot_engine.core.events import Heard
 from cot_engine.core.fold import Fold
 from cot_engine.core.match import Match
 from cot_engine.core.trace import Trace
@@ -167,7 +167,7 @@ def cards_of(judge: str, stage: str, image: Shown, held: Sequence[Contest]) -> l
 
 
 def contests(
-    trace: Trace, known: Sequence[Selection], events: Iterable[Event] | None = None
+    trace: Trace, known: Sequence[Selection], events: Iterable[Heard] | None = None
 ) -> tuple[Contest, ...]:
     """The selections of a trace as `events`, those of judging it again, say they were held; by
     default as the trace itself does. `known` has what is known of each selection, in order."""
@@ -349,10 +349,10 @@ def calibration(
         cut[-1].append((size, right))
     found, error = [], 0.0
     for each in cut:
-        right = sum(r for _, r in each) / len(each)
+        share = sum(r for _, r in each) / len(each)
         sure = sum(1 / (1 + math.exp(-m)) for m, _ in each) / len(each)
-        found.append(Bin(sum(m for m, _ in each) / len(each), right, len(each)))
-        error += len(each) / len(said) * abs(sure - right)
+        found.append(Bin(sum(m for m, _ in each) / len(each), share, len(each)))
+        error += len(each) / len(said) * abs(sure - share)
     return tuple(found), error if found else None
 
 
@@ -374,17 +374,17 @@ def _divided(usage: Usage, by: int) -> Usage:
 
 
 def _gain(held: Sequence[Contest], measure: Measure) -> Gain | None:
-    picked: list[tuple[str, int, float, float, float]] = []
+    picked: list[tuple[str, int, tuple[float, float, float]]] = []
     for contest in held:
         known = contest.outcomes.get(measure, {})
         values = [known[name] for name in contest.candidates if name in known]
         if len(values) < 2 or len(values) < len(contest.candidates) or not contest.chosen:
             continue
-        mean = sum(values) / len(values)
-        picked.append((contest.problem, len(values), mean, known[contest.chosen], max(values)))
+        worths = sum(values) / len(values), known[contest.chosen], max(values)
+        picked.append((contest.problem, len(values), worths))
     if not picked:
         return None
-    random, selected, oracle = (_mean((row[0], row[k]) for row in picked) for k in (2, 3, 4))
+    random, selected, oracle = (_mean((row[0], row[2][k]) for row in picked) for k in range(3))
     room = oracle.estimate - random.estimate
     return Gain(
         n=sum(row[1] for row in picked) / len(picked),

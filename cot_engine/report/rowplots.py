@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from cot_engine.core.usage import Role
 from cot_engine.report import panels
 from cot_engine.report.amounts import amount, axis, figures, interval, percent, points, probability
 from cot_engine.report.findings import Comparison, Findings, Headroom
@@ -11,7 +13,7 @@ from cot_engine.report.judging import JudgeCard
 from cot_engine.report.panels import Panel, Plot, Scale, plot
 from cot_engine.report.svg import BOLD, INK, NARROW, SERIES, SOFT, Drawing, fitted
 
-ROLES = ("generate", "judge", "score")
+ROLES: tuple[Role, ...] = ("generate", "judge", "score")
 MOST = 60  # rows of a plot; the tables have all
 _FILL = {"generate": (SERIES[0], 1.0), "judge": (SERIES[1], 0.35), "score": (SERIES[2], 0.0)}
 
@@ -136,7 +138,7 @@ def headroom(findings: Findings) -> Plot:
             ):
                 if h is not None and math.isfinite((one := getattr(h, name)).estimate):
                     said = f"{h.label}, {h.measure}, {h.stage}, {name}: {interval(one)}"
-                    how = {"hollow": hollow, "id": f"{name}{i}", "said": said}
+                    how: dict[str, Any] = {"hollow": hollow, "id": f"{name}{i}", "said": said}
                     panel.interval(one, marker, color, 5.5, 1.1, y=y - up, **how)
 
         def sample(name: str, x: float, y: float) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from cot_engine.ablation.records import Key, Row, Run
 from cot_engine.core.usage import Usage
-from cot_engine.search.budget import Budget
+from cot_engine.search.budget import Budget, Unit
 
 TOLERANCE = 0.05
 """The most that two spendings may differ by, of the larger one, to count as matched."""
@@ -61,7 +61,7 @@ class Grid:
     """Where a search stands in a matrix of scores."""
 
     run: Run
-    unit: str
+    unit: Unit
     problems: dict[str, int]
     seeds: dict[int, int]
 
@@ -82,7 +82,7 @@ class Grid:
         """In the run's unit; of seconds, those of the model."""
         if self.unit == "seconds":
             return usage.seconds
-        return Budget(1.0, self.unit).of(usage)  # type: ignore[arg-type]
+        return Budget(1.0, self.unit).of(usage)
 
 
 def make_grid(run: Run) -> Grid:
@@ -104,7 +104,7 @@ def make_cells(grid: Grid, rows: list[Row]) -> list[Scored]:
     for hash, (label, plain) in grid.run.cells.items():
         own = by_cell.get(hash, [])
         ok = [row for row in own if row.status == "ok"]
-        scores = grid.matrix((row.key, row.correct) for row in ok)  # type: ignore[misc]
+        scores = grid.matrix((row.key, row.correct) for row in ok if row.correct is not None)
         spent = grid.matrix((row.key, grid.spent(row)) for row in ok)
         found.append(Scored(hash, label, plain, tuple(own), scores, spent))
     return found

@@ -69,7 +69,7 @@ def _compared(main: Comparison | None, own: Sequence[Standing], of: Standing) ->
     """Which of the grid's cells is the best, and how it compares."""
     told = []
     equal = main is not None and main.matched
-    rival = equal and main.second in {s.label for s in own}  # type: ignore[union-attr]
+    rival = main is not None and equal and main.second in {s.label for s in own}
     others = [s.accuracy.estimate for s in own if s is not of]
     if others and not rival and of.accuracy.estimate >= max(others):
         ahead = of.accuracy.estimate > max(others)

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from cot_engine.ablation.labels import LABELLED
 from cot_engine.ablation.records import Run
 from cot_engine.ablation.store import Store
-from cot_engine.core.usage import Usage
+from cot_engine.core.usage import Role, Usage
 from cot_engine.escape import terminal
 from cot_engine.report.amounts import axis, bounds, figures, interval, probability, share
 from cot_engine.report.findings import Findings, Standing
@@ -22,7 +22,7 @@ from cot_engine.report.judging import JudgeCard
 
 PLAIN_SCHEMA = 1
 _MATCHING = {"": "", "reference": "reference", "matched": "yes", "unmatched": "no"}
-_ROLES = ("generate", "judge", "score")
+_ROLES: tuple[Role, ...] = ("generate", "judge", "score")
 
 
 # --- Markdown ------------------------------------------------------------------------------------

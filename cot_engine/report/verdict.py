@@ -69,7 +69,10 @@ def _verdict(
 def _worth(name: str, cards: Sequence[JudgeCard], over: dict[tuple[str, Measure], Interval]) -> str:
     """At which stages it is better than what costs nothing, at which worse, and where one cannot
     tell."""
-    better, worse, even, few = [], [], [], []
+    better: list[str] = []
+    worse: list[str] = []
+    even: list[str] = []
+    few: list[str] = []
     for card in cards:
         coin = Interval(*(x - 0.5 for x in (card.right.estimate, card.right.low, card.right.high)))
         ahead = over.get((card.stage, card.measure)) if over else coin
@@ -124,8 +127,9 @@ def _looks(cards: Sequence[JudgeCard], controls: Sequence[Control]) -> str:
 def _habits(cards: Sequence[JudgeCard]) -> str:
     told = []
     once = {card.stage: card for card in cards if card.matches >= _MATCHES}.values()
-    if flips := [c for c in once if c.flips is not None and c.flips > _FLIPS]:
-        at = _listed([f"{100 * c.flips:.0f} % at {_stage(c)}" for c in flips])  # type: ignore[operator]
+    flips = [(c.flips, _stage(c)) for c in once if c.flips is not None and c.flips > _FLIPS]
+    if flips:
+        at = _listed([f"{100 * flip:.0f} % at {stage}" for flip, stage in flips])
         told.append(f"Its two orders name the same place too often: {at} (coins: 50 %).")
     if unread := [c for c in once if c.unreadable > _UNREAD]:
         at = _listed([f"{100 * c.unreadable:.0f} % at {_stage(c)}" for c in unread])

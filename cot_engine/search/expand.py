@@ -289,7 +289,7 @@ class Growth:
         reading = read(chain.text, plan)
         closing = plan[reading.open].close if reading.open else ""
         gap = prompts.separator(chain, session.settings.mode)
-        prefix = (Segment(closing + gap + plan.last.open),)
+        prefix: tuple[Segment, ...] = (Segment(closing + gap + plan.last.open),)
         if reading.open == plan.last.tag:
             prefix = ()
         until, length = Until((plan.last.close,)), plan.last.length

@@ -44,7 +44,8 @@ class Lane:
         self.waiting.append(call)
         self.lanes.look()
         try:
-            return await call.answer
+            answer: T = await call.answer
+            return answer
         except asyncio.CancelledError:
             with suppress(ValueError):
                 self.waiting.remove(call)

@@ -9,12 +9,12 @@ import importlib.metadata
 import inspect
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cot_engine.backends.protocol import Backend
 from cot_engine.core import parts
 from cot_engine.core.answers import Answer
-from cot_engine.core.chain import Chain
+from cot_engine.core.chain import Beam, Chain
 from cot_engine.core.events import (
     Event,
     Failed,
@@ -46,6 +46,9 @@ from cot_engine.search.select import Arena
 from cot_engine.search.session import Session, Settings
 from cot_engine.search.strategy import Continuation, Request, Score, Task
 
+if TYPE_CHECKING:
+    from cot_engine.images.load import Image
+
 _MOST_REQUESTS = 10_000  # a strategy that asks more is not going to end
 
 
@@ -54,7 +57,7 @@ class Named:
     """A part of a search with the name that traces and tables know it by."""
 
     name: str
-    part: object
+    part: Any
 
 
 async def search(
@@ -65,7 +68,7 @@ async def search(
     settings: Settings,
     *,
     scorers: Callable[[str], Scorer],
-    judge_images: tuple = (),
+    judge_images: tuple[Image, ...] = (),
     scope: str = "",
     notes: tuple[str, ...] = (),
     listen: Callable[[Heard], None] | None = None,
@@ -94,7 +97,7 @@ async def search(
         emit(_started(session, strategy, judge))
         for note in (*notes, *(note for image in problem.images for note in image.notes)):
             emit(Notice(note))
-        growth, arena = Growth(session), Arena(session, judge.part, judge.name)  # type: ignore[arg-type]
+        growth, arena = Growth(session), Arena(session, judge.part, judge.name)
         session.check_affordable()
         asking = _Asking(strategy, growth, scorers)
         chain = await _drive(asking, Rounds(growth, arena, asking.scorer))
@@ -158,7 +161,7 @@ class _Asking:
         self.part = Part("strategy", strategy.part, strategy.name)
         self.scorers = scorers
         self.plan, self.known = growth.session.plan, growth.known
-        start = (Chain(),)
+        start: Beam = (Chain(),)
         with guard(self.part):
             if isinstance(strategy.part, Continuation):
                 start = tuple(strategy.part.chains)

@@ -136,15 +136,15 @@ async def rejudge(
     problem = Problem(started.problem, started.question) if free else recorded_problem(trace)
     scope = scope or f"rejudge:{started.problem}"
     prompt = prompts.answer_prompt(problem, started.plan, started.mode, started.detail)
-    model = _NoBackend() if backend is None else _AsSearched(backend, scope, prompt)
+    model: Any = _NoBackend() if backend is None else _AsSearched(backend, scope, prompt)
     images = problem.images if shown is None else shown(problem)
     session = Session(
-        *(problem, model, settings, emit, scope, images),  # type: ignore[arg-type]
+        *(problem, model, settings, emit, scope, images),
         reporter=Reporter(listen and tell),
     )
     selections = []
     try:
-        arena = Arena(session, judge.part, judge.name)  # type: ignore[arg-type]
+        arena = Arena(session, judge.part, judge.name)
         for _, before in fold.selections:
             try:
                 beam = tuple(fold.chains[name] for name in before.candidates)

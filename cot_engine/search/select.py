@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from cot_engine.core import parts
 from cot_engine.core.chain import Beam, Chain
@@ -50,7 +51,8 @@ class Arena:
         case = self._case(entrants, request.about)
         tag = case.stage.tag if case.stage else ""
         ask = MeteredAsk(self.session, "judge", longest(candidates).segments)
-        ranking, matches = entrants, ()
+        ranking = entrants
+        matches: tuple[Match, ...] = ()
         if len(entrants) > 1 and request.keep < len(candidates):
             ids = tuple(chain.id for chain in entrants)
             self.session.emit(Judging(request.about, tag, ids))
@@ -97,7 +99,7 @@ class Arena:
         rest.sort(key=lambda c: (tiers[c.id], -_likelihood(c, about)))
         return entrants, tuple(rest)
 
-    def _case(self, entrants: Beam, about: str) -> Case:
+    def _case(self, entrants: Beam, about: Literal["step", "whole"]) -> Case:
         tags = {chain.last.stage for chain in entrants if chain.last}
         plan = self.session.plan
         closed = all(c.last and f"</{c.last.stage}>" in c.last.text for c in entrants)
@@ -112,7 +114,7 @@ class Arena:
         rng = random.Random(self.session.seed("tournament", self.selections))
         schedule = TOURNAMENTS[settings.tournament](len(entrants), keep, rng)
         played: list[Match] = []
-        reply = None
+        reply: Any = None  # what a generator is sent first
         while True:
             try:
                 pairs = schedule.send(reply)
@@ -129,17 +131,18 @@ class Arena:
         self, pairs: list[tuple[Chain, Chain]], case: Case, ask: MeteredAsk
     ) -> list[Match]:
         """Hold the matches of one round, all that were not held before in one request."""
-        matches = [self._held(pair, case.about) for pair in pairs]
-        new = [k for k, match in enumerate(matches) if match is None]
-        if new:
-            judged = await self._judge([pairs[k] for k in new], case, ask)
-            for k, match in zip(new, judged, strict=True):
-                a, b = pairs[k]
-                matches[k] = self.held[case.about, a.text, b.text] = match
+        before = [self._held(pair, case.about) for pair in pairs]
+        new = [k for k, match in enumerate(before) if match is None]
+        judged = await self._judge([pairs[k] for k in new], case, ask) if new else []
+        fresh = dict(zip(new, judged, strict=True))
+        for k, match in fresh.items():
+            a, b = pairs[k]
+            self.held[case.about, a.text, b.text] = match
+        matches = [fresh[k] if match is None else match for k, match in enumerate(before)]
         for k, match in enumerate(matches):
-            self.session.emit(Judged(match, cached=k not in new))  # type: ignore[arg-type]
+            self.session.emit(Judged(match, cached=k not in fresh))
         self.session.reporter.settle(len(matches))
-        return matches  # type: ignore[return-value]
+        return matches
 
     def _held(self, pair: tuple[Chain, Chain], about: str) -> Match | None:
         """A match of these texts held before, as seen from this pair."""
@@ -192,10 +195,10 @@ _REVERSED: dict[Outcome, Outcome] = {"first": "second", "second": "first", "tie"
 
 def combine(verdicts: Sequence[Verdict]) -> Outcome:
     """One outcome of the verdicts on (a, b) and, if asked, (b, a): agreement, or a tie."""
-    seen = [v.outcome if v.readable else "tie" for v in verdicts]
+    seen: list[Outcome] = [v.outcome if v.readable else "tie" for v in verdicts]
     if len(seen) == 2:
-        return seen[0] if seen[0] == _REVERSED[seen[1]] else "tie"  # type: ignore[return-value]
-    return seen[0]  # type: ignore[return-value]
+        return seen[0] if seen[0] == _REVERSED[seen[1]] else "tie"
+    return seen[0]
 
 
 def merge(beam: Beam) -> tuple[Beam, dict[str, tuple[str, ...]]]:

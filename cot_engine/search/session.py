@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cot_engine.backends.protocol import Backend
 from cot_engine.core.boundaries import Until
 from cot_engine.core.chain import Chain
-from cot_engine.core.events import Event, Notice
+from cot_engine.core.events import Event, Notice, OfRound
 from cot_engine.core.options import SearchOptions
 from cot_engine.core.parts import OutOfBudget, Part, guard
 from cot_engine.core.problem import Problem
@@ -39,6 +39,9 @@ from cot_engine.search.budget import Budget, Meter
 from cot_engine.search.concurrency import gather
 from cot_engine.search.lanes import Lane
 from cot_engine.search.progress import Reporter
+
+if TYPE_CHECKING:
+    from cot_engine.images.load import Image
 
 T = TypeVar("T")
 R = TypeVar("R", Generate, Choose)
@@ -82,7 +85,7 @@ class Session:
     settings: Settings
     record: Callable[[Event], None]
     scope: str
-    judge_images: tuple = ()
+    judge_images: tuple[Image, ...] = ()
     reporter: Reporter = field(default_factory=Reporter)
     safe: Chain | None = None
     match: float = 0.0
@@ -103,9 +106,9 @@ class Session:
     def plan(self) -> Plan:
         return self.settings.plan
 
-    def emit(self, event: Event) -> None:
+    def emit(self, event: OfRound | Notice) -> None:
         """Record an event of this round."""
-        self.record(event if isinstance(event, Notice) else replace(event, round=self.round))  # type: ignore[call-arg]
+        self.record(event if isinstance(event, Notice) else replace(event, round=self.round))
 
     # --- requests ---
 

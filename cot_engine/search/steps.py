@@ -5,7 +5,7 @@ from __future__ import annotations
 from cot_engine.core.boundaries import Until
 from cot_engine.core.chain import Chain, Step
 from cot_engine.core.grammar import Reading, new_faults, next_stage, read, tier
-from cot_engine.core.requests import Generation, Segment
+from cot_engine.core.requests import Finish, Generation, Segment
 from cot_engine.core.stages import Plan, Stage
 from cot_engine.judging import prompts
 
@@ -129,7 +129,7 @@ def _lacking(
     return () if named else (f"missing:{until.tag}",)
 
 
-def joined(chain: Chain, index: int, parts: Chain, plan: Plan, finish: str | None) -> Chain:
+def joined(chain: Chain, index: int, parts: Chain, plan: Plan, finish: Finish | None) -> Chain:
     """The child of `chain` whose one step is all that `parts`, grown from it stage by stage, has
     more; `finish` where it is not that of the last of them."""
     new = parts.steps[len(chain.steps) :]
@@ -141,7 +141,7 @@ def joined(chain: Chain, index: int, parts: Chain, plan: Plan, finish: str | Non
         new[-1].stage if new else "",
         sum(s.logprob for s in new),
         sum(s.tokens for s in new),
-        finish or new[-1].finish,  # type: ignore[arg-type]
+        finish or new[-1].finish,
         tuple(fault for s in new for fault in s.faults) + missing,
     )
     return chain.grow(index, step, parts.done)

@@ -51,7 +51,8 @@ def _checked(part: Part, request: Any, plan: Plan, known: Mapping[str, Chain]) -
                     f"yielded {shown(request)}",
                     "Yield Expand, Select or Score, or a tuple of them, and return a Chain.",
                 )
-        return replace(request, beam=_beam(part, request, known))
+        checked: Request = replace(request, beam=_beam(part, request, known))
+        return checked
 
 
 def returned(part: Part, chain: Any, known: Mapping[str, Chain]) -> Chain:

@@ -113,7 +113,7 @@ class Board:
             return _said(terminal(f"Scoring by {far.unit}"), _tokens(far))
         of_it = [panel for panel in self.open if far and panel.unit == far.unit]
         held = next(reversed(of_it or self.open), None)
-        title = terminal(_title(held)) if held else _of_unit(far.unit)  # type: ignore[union-attr]
+        title = terminal(_title(held)) if held else _of_unit(far.unit if far else "")
         judging = held is not None and any(c.outcome is None for c in held.contests)
         if far.doing == "judging" if far is not None else judging:
             return _said(f"Judging {title}", _matches_done(far, held), _tokens(far))

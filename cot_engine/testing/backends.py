@@ -114,10 +114,10 @@ class _Checked:
 
     async def refused(self, request: Generate | Choose, kind: type[CotEngineError]) -> bool:
         """Whether the request is answered by an error of that kind."""
-        ask = self.backend.generate if isinstance(request, Generate) else self.backend.choose
+        ask: Any = self.backend.generate if isinstance(request, Generate) else self.backend.choose
         try:
             with guard(self.part):
-                await asyncio.wait_for(ask(request), PATIENCE)  # type: ignore[arg-type]
+                await asyncio.wait_for(ask(request), PATIENCE)
         except CotEngineError as error:
             return isinstance(error, kind)
         return False

@@ -97,10 +97,10 @@ class Journal:
             return
         if not {"meta", "replies"} <= tables:
             raise sqlite3.DatabaseError("it is another kind of SQLite file")
-        meta = dict(self._db.execute("select key, value from meta"))
-        if meta.get("schema") != SCHEMA:
-            raise sqlite3.DatabaseError(f"its schema is {meta.get('schema')}, not {SCHEMA}")
-        had = json.loads(meta["recipe"])
+        kept = dict(self._db.execute("select key, value from meta"))
+        if kept.get("schema") != SCHEMA:
+            raise sqlite3.DatabaseError(f"its schema is {kept.get('schema')}, not {SCHEMA}")
+        had = json.loads(kept["recipe"])
         other = [k for k in {**had, **recipe} if had.get(k) != recipe.get(k)]
         if other:
             said = ", ".join(f"{k} {had.get(k)!r} (now {recipe.get(k)!r})" for k in other)

@@ -23,7 +23,7 @@ from cot_engine.ablation.worth import WHOLE
 from cot_engine.core.problem import Problem
 from cot_engine.core.stages import DEFAULT_PLAN, Plan
 from cot_engine.errors import CotEngineError, InputError
-from cot_engine.judging.prompts import VERDICTS
+from cot_engine.judging.prompts import VERDICTS, Form
 from cot_engine.scenes import guesses
 from cot_engine.scenes.corruption import About, corrupt
 from cot_engine.training.examples import Encoder, Example
@@ -152,7 +152,7 @@ class JudgeEncoder:
     """Sequences of verdicts in an encoder's chat format. Raises InputError if the model does not
     tell the verdicts apart by their first token."""
 
-    def __init__(self, encoder: Encoder, form: str, false_weight: float) -> None:
+    def __init__(self, encoder: Encoder, form: Form, false_weight: float) -> None:
         self.encoder, self.form, self.false_weight = encoder, form, false_weight
         self.text = encoder.text
         one, two = (self.text.continuation(choice)[0] for choice in VERDICTS)
@@ -175,11 +175,11 @@ class JudgeEncoder:
         self, pair: Pair, problem: Problem, plan: Plan, images: Sequence[Any]
     ) -> list[int]:
         """What the backend is sent to ask for this order's verdict."""
-        prompt, tail = pair.turn(problem, plan, self.form)  # type: ignore[arg-type]
+        prompt, tail = pair.turn(problem, plan, self.form)
         return self.text.turn(prompt.text + tail, tuple(image.text for image in images))
 
     def _row(self, problem: Problem, pair: Pair, plan: Plan, images: tuple[Any, ...]) -> Row:
-        prompt, tail = pair.turn(problem, plan, self.form)  # type: ignore[arg-type]
+        prompt, tail = pair.turn(problem, plan, self.form)
         expanded = tuple(image.text for image in images)
         text = prompt.text + tail
         ids = self.text.turn(text, expanded)

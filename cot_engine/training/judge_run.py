@@ -281,7 +281,7 @@ def _last_checkpoint(config: JudgeConfig) -> Path | None:
     if not found:
         return None
     facts = json.loads((found[-1] / "training.json").read_text("utf-8"))
-    sft._same_training(facts, config, found[-1])  # type: ignore[arg-type]
+    sft._same_training(facts, config, found[-1])
     return found[-1]
 
 
@@ -303,7 +303,7 @@ def _measured(
     from cot_engine.report.weighing import fit_weight, margins
 
     plan, items = plan_of(config), problems.held_out
-    judge = SelfJudge(prompt=config.judge.prompt)  # type: ignore[arg-type]
+    judge = SelfJudge(prompt=config.judge.prompt)
     measured = [held[index] for index in problems.measuring if index in held]
     fitted = [held[index] for index in problems.calibrating if index in held]
     source = loading.find_folder(sft._relative(config.sft, model_path(config.sft.model.path)))
@@ -324,7 +324,7 @@ def _measured(
                 by_likelihood = judge_pairs(engine, LIKELIHOOD, items, fitted, plan)
                 fit = fit_weight(margins(own.contests, by_likelihood.contests))
                 weight = fit.weight.estimate
-                Profile("self", config.judge.prompt, weight).write(model)  # type: ignore[arg-type]
+                Profile("self", config.judge.prompt, weight).write(model)
             except CotEngineError as error:
                 notes.append(f"No weight of self+likelihood: {error.message}")
     failed = [part for part in seen if part.failed]

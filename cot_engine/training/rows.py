@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
@@ -71,7 +72,7 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Row]) -> int:
 # --- lines ---------------------------------------------------------------------------------------
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> BufferedReader:
     inside: list[str] = []
     with suppress(OSError, ValueError):  # no folder, or none that may be looked into
         inside = sorted(p.name for p in path.iterdir() if p.suffix in (".jsonl", ".json"))
@@ -117,7 +118,9 @@ def _array(file: IO[bytes]) -> Iterator[tuple[int, Row | BadRow]]:
         """Skips what is blank; the character behind it, "" at the end of the file."""
         nonlocal at, line
         while True:
-            end = _BLANK.match(buffer, at).end()
+            found = _BLANK.match(buffer, at)
+            assert found is not None  # where there is no blank it is empty
+            end = found.end()
             line += buffer.count("\n", at, end)
             at = end
             if at < len(buffer):

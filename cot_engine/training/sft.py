@@ -389,7 +389,7 @@ def _check_output(output: Path) -> None:
         )
 
 
-def _same_training(facts: dict[str, Any], config: SFTConfig, last: Path) -> None:
+def _same_training(facts: dict[str, Any], config: Any, last: Path) -> None:
     found = differences(facts["config"], config.plain())
     if found:
         raise ConfigError(

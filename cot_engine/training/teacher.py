@@ -89,7 +89,7 @@ def read_reply(body: str) -> Reply:
     usage = usage if isinstance(usage, dict) else {}
     details = usage.get("prompt_tokens_details")
     details = details if isinstance(details, dict) else {}
-    tokens = {
+    tokens: dict[str, Any] = {
         "prompt": _count(usage.get("prompt_tokens")),
         "completion": _count(usage.get("completion_tokens")),
         "cached": _count(details.get("cached_tokens")),

@@ -166,6 +166,8 @@ class AnswerTrainer(Trainer):
     """Trainer over `Steps`, from step `first` on. Checkpoints appear whole or not at all:
     output/checkpoints/N is renamed from a folder beside it when all is written."""
 
+    steps: Any  # `Steps`, or what deals its batches as these do
+
     def __init__(
         self,
         network: torch.nn.Module,

@@ -166,7 +166,7 @@ class Batch:
     def first(self, jobs: list[Writing], rows: list[DecodeRow]) -> tuple[list[int], list[float]]:
         """The first tokens of new `rows`, from the final states of their jobs' prompts: logits are
         computed once for each prompt, as they are charged, however many rows begin there."""
-        hidden = torch.stack([job.sequences[0].end.hidden for job in jobs])
+        hidden = torch.stack([job.sequences[0].end.state for job in jobs])
         at = {id(job): i for i, job in enumerate(jobs)}
         settings, seeds = streams(rows)
         first = keys(seeds, np.zeros_like(seeds))

@@ -88,8 +88,9 @@ class Slots:
             self.data = self._new(0, 0)
             self.data = kept.to(self.shape.device)
 
-    def put(self, row: int, count: int, start: int, kv: torch.Tensor) -> None:
+    def put(self, row: int, count: int, start: int, kv: torch.Tensor | None) -> None:
         """Write `kv` [layers, 2, heads, tokens, dim] to `count` rows from `row` on, at `start`."""
+        assert kv is not None  # what comes before a row was computed before
         end = start + kv.shape[3]
         self.data[:, :, row : row + count, :, start:end] = kv.unsqueeze(2)
 

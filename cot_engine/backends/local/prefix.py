@@ -63,6 +63,12 @@ class Node:
         return found
 
     @property
+    def state(self) -> torch.Tensor:
+        """`hidden`, at the end of a request, which is prefilled."""
+        assert self.hidden is not None
+        return self.hidden
+
+    @property
     def start(self) -> int:
         return self.end - len(self.keys)
 
@@ -84,6 +90,7 @@ class Node:
         Whoever holds self holds the end of the same sequence as before.
         """
         above = self.parent
+        assert above is not None  # a root has no tokens to part
         upper = Node(self.keys[:size], self.start + size, above)
         upper.children = {self.keys[size]: self}
         above.children[self.keys[0]] = upper
@@ -173,6 +180,7 @@ def evict(root: Node, limit: int, spare: set[int]) -> None:
     while held > limit and leaves:
         _, oldest = heapq.heappop(leaves)
         above = oldest.parent
+        assert above is not None and oldest.kv is not None  # neither a root nor pending
         del above.children[oldest.keys[0]]
         held -= len(oldest.keys)
         if oldest.kv is not None:

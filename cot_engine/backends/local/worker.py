@@ -284,7 +284,7 @@ class Worker:
         chosen: list[list[float]] = []
         for at in range(0, len(job.sequences), HEADS):
             some = job.sequences[at : at + HEADS]
-            logits = self.adapter.logits(torch.stack([s.end.hidden for s in some])).float()
+            logits = self.adapter.logits(torch.stack([s.end.state for s in some])).float()
             chosen += logits.log_softmax(-1)[:, job.choices].tolist()
         job.tally.flops += self.adapter.flops.head(len(job.sequences))
         # One nan or +inf, or nothing but -inf, makes nan of all of a row.

@@ -48,6 +48,11 @@ class Features:
             t.nbytes for t in (self.main, *self.deep, self.cross, self.seen) if t is not None
         )
 
+    def crossed(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`cross` and `seen`, of a model that crosses."""
+        assert self.cross is not None and self.seen is not None
+        return self.cross, self.seen
+
 
 @dataclass(slots=True)
 class Pass:
@@ -68,8 +73,10 @@ class Pass:
 class Pictured(Protocol):
     """A row of a batch: its token ids and its images, in the prompt's order."""
 
-    ids: Sequence[int]
-    images: Sequence[Pixels]
+    @property
+    def ids(self) -> Sequence[int]: ...
+    @property
+    def images(self) -> Sequence[Pixels]: ...
 
 
 PLAIN = ("llama", "mistral", "qwen2")
@@ -196,6 +203,7 @@ class Adapter(ABC):
         """Final hidden states [rows, tokens, width]; the cache takes the new keys and values."""
         embeds = self.embed(rows.ids)
         for row, columns, features, first in rows.spots:
+            assert features.main is not None  # else it has no spots
             part = features.main[first : first + len(columns)]
             embeds[row, columns] = part.to(embeds.dtype)
         return self.lm(

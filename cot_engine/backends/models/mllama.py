@@ -157,18 +157,13 @@ class MllamaAdapter(Adapter):
                 continue
             sees = _sees(rows.positions[row], placeholders)
             fully[row, :, 0] = sees.any(-1)
-            real = torch.cat([f.seen for f in features])
-            of = torch.cat(
-                [torch.full_like(f.seen, i, dtype=torch.long) for i, f in enumerate(features)]
-            )
+            crosses, seen = zip(*(f.crossed() for f in features), strict=True)
+            real = torch.cat(seen)
+            of = torch.cat([torch.full_like(s, i, dtype=torch.long) for i, s in enumerate(seen)])
             allowed = (sees[:, of] & real) | ~sees.any(-1, keepdim=True)
             mask = torch.zeros(allowed.shape, dtype=self.dtype, device=self.device)
             mask = mask.masked_fill_(~allowed, float("-inf"))[None, None]
-            cross = (
-                features[0].cross
-                if len(features) == 1
-                else torch.cat([f.cross for f in features], dim=-2)
-            )
+            cross = crosses[0] if len(features) == 1 else torch.cat(crosses, dim=-2)
             groups.append(Pictures([row], cross, mask))
             if single and rows.positions[row, 0] > placeholders[-1]:
                 shared[key] = groups[-1]
