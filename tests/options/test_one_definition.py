@@ -11,6 +11,7 @@ from cot_engine.core.events import event_from_json, event_to_json
 from cot_engine.core.options import OneOf, SearchOptions, about, shared
 from cot_engine.options.config import RunConfig, keys_of
 from cot_engine.options.layers import load_config, typed
+from cot_engine.search.rejudge import REJUDGED
 from cot_engine.show import captions
 from cot_engine.show import figure as fig
 from cot_engine.show.summary import summary
@@ -50,7 +51,7 @@ def test_what_is_told_of_a_trace_tells_them(trace):
 def test_a_recorded_search_is_judged_again_by_those_of_judging(trace):
     with Engine(ScriptedBackend()) as engine:
         again = engine.rejudge(trace, judge="likelihood")
-        assert shared(again) == VALUES | {"tournament": "knockout", "judge_image": "seen"}
+        assert shared(again) == VALUES | REJUDGED
         with pytest.raises(Exception, match="no option of rejudge called 'seed'"):
             engine.rejudge(trace, seed=4)
 
