@@ -54,9 +54,9 @@ MAX_CELLS = 500
 _DATA = ("source", "n", "split", "seed", "rule")
 _MATCH = ("unit", "reference", "amount")
 _NOT_SHARED = ("strategy", "parameters", "seed", "budget")  # of [run]
-_SHARED = keys_of("model", "running")  # of [run] alone
+_SHARED = keys_of("model", "running", "reading")  # of [run] alone
 # What changes nothing of what comes of a search, and what a cell's hash has elsewhere.
-_NO_MATTER = ("seed", "parameters", "strategy", *keys_of("running"))
+_NO_MATTER = ("seed", "parameters", "strategy", *keys_of("running", "reading"))
 _DRAWN = tuple(key for key in keys_of("sampling") if key != "seed")
 _WAY = (*_DRAWN, *keys_of("writing"))  # what decides how one response is drawn
 

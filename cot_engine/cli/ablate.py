@@ -108,13 +108,7 @@ def _run(
     from cot_engine.engine.facade import Engine
 
     shared = ablation.run
-    with Engine.from_pretrained(
-        shared.model,
-        device=shared.device,
-        dtype=shared.dtype,
-        quantize=shared.quantize,
-        in_flight=shared.in_flight,
-    ) as engine:
+    with Engine.from_pretrained(**shared.of_engine) as engine:
         work = plan_run(ablation, data, engine, "cot-engine " + shlex.join(sys.argv[1:]))
         labels = {digest: label for digest, (label, _) in work.run.cells.items()}
         each = len(work.run.items) * len(work.run.seeds)

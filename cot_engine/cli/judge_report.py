@@ -110,18 +110,11 @@ def _examine(
     from cot_engine.engine.facade import Engine
     from cot_engine.report.judge_report import Examined, examine, report
 
-    config, done = todo.config, list[Examined]()
+    done: list[Examined] = []
     stopped = False
     with LongWork({"judges": len(data.items)}, noun="problems", quiet=quiet) as progress:
-        progress.say(f"Loading {config.model}")
-        with Engine.from_pretrained(
-            config.model,
-            device=config.device,
-            dtype=config.dtype,
-            quantize=config.quantize,
-            in_flight=config.in_flight,
-            on_notice=progress.say,
-        ) as engine:
+        progress.say(f"Loading {todo.config.model}")
+        with Engine.from_pretrained(**todo.config.of_engine, on_notice=progress.say) as engine:
             progress.starting()
 
             def on_done(each: Examined) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from cot_engine.core.options import about, default_of, options_of
+from cot_engine.core.options import about, options_of
 from cot_engine.errors import InputError
 from cot_engine.options.config import RunConfig
 from cot_engine.options.layers import parse_parameters, typed
@@ -66,7 +66,7 @@ def _flags(name: str, help: str) -> list[inspect.Parameter]:
     """The flags of an option: one, as a rule."""
     each = _FIELDS[name]
     told, long = about(each), "--" + name.replace("_", "-")
-    help = (help or told.help).format(default_of(each))
+    help = (help or told.help).format(each.default)
     if name == "parameters":
         several = option("--parameter", "-p", metavar=told.metavar, help=help)
         return [

@@ -178,17 +178,10 @@ def _search(
     from cot_engine.core.trace import TraceFile
     from cot_engine.engine.facade import Engine
 
-    config, file = call.config, None
+    file: TraceFile | None = None
     with ExitStack() as stack:
         engine = stack.enter_context(
-            Engine.from_pretrained(
-                config.model,
-                device=config.device,
-                dtype=config.dtype,
-                quantize=config.quantize,
-                in_flight=config.in_flight,
-                on_notice=display.notice,
-            )
+            Engine.from_pretrained(**call.config.of_engine, on_notice=display.notice)
         )
         if trace is not None:
             file = TraceFile(trace)

@@ -122,9 +122,7 @@ def _rejudge(trace: Trace, options: dict[str, Any], quiet: bool) -> Rejudged:
             raise refusal from None
     with make_display(quiet) as display:
         display.loading(config.model)
-        with Engine.from_pretrained(
-            config.model, device=config.device, on_notice=display.notice
-        ) as engine:
+        with Engine.from_pretrained(**config.of_engine, on_notice=display.notice) as engine:
             return engine.rejudge(trace, judge=part, tournament=tournament)
 
 

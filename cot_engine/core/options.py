@@ -9,7 +9,7 @@ trace as the user gave them: to add one, declare it there and read it from `sess
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from cot_engine.core.stages import DETAILS, Detail
@@ -18,16 +18,17 @@ from cot_engine.errors import ConfigError, UnknownNameError, shown
 Check = Callable[[str, Any], None]
 """Raises ConfigError for a value of the option of that name that will not do."""
 
-Group = Literal["search", "judging", "model", "writing", "sampling", "running"]
+Group = Literal["search", "judging", "model", "writing", "sampling", "running", "reading"]
 """What an option decides, in the order of the command line: how a search goes, who judges it and
-how, what model does it, what it writes, how tokens are drawn; `running` changes no result."""
+how, what model does it, what it writes, how tokens are drawn; and, which changes no result, how
+many run at a time and what may be read. An engine is made with those of model and running."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
     """What is said of an option. In `help` "{}" stands for its default, `metavar` for its value;
     `short` is its second flag ("-t"). `label` tells cells of a comparison apart that differ in it.
-    One `of_engine` is given where an engine is made, and no call can change it."""
+    """
 
     group: Group
     check: Check
@@ -35,7 +36,6 @@ class Option:
     metavar: str = ""
     short: str = ""
     label: str = ""
-    of_engine: bool = False
 
 
 def option(
@@ -43,23 +43,16 @@ def option(
 ) -> Any:
     """The field of an option; `more` are fields of Option. A dict is copied for each value, and
     leaves its hash alone."""
-    metadata = {"option": Option(group, check, help, metavar or _metavar(check), **more)}
+    metavar = metavar or "|".join(getattr(check, "names", ()))
+    metadata = {"option": Option(group, check, help, metavar, **more)}
     if isinstance(default, dict):
         return field(default_factory=default.copy, hash=False, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def _metavar(check: Check) -> str:
-    return "|".join(getattr(check, "names", ()))
-
-
 def about(each: Field[Any]) -> Option:
-    found: Option = each.metadata["option"]
-    return found
-
-
-def default_of(each: Field[Any]) -> Any:
-    return each.default if each.default_factory is MISSING else each.default_factory()
+    told: Option = each.metadata["option"]
+    return told
 
 
 def options_of(kind: type, *groups: Group) -> Iterator[Field[Any]]:

@@ -93,21 +93,15 @@ class RunConfig(SearchOptions):
         "auto", "judging", text, "Who compares candidates. [{}]", "NAME", label="judge={}"
     )
     model: str = option(
-        *("bundled", "model", text, "A folder or a hub name. [{}]", "NAME"),
-        short="-m",
-        of_engine=True,
+        "bundled", "model", text, "A folder or a hub name. [{}]", "NAME", short="-m"
     )
-    device: str = option(
-        "auto", "model", _device, "auto, cuda, cuda:N, mps or cpu.", "NAME", of_engine=True
-    )
+    device: str = option("auto", "model", _device, "auto, cuda, cuda:N, mps or cpu.", "NAME")
     dtype: str = option(
         *("auto", "model", OneOf("auto", "float32", "bfloat16", "float16")),
         *("auto, float32, bfloat16 or float16.", "NAME"),
-        of_engine=True,
     )
     quantize: Literal["8bit", "4bit"] | None = option(
-        *(None, "model", OneOf(None, "8bit", "4bit"), "Smaller weights, by bitsandbytes."),
-        of_engine=True,
+        None, "model", OneOf(None, "8bit", "4bit"), "Smaller weights, by bitsandbytes."
     )
     mode: Literal["auto", "trained", "prompted"] = option(
         *("auto", "writing", OneOf("auto", "trained", "prompted")),
@@ -125,16 +119,20 @@ class RunConfig(SearchOptions):
         50, "sampling", number(0, 1_000_000, whole=True), "0 is off. [{}]", "N", label="top-k={}"
     )
     in_flight: int = option(
-        *(32, "running", number(1, MAX_N, whole=True), "Searches at a time. [{}]", "N"),
-        of_engine=True,
+        32, "running", number(1, MAX_N, whole=True), "Searches at a time. [{}]", "N"
     )
-    allow_url: AllowUrl = option(False, "running", _allow_url, "Read pictures from http(s).")
+    allow_url: AllowUrl = option(False, "reading", _allow_url, "Read pictures from http(s).")
 
     def __post_init__(self) -> None:
         if isinstance(self.model, Path):
             object.__setattr__(self, "model", str(self.model))  # part of the hash, as a text
         for each in fields(self):
             about(each).check(each.name, getattr(self, each.name))
+
+    @property
+    def of_engine(self) -> dict[str, Any]:
+        """The options that an engine is made with (`Engine.from_pretrained`)."""
+        return {key: getattr(self, key) for key in ENGINE}
 
     def hash(self) -> str:
         """16 hex digits that are equal for equal configurations, in any process and version of
@@ -152,3 +150,5 @@ def keys_of(*groups: Group) -> tuple[str, ...]:
 
 
 KEYS = tuple(f.name for f in fields(RunConfig))
+ENGINE = keys_of("model", "running")
+"""Options that an engine is made with: a call cannot change them."""

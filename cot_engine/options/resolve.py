@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cot_engine import plugins
-from cot_engine.core.options import about, shared
+from cot_engine.core.options import shared
 from cot_engine.core.requests import Sampling
 from cot_engine.core.stages import Plan
 from cot_engine.errors import ConfigError, UnknownNameError, shown
 from cot_engine.judging.profile import Profile
 from cot_engine.judging.protocol import Judge
-from cot_engine.options.config import RunConfig
+from cot_engine.options.config import ENGINE, KEYS, RunConfig
 from cot_engine.search.budget import Budget, parse_budget
 from cot_engine.search.loop import Named
 from cot_engine.search.session import Settings
 from cot_engine.search.strategy import Strategy
 from cot_engine.search.tournament import TOURNAMENTS
 
-_ENGINES = tuple(f.name for f in fields(RunConfig) if about(f).of_engine)
-_CALLS = tuple(f.name for f in fields(RunConfig) if f.name not in _ENGINES)
+_CALLS = tuple(key for key in KEYS if key not in ENGINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ def resolve(
     """
     options = options or {}
     for key in options:
-        if key in _ENGINES:
+        if key in ENGINE:
             raise ConfigError(
                 f"{key} is an option of the engine, which cannot change it for one call.",
                 f"Give it where the engine is made: Engine.from_pretrained({key}=...).",
