@@ -62,9 +62,12 @@ def resolve(
                 f"Give it where the engine is made: Engine.from_pretrained({key}=...).",
             )
     if isinstance(config, Resolved):
-        if not options:
-            return config
-        config = config.config
+        if options:  # its strategy and judge may be objects, which its RunConfig does not hold
+            raise ConfigError(
+                f"{', '.join(options)} was given beside options that are resolved.",
+                "Give it to resolve() with the others.",
+            )
+        return config
     if config is not None and not isinstance(config, RunConfig):
         raise ConfigError(f"config is a {type(config).__name__}.", "Give a RunConfig.")
     config = config or RunConfig()

@@ -4,13 +4,16 @@ import shlex
 from dataclasses import fields
 
 import pytest
+from cot_engine_strategies.greedy import Greedy
 
-from cot_engine import Engine
+from cot_engine import Engine, Profile
 from cot_engine.cli.app import app
 from cot_engine.core.events import event_from_json, event_to_json
 from cot_engine.core.options import OneOf, SearchOptions, about, shared
+from cot_engine.errors import ConfigError, UnknownNameError
 from cot_engine.options.config import RunConfig, keys_of
 from cot_engine.options.layers import load_config, typed
+from cot_engine.options.resolve import resolve
 from cot_engine.search.rejudge import REJUDGED
 from cot_engine.show import captions
 from cot_engine.show import figure as fig
@@ -52,7 +55,7 @@ def test_a_recorded_search_is_judged_again_by_those_of_judging(trace):
     with Engine(ScriptedBackend()) as engine:
         again = engine.rejudge(trace, judge="likelihood")
         assert shared(again) == VALUES | REJUDGED
-        with pytest.raises(Exception, match="no option of rejudge called 'seed'"):
+        with pytest.raises(UnknownNameError, match="no option of rejudge called 'seed'"):
             engine.rejudge(trace, seed=4)
 
 
@@ -68,6 +71,15 @@ def test_a_flag_and_a_variable_give_them(name):
     assert (
         config == load_config(flags={name: typed(name, text)}) == RunConfig(**{name: VALUES[name]})
     )
+
+
+def test_what_is_resolved_is_searched_as_it_is():
+    call = resolve(Profile(), RunConfig(mode="trained"), {"strategy": Greedy(), "seed": 5})
+    with Engine(ScriptedBackend()) as engine:
+        started = engine.solve(None, "How many?", config=call).trace.started
+        assert (started.strategy, started.seed) == ("Greedy", 5)
+        with pytest.raises(ConfigError, match="n was given beside options that are resolved"):
+            engine.solve(None, "How many?", config=call, n=2)
 
 
 def test_every_option_is_of_one_group():
