@@ -88,7 +88,10 @@ class Memory:
 
     def fits(self, job: Job, active: Iterable[Job]) -> bool:
         """Whether `job` can run beside those that are running."""
-        return self._together([*active, job]) <= self.limit
+        jobs = [*active, job]
+        if sum(map(self._at_most, jobs)) <= self.limit:
+            return True  # shared or not, without looking at the trees
+        return self._together(jobs) <= self.limit
 
     def alone(self, job: Job) -> int:
         """What it takes at least."""
@@ -102,6 +105,11 @@ class Memory:
             for digest, features in job.scope.features.items()
         }
         return sum(nodes.values()) + sum(pictures.values()) + max(map(self._written, jobs))
+
+    def _at_most(self, job: Job) -> int:
+        """What a job takes if it shares nothing."""
+        pictures = sum(self._tokens(features.nbytes) for features in job.scope.features.values())
+        return sum(len(s.ids) for s in job.sequences) + pictures + self._written(job)
 
     def _written(self, job: Job) -> int:
         """The slot of one row, as long as it may become, and what it hands over to the tree; or the

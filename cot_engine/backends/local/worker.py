@@ -7,7 +7,6 @@ flight shares forward passes. Running out of memory halves what is attempted at 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import threading
 import time
@@ -20,11 +19,11 @@ import torch
 from cot_engine.backends.local.decode import Batch
 from cot_engine.backends.local.failures import attempt, failure, not_numbers, out_of_memory
 from cot_engine.backends.local.jobs import Choosing, DecodeRow, Job, Scope, Writing
-from cot_engine.backends.local.kv import BLOCK, Slots
 from cot_engine.backends.local.memory import Memory, budget_tokens
 from cot_engine.backends.local.model_thread import ModelThread
-from cot_engine.backends.local.prefill import Planned, Prefill, columns_of, plan
+from cot_engine.backends.local.prefill import Planned, Prefill, columns_of
 from cot_engine.backends.local.prefix import evict, insert, recompute_end
+from cot_engine.backends.local.room import Room
 from cot_engine.backends.local.text import ChatText
 from cot_engine.backends.models.family import Adapter
 from cot_engine.core.requests import Chosen, Finish, Generated, Generation
@@ -61,6 +60,7 @@ class Worker:
         self.memory = Memory(budget_tokens(memory, shape), shape)
         self.prefill = Prefill(adapter, shape, self.lock, self.memory)
         self.batch = Batch(adapter, shape)
+        self.room = Room(self.memory, self.batch, self.prefill, self.lock)
         self.queue: deque[Job] = deque()  # there is no room yet to begin them
         self.jobs: list[Job] = []  # whose prompts are not computed yet
         self.waiting: deque[DecodeRow] = deque()  # rows without a slot
@@ -190,7 +190,7 @@ class Worker:
             if end.hidden is None and not end.redo and (end.paid or not end.pending):
                 with self.lock:
                     recompute_end(end)
-        parts = self._planned()
+        parts = self.room.planned(self.jobs, self.prefill_columns, self._in_flight())
         if parts is None:
             return False
         if parts:
@@ -211,40 +211,11 @@ class Worker:
             self._begin(ready)
         return True
 
-    def _planned(self) -> list[Planned] | None:
-        """What the next pass over prompts computes; None if rows must end before it has room."""
-        rows = self.batch.slots.tokens + _owed(self.batch.rows)
-
-        def takes(parts: list[Planned]) -> int:
-            return columns_of(parts) + sum(part.size for part in parts)
-
-        wanted = plan(self.jobs, lambda parts: columns_of(parts) <= self.prefill_columns)
-        if not wanted or self.memory.room(rows + self.prefill.slots.tokens) >= takes(wanted):
-            return wanted
-        self.prefill.clear()
-        active = self._in_flight()
-        with self.lock:
-            self.memory.make_room(min(takes(wanted), self.memory.limit // 4), rows, active)
-        room = self.memory.room(rows)
-        parts = plan(
-            self.jobs,
-            lambda some: columns_of(some) <= self.prefill_columns and takes(some) <= room,
-        )
-        if takes(parts) <= room:
-            return parts
-        with self.lock:
-            fits = self.memory.make_room(takes(parts), rows, active)
-        if fits or not self.batch.rows:
-            return parts
-        self.batch.trim()
-        rows = self.batch.slots.tokens + _owed(self.batch.rows)
-        return parts if self.memory.room(rows) >= takes(parts) else None
-
     def _prefill_failed(self, parts: list[Planned], error: BaseException) -> None:
         jobs = list({id(p.job): p.job for p in parts}.values())
         if not out_of_memory(error):
             self._fail(jobs, error)
-        elif self.batch.trim() or self._let_go():
+        elif self.batch.trim() or self.room.let_go(self._in_flight()):
             pass  # there is room now that nobody used
         elif len(parts) > 1:
             self.prefill_columns = max(1, min(self.prefill_columns, columns_of(parts)) // 2)
@@ -305,7 +276,7 @@ class Worker:
     # --- rows ------------------------------------------------------------------------------------
 
     def _decode(self) -> None:
-        joining = self._seated()
+        joining = self.room.seated(self.waiting, self.max_rows, self._in_flight())
         drawn: list[list[Any]] = []
         began = time.monotonic()
 
@@ -322,52 +293,6 @@ class Worker:
         self.waiting.extendleft(reversed(missing))
         self._decode_failed(error)
 
-    def _seated(self) -> list[DecodeRow]:
-        """The rows that join now. Those for which there is no room any more wait again."""
-        batch = self.batch
-        longest = max((row.length for row in batch.rows), default=0) + 1
-        if not self.waiting and longest <= batch.slots.columns:
-            return []
-        rows = list(itertools.islice(itertools.chain(batch.rows, self.waiting), self.max_rows))
-        fitting = self._fitting(rows)
-        if fitting < len(rows):
-            self.prefill.clear()
-            with self.lock:
-                self.memory.make_room(self._slots(rows), 0, self._in_flight())
-            fitting = max(1, self._fitting(rows))
-        batch.room = self.memory.room(self.prefill.slots.tokens)
-        needed = self._slots(rows[:fitting])  # and what they hand over
-        seated = len(batch.rows)
-        if fitting < seated or (
-            needed > batch.slots.tokens and needed + batch.slots.tokens > batch.room
-        ):
-            # Old and new slots do not fit beside each other, or not all rows do.
-            self.waiting.extendleft(reversed(batch.park(0)))
-            batch.slots = Slots(batch.shape)
-            seated = 0
-        return [self.waiting.popleft() for _ in range(fitting - seated)]
-
-    def _slots(self, rows: list[DecodeRow]) -> int:
-        """What slots for these take, with some columns to grow into, and what they hand over to
-        their trees before the slots are given back."""
-        columns = -(-(max(row.length for row in rows) + 1 + BLOCK) // BLOCK) * BLOCK
-        return len(rows) * columns + _owed(rows)
-
-    def _fitting(self, rows: list[DecodeRow]) -> int:
-        """How many of the first of these there is room for."""
-        room = self.memory.room(self.prefill.slots.tokens)
-        count = len(rows)
-        while count and self._slots(rows[:count]) > room:
-            count = min(count - 1, room // max(1, self._slots(rows[:count]) // count))
-        return max(0, count)
-
-    def _let_go(self) -> bool:
-        """Let go of all that nobody in flight stands on; whether there was anything."""
-        before = self.memory.count()
-        with self.lock:
-            self.memory.make_room(self.memory.limit, 0, self._in_flight())
-        return self.memory.most < before
-
     def _recovered(self) -> None:
         """What was halved for lack of memory is doubled again after a while."""
         self.calm += 1
@@ -379,7 +304,7 @@ class Worker:
     def _decode_failed(self, error: BaseException) -> None:
         rows = self._rows()
         self.calm = 0
-        if out_of_memory(error) and (self.batch.trim() or self._let_go()):
+        if out_of_memory(error) and (self.batch.trim() or self.room.let_go(self._in_flight())):
             pass
         elif out_of_memory(error) and self.max_rows > 1 and len(rows) > 1:
             self._halve_rows()
@@ -486,8 +411,3 @@ class Worker:
         with self.lock:
             for root in scope.roots.values():
                 evict(root, self.scope_tokens, spare)
-
-
-def _owed(rows: list[DecodeRow]) -> int:
-    """What rows hand over to their trees before their slots are given back."""
-    return sum(len(row.ids) + BLOCK for row in rows)
