@@ -17,7 +17,14 @@ from typing import Any
 import make_traces
 from make_traces import Recorder, match
 
-from cot_engine.ablation.records import Candidate, ItemRecord, Key, Row, Run, Selection
+from cot_engine.ablation.records import (
+    CandidateRecord,
+    ItemRecord,
+    Key,
+    ResultRow,
+    Run,
+    SelectionRecord,
+)
 from cot_engine.ablation.store import Store
 from cot_engine.core.stages import DEFAULT_PLAN
 from cot_engine.core.usage import Usage
@@ -129,7 +136,9 @@ def make_store(
                 if failed and cell["match"]:
                     continue
                 if failed and hash == run.reference:
-                    store.add(run, Row(key, "failed", "The budget is not enough.", finished=_WHEN))
+                    store.add(
+                        run, ResultRow(key, "failed", "The budget is not enough.", finished=_WHEN)
+                    )
                     continue
                 row = _Simulated(key, cell, item, number).row(spent if cell["match"] else None)
                 if hash == run.reference:
@@ -158,10 +167,10 @@ class _Simulated:
             seed=key.seed, sampling=make_traces.Sampling(1.5, 1.0, 0),
         )  # fmt: skip
         self.recorder.events[0] = replace(self.recorder.events[0], problem=item.problem)
-        self.selections: list[Selection] = []
-        self.candidates: list[Candidate] = []
+        self.selections: list[SelectionRecord] = []
+        self.candidates: list[CandidateRecord] = []
 
-    def row(self, allotted: float | None) -> Row:
+    def row(self, allotted: float | None) -> ResultRow:
         base = 1e9 * (0.8 + 0.4 * random.Random(f"size {self.item.problem}").random())
         if self.strategy in ("stage-beam", "sentence-beam") and self.n > 1:
             answer, chain = self._stages()
@@ -177,7 +186,7 @@ class _Simulated:
         if judge:
             usage["judge"] = Usage(0, 80 * self.n, 400, 0, judge, 2 * self.n, 0.1)
         trace = self.recorder.finish(chain)
-        return Row(
+        return ResultRow(
             self.key, "ok", answer=answer, correct=self._score(answer), unit="flops",
             allotted=allotted, spent=float(int(spent)),
             remaining=None if allotted is None else allotted - int(spent),
@@ -200,7 +209,7 @@ class _Simulated:
         ids = self.recorder.grow("r", "end", [_response(i, a) for i, a in enumerate(answers)])
         likely = [self.recorder.chains[id].likelihood() for id in ids]
         self.candidates = [
-            Candidate(id, answer, self._score(answer), p)
+            CandidateRecord(id, answer, self._score(answer), p)
             for id, answer, p in zip(ids, answers, likely, strict=True)
         ]
         scores = {c.id: c.correct for c in self.candidates}
@@ -247,7 +256,7 @@ class _Simulated:
         ranking = (left[0], *(id for id in ids if id != left[0]))
         self.recorder.select(ids, matches, about=about, ranking=ranking)
         known = worth if self.cell["rollouts"] or stage == "whole" else {}
-        self.selections.append(Selection(stage, tuple(ids), (left[0],), dict(known), facts))
+        self.selections.append(SelectionRecord(stage, tuple(ids), (left[0],), dict(known), facts))
         return left[0]
 
 
@@ -264,10 +273,10 @@ def put(store: Store, run: Run, label: str, problem: int, seed: int, correct: fl
     hash = next(hash for hash, (name, _) in run.cells.items() if name == label)
     key = Key(hash, seed, run.items[problem].digest)
     if correct is None:
-        store.add(run, Row(key, "failed", more.pop("error", "It failed."), **more))
+        store.add(run, ResultRow(key, "failed", more.pop("error", "It failed."), **more))
         return
     usage = {"generate": Usage(1, 10, 5, 7, int(spent - judge), 1, 0.5)}
     if judge:
         usage["judge"] = Usage(0, 3, 2, 1, int(judge), 2, 0.25)
-    row = Row(key, "ok", answer="a", correct=correct, spent=spent, seconds=2.0, usage=usage)
+    row = ResultRow(key, "ok", answer="a", correct=correct, spent=spent, seconds=2.0, usage=usage)
     store.add(run, replace(row, **more))

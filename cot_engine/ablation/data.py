@@ -27,7 +27,7 @@ from typing import Protocol
 
 from cot_engine import scenes
 from cot_engine.ablation.cells import is_bracketed
-from cot_engine.ablation.files import Row, read_file, wrong
+from cot_engine.ablation.files import QuestionRow, read_file, wrong
 from cot_engine.ablation.grading import RULES, SAID, Grader, Grading, is_marked, kind_of
 from cot_engine.ablation.pictures import pictures_of
 from cot_engine.core.answers import normalise_answer
@@ -263,7 +263,7 @@ def _taken(n: int | None, held: int, name: str) -> list[str]:
     return [f"The first {n} of the {held} questions of {name}: a part of it, not a sample."]
 
 
-def _about_lists(rows: list[Row]) -> list[str]:
+def _about_lists(rows: list[QuestionRow]) -> list[str]:
     """What is to be said of answers that are written as lists, read or not."""
     notes = []
     if listed := sum(row.listed for row in rows):
@@ -281,8 +281,8 @@ def _about_lists(rows: list[Row]) -> list[str]:
     return notes
 
 
-def _by_id(path: Path, rows: list[Row]) -> dict[str, Row]:
-    places: dict[str, list[Row]] = {}
+def _by_id(path: Path, rows: list[QuestionRow]) -> dict[str, QuestionRow]:
+    places: dict[str, list[QuestionRow]] = {}
     for row in rows:
         places.setdefault(row.id, []).append(row)
     twice = {name: found for name, found in places.items() if len(found) > 1}
@@ -299,7 +299,7 @@ def _by_id(path: Path, rows: list[Row]) -> dict[str, Row]:
     return {name: found[0] for name, found in places.items()}
 
 
-def _grader(path: Path, row: Row, rule: str, marked: bool) -> Grader:
+def _grader(path: Path, row: QuestionRow, rule: str, marked: bool) -> Grader:
     if rule == "choice" and not row.choices:
         raise ConfigError(
             f"rule is 'choice', but {str(path)!r}, {row.place} (id {row.id!r}) has no options.",
@@ -310,7 +310,7 @@ def _grader(path: Path, row: Row, rule: str, marked: bool) -> Grader:
     return Grader(kind, answers, tuple(row.choices.items()))
 
 
-def _letter(path: Path, row: Row, answer: str) -> str:
+def _letter(path: Path, row: QuestionRow, answer: str) -> str:
     """The letter of the right option, which may be given as its text."""
     letter = answer.strip().upper()
     if letter in row.choices:
@@ -327,7 +327,9 @@ def _letter(path: Path, row: Row, answer: str) -> str:
     )
 
 
-def item_of(path: Path, row: Row, every: dict[str, Row], allow_url: AllowUrl = False) -> Item:
+def item_of(
+    path: Path, row: QuestionRow, every: dict[str, QuestionRow], allow_url: AllowUrl = False
+) -> Item:
     """One row of a file, graded by its kind; `every` is for pictures that other rows hold. Raises
     InputError or ImageError naming the line."""
     grader = _grader(path, row, "auto", any(is_marked(answer) for answer in row.answers))
@@ -335,7 +337,7 @@ def item_of(path: Path, row: Row, every: dict[str, Row], allow_url: AllowUrl = F
     return _item(path, row, grader, pictures)
 
 
-def _item(path: Path, row: Row, grader: Grader, pictures: tuple[Picture, ...]) -> Item:
+def _item(path: Path, row: QuestionRow, grader: Grader, pictures: tuple[Picture, ...]) -> Item:
     question = prompt(row.question, row.choices, row.hint)
     try:
         check_question(question)

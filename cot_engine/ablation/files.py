@@ -1,7 +1,7 @@
 """Data sets from files: JSONL, one question a line, and TSV as the public benchmarks are given out.
 
-Both become `Row`s, checked as far as one row can be; what needs all of them (ids, grading) is
-`data.py`'s. Every error names the file and the line.
+Both become `QuestionRow`s, checked as far as one row can be; what needs all of them (ids, grading)
+is `data.py`'s. Every error names the file and the line.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAX_ID = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class QuestionRow:
     """One question as a file has it. `pictures` are not read yet; a "row" is the id of another.
     `listed`: its answers stood in one text, written as a list."""
 
@@ -59,7 +59,7 @@ Faulty = Callable[[str, InputError], None]
 """Told the place of a faulty row and what is wrong with it."""
 
 
-def read_file(path: str | Path, faulty: Faulty | None = None) -> list[Row]:
+def read_file(path: str | Path, faulty: Faulty | None = None) -> list[QuestionRow]:
     """The questions of a .jsonl or .tsv file. Raises InputError; with `faulty`, that is told of
     each row that cannot be read, and the others are."""
     path, found = Path(path), 0
@@ -122,7 +122,7 @@ def _near(path: Path) -> str:
 # --- JSONL ---------------------------------------------------------------------------------------
 
 
-def _jsonl(path: Path, text: str, tell: Faulty) -> Iterator[Row]:
+def _jsonl(path: Path, text: str, tell: Faulty) -> Iterator[QuestionRow]:
     # Not splitlines: U+2028 ends no line. A bare carriage return cannot stand inside JSON's texts.
     for number, line in enumerate(re.split("\r\n|\n|\r", text), 1):
         if line.strip():
@@ -132,7 +132,7 @@ def _jsonl(path: Path, text: str, tell: Faulty) -> Iterator[Row]:
                 tell(f"line {number}", error)
 
 
-def _from_json(path: Path, number: int, line: str) -> Row:
+def _from_json(path: Path, number: int, line: str) -> QuestionRow:
     place = f"line {number}"
     try:
         found = parse_json(line)
@@ -159,7 +159,7 @@ def _from_json(path: Path, number: int, line: str) -> Row:
         raise wrong(path, place, "there is a type and a category.", "Keep one: they are the same.")
     optional = {key: found.get(key) for key in ("hint", "split")}
     optional["type"] = found.get("type", found.get("category"))
-    return Row(
+    return QuestionRow(
         place,
         str(number) if found.get("id") is None else _id(path, place, text_of("id", found["id"])),
         text_of("question", found["question"]),
@@ -247,7 +247,7 @@ def _kind(text: str, folder: Path) -> Literal["path", "base64", "url"]:
 # --- TSV -----------------------------------------------------------------------------------------
 
 
-def _tsv(path: Path, text: str, tell: Faulty) -> Iterator[Row]:
+def _tsv(path: Path, text: str, tell: Faulty) -> Iterator[QuestionRow]:
     """Columns index, question, answer, image or image_path; hint, A, B, ..., category, split."""
     lines = _lines(path, text, tell)
     header = [name.strip() for name in next(lines, ("", []))[1]]
@@ -317,7 +317,7 @@ def _lines(path: Path, text: str, tell: Faulty) -> Iterator[tuple[str, list[str]
     return iter(found)
 
 
-def _from_cells(path: Path, place: str, cells: dict[str, str]) -> Row:
+def _from_cells(path: Path, place: str, cells: dict[str, str]) -> QuestionRow:
     for key, cell in cells.items():
         if "\0" in cell:
             raise wrong(path, place, f"{cut(key)} holds a NUL character.", "Take it out.")
@@ -338,7 +338,7 @@ def _from_cells(path: Path, place: str, cells: dict[str, str]) -> Row:
     answer = cells["answer"].strip()
     listed = entries(answer) is not None
     answers = _spellings(path, place, answer) if listed else [answer]
-    return Row(
+    return QuestionRow(
         place,
         _id(path, place, cells["index"]),
         cells["question"],

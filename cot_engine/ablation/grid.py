@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cot_engine import plugins
-from cot_engine.ablation.labels import Draft, labelled
+from cot_engine.ablation.labels import CellDraft, labelled
 from cot_engine.ablation.matching import has, levelled
 from cot_engine.core.options import options_of
 from cot_engine.core.stages import Plan
@@ -92,7 +92,7 @@ class _Own:
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class Matching:
     """How much a cell may spend on each problem: `amount` of `unit`, or what the cell with the
     hash `reference` spent on that problem and seed."""
 
@@ -111,7 +111,7 @@ class Cell:
 
     label: str
     config: RunConfig
-    match: Match | None = None
+    match: Matching | None = None
     rollouts: int = 0
     added: bool = False
 
@@ -221,7 +221,7 @@ def parse_ablation(table: dict[str, Any], *, name: str, folder: Path = Path()) -
 # --- cells ---------------------------------------------------------------------------------------
 
 
-def _drafts(entry: Any, base: RunConfig, folder: Path) -> list[Draft]:
+def _drafts(entry: Any, base: RunConfig, folder: Path) -> list[CellDraft]:
     """The cells of one [[cells]] table: one for each combination of its lists' values."""
     if not isinstance(entry, dict) or not isinstance(entry.get("strategy"), (str, list)):
         raise ConfigError(f"A [[cells]] table is {shown(entry)}.", 'It needs strategy = "NAME".')
@@ -244,7 +244,7 @@ def _drafts(entry: Any, base: RunConfig, folder: Path) -> list[Draft]:
     for combination in itertools.product(*axes.values()):
         values = dict(zip(axes, combination, strict=True))
         config = _cell_config(base, values, folder)
-        draft = Draft(config, own.name, varied, own.matched, own.rollouts)
+        draft = CellDraft(config, own.name, varied, own.matched, own.rollouts)
         if "plan" in values:
             draft = replace(draft, plan=Path(str(values["plan"])).stem)
         drafts.append(draft)
@@ -270,11 +270,11 @@ def _config(values: dict[str, Any], folder: Path, base: RunConfig | None = None)
     return replace(config, plan=Plan.from_toml(folder / config.plan))
 
 
-def _with_baselines(drafts: list[Draft], matching: bool) -> list[Draft]:
+def _with_baselines(drafts: list[CellDraft], matching: bool) -> list[CellDraft]:
     """The drafts, after what every comparison needs beside it: greedy, one sample and, where
     compute is matched, a majority vote that gets the same; for each way of sampling in the grid."""
     cells = {(d.config.strategy, _way(d.config), _n(d.config), d.matched) for d in drafts}
-    added: dict[tuple, Draft] = {}
+    added: dict[tuple, CellDraft] = {}
     for draft in drafts:
         way = _way(draft.config)
         judged = {each.name: each.default for each in options_of(RunConfig, "judging")}
@@ -284,12 +284,12 @@ def _with_baselines(drafts: list[Draft], matching: bool) -> list[Draft]:
         greedy = replace(draft.config, strategy="greedy", **plain)
         steady = way[len(_DRAWN) :]  # a greedy answer does not depend on the rest
         if not any(s == "greedy" and w[len(_DRAWN) :] == steady for s, w, *_ in cells):
-            added.setdefault(("greedy", steady), Draft(greedy, "greedy", _WAY))
+            added.setdefault(("greedy", steady), CellDraft(greedy, "greedy", _WAY))
         if ("best-of-n", way, 1, False) not in cells:
-            added.setdefault(("sample", way), Draft(one, "one sample", _WAY))
+            added.setdefault(("sample", way), CellDraft(one, "one sample", _WAY))
         voting = any(s == "majority" and w == way and m for s, w, _, m in cells)
         if matching and not voting:
-            added.setdefault(("vote", way), Draft(vote, matched=True))
+            added.setdefault(("vote", way), CellDraft(vote, matched=True))
     return [*(replace(d, rollouts=0, added=True) for d in added.values()), *drafts]
 
 
@@ -307,7 +307,7 @@ def _n(config: RunConfig) -> Any:
 
 
 def _matched(
-    drafts: list[tuple[str, Draft]], match: dict[str, Any]
+    drafts: list[tuple[str, CellDraft]], match: dict[str, Any]
 ) -> tuple[tuple[Cell, ...], str | None]:
     """The cells with their budgets, and the label of the reference."""
     wanted = [label for label, draft in drafts if draft.matched]
@@ -333,7 +333,7 @@ def _matched(
                 f"[match] has unit {shown(match['unit'])} and amount {shown(match['amount'])}.",
                 "The amount names its unit itself: leave the unit out.",
             )
-        goal = Match(budget.unit, budget.amount)
+        goal = Matching(budget.unit, budget.amount)
     else:
         if label not in cells:
             raise UnknownNameError("cell for [match] called", str(label), cells)
@@ -341,7 +341,7 @@ def _matched(
             raise ConfigError(
                 f"The reference {label!r} is matched itself.", "Its n is what sets the budgets."
             )
-        goal = Match(parse_unit(match.get("unit", "flops")), None, cells[label].hash)
+        goal = Matching(parse_unit(match.get("unit", "flops")), None, cells[label].hash)
     for name in wanted:
         cells[name] = replace(cells[name], config=_filling(cells[name].config), match=goal)
     return tuple(cells.values()), label

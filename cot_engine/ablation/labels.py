@@ -13,7 +13,7 @@ from cot_engine.options.config import RunConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class CellDraft:
     """A cell before its label and budget are known. `axes` are what its entry varies."""
 
     config: RunConfig
@@ -36,7 +36,7 @@ LABELLED = {
 """What cells can differ in beside strategy and parameters, and how a label tells it."""
 
 
-def labelled(drafts: list[Draft]) -> list[tuple[str, Draft]]:
+def labelled(drafts: list[CellDraft]) -> list[tuple[str, CellDraft]]:
     """A label for each: its name or strategy, its parameters, and the settings that differ within
     the grid. Raises ConfigError for two cells that are the same."""
     usual = {
@@ -44,7 +44,7 @@ def labelled(drafts: list[Draft]) -> list[tuple[str, Draft]]:
         for key in LABELLED
     }
     usual_plan = _most_frequent([d.plan for d in _showing("plan", drafts)])
-    labels: dict[str, Draft] = {}
+    labels: dict[str, CellDraft] = {}
     for draft in drafts:
         parts = [draft.name or draft.config.strategy]
         parameters = _shown(draft.config)
@@ -76,12 +76,12 @@ def labelled(drafts: list[Draft]) -> list[tuple[str, Draft]]:
     return list(labels.items())
 
 
-def _shows(draft: Draft, key: str) -> bool:
+def _shows(draft: CellDraft, key: str) -> bool:
     """Whether its label tells this setting: a name says it all, but for what its entry varies."""
     return not draft.name or key in draft.axes
 
 
-def _showing(key: str, drafts: list[Draft]) -> list[Draft]:
+def _showing(key: str, drafts: list[CellDraft]) -> list[CellDraft]:
     """Those whose labels tell it: greedy, which has no judge, has no say in which is usual."""
     return [draft for draft in drafts if _shows(draft, key)] or drafts
 

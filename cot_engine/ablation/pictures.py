@@ -8,7 +8,7 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cot_engine.ablation.files import Row, Source, wrong
+from cot_engine.ablation.files import QuestionRow, Source, wrong
 from cot_engine.errors import ImageError, shown
 from cot_engine.images.download import AllowUrl, download
 from cot_engine.images.load import Image, load_image
@@ -50,7 +50,7 @@ class BytesPicture:
 
 
 def pictures_of(
-    path: Path, rows: list[Row], every: dict[str, Row], allow_url: AllowUrl
+    path: Path, rows: list[QuestionRow], every: dict[str, QuestionRow], allow_url: AllowUrl
 ) -> list[tuple[FilePicture | BytesPicture, ...]]:
     """The pictures of each of `rows`, all there and unchanged from here on, none decoded. `every`
     row of the file may be referred to. Raises ImageError; of missing files it names the first."""
@@ -76,7 +76,9 @@ def pictures_of(
     return found
 
 
-def _followed(path: Path, row: Row, source: Source, every: dict[str, Row]) -> tuple[Source, ...]:
+def _followed(
+    path: Path, row: QuestionRow, source: Source, every: dict[str, QuestionRow]
+) -> tuple[Source, ...]:
     """What a picture that is the index of another row stands for; others stand for themselves."""
     seen = [row.id]
     found: tuple[Source, ...] = (source,)

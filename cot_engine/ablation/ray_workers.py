@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from cot_engine.ablation.code import code_version
 from cot_engine.ablation.grid import Ablation, Cell
 from cot_engine.ablation.pictures import FilePicture
-from cot_engine.ablation.records import Row, without_pixels
-from cot_engine.ablation.runner import Task, Work, run_local
+from cot_engine.ablation.records import ResultRow, without_pixels
+from cot_engine.ablation.runner import SearchTask, Work, run_local
 from cot_engine.errors import CotEngineError, install
 from cot_engine.judging.profile import FILE as PROFILE
 from cot_engine.judging.profile import Profile
@@ -41,8 +41,8 @@ _LOOK = 1.0  # seconds between looks at how large the cluster is: nodes come and
 
 def run_ray(
     work: Work,
-    tasks: Iterable[Task],
-    on_row: Callable[[Row], None],
+    tasks: Iterable[SearchTask],
+    on_row: Callable[[ResultRow], None],
     *,
     address: str | None = None,
     in_flight: int = 32,
@@ -139,10 +139,10 @@ def _slots(ray: Any, cpus: int, gpus: float) -> int:
     return found
 
 
-def _chunks(tasks: list[Task], size: int) -> Iterator[list[Task]]:
+def _chunks(tasks: list[SearchTask], size: int) -> Iterator[list[SearchTask]]:
     """At least `size` tasks each; those of one problem, which come together, stay together: its
     pictures are read once, and what a model keeps of them is of use."""
-    chunk: list[Task] = []
+    chunk: list[SearchTask] = []
     for _, group in itertools.groupby(tasks, key=lambda task: task.key.item):
         chunk += group
         if len(chunk) >= size:
@@ -152,7 +152,7 @@ def _chunks(tasks: list[Task], size: int) -> Iterator[list[Task]]:
         yield chunk
 
 
-def _rows(ray: Any, chunk: Any) -> Iterator[Row]:
+def _rows(ray: Any, chunk: Any) -> Iterator[ResultRow]:
     """The rows of a chunk. Raises CotEngineError where there are no more, after those there are."""
     try:
         rows = ray.get(chunk)
@@ -197,14 +197,14 @@ class Refusal:
 
     message: str
     hint: str
-    rows: tuple[Row, ...] = ()
+    rows: tuple[ResultRow, ...] = ()
 
 
-def search_chunk(needs: _Needs, tasks: list[Task]) -> list[Row] | Refusal:
+def search_chunk(needs: _Needs, tasks: list[SearchTask]) -> list[ResultRow] | Refusal:
     """Do these searches here, on one batch, with the model that this process has loaded."""
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
 
-    def keep(row: Row) -> None:  # the store keeps no pixels, so they need not travel
+    def keep(row: ResultRow) -> None:  # the store keeps no pixels, so they need not travel
         rows.append(replace(row, trace=without_pixels(row.trace)) if row.trace else row)
 
     try:
@@ -216,7 +216,7 @@ def search_chunk(needs: _Needs, tasks: list[Task]) -> list[Row] | Refusal:
     return rows
 
 
-def _check(needs: _Needs, tasks: list[Task]) -> None:
+def _check(needs: _Needs, tasks: list[SearchTask]) -> None:
     from cot_engine.engine.facade import model_path
 
     model = needs.cells[0].config.model

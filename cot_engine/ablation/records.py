@@ -21,7 +21,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class CandidateRecord:
     """A whole response that a search sampled: its answer, its score, and how likely it was (mean
     log-probability per token). `sound`: without a fault that keeps it out of a selection. `cut`:
     broken off by the budget, which keeps it out of a vote."""
@@ -35,7 +35,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class SelectionRecord:
     """One selection of a search, with what is known of its candidates.
 
     `stage` is a tag, or "whole". `worth` maps candidates to the share of their continuations that
@@ -51,7 +51,7 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ResultRow:
     """What one search came to. `correct` is its score, 0 to 1 (None: failed); `allotted`, `spent`
     and `remaining` are in `unit`, the budget's if there was one, else FLOPs (`allotted` None).
     `seconds` is its time from start to end, among others. `usage` is by role. `incomplete` says why
@@ -68,8 +68,8 @@ class Row:
     remaining: float | None = None
     seconds: float = 0.0
     usage: dict[Role, Usage] = field(default_factory=dict)
-    candidates: tuple[Candidate, ...] = ()
-    selections: tuple[Selection, ...] = ()
+    candidates: tuple[CandidateRecord, ...] = ()
+    selections: tuple[SelectionRecord, ...] = ()
     faults: dict[str, int] = field(default_factory=dict)
     finished: str = ""
     incomplete: str = ""

@@ -20,7 +20,7 @@ from cot_engine.ablation.code import code_version
 from cot_engine.ablation.data import DataSet, Item
 from cot_engine.ablation.grid import Ablation, Cell
 from cot_engine.ablation.matching import matched, spent
-from cot_engine.ablation.records import Candidate, ItemRecord, Key, Row, Run
+from cot_engine.ablation.records import CandidateRecord, ItemRecord, Key, ResultRow, Run
 from cot_engine.ablation.store import Store
 from cot_engine.ablation.worth import selections
 from cot_engine.core.answers import Answer
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class SearchTask:
     """One search to be done: everything it needs but the model. `allotted` in the budget's unit;
     `unit` is what its spending is stated in."""
 
@@ -54,7 +54,7 @@ class Work:
     cells: dict[str, Cell]
     items: dict[str, Item]
 
-    def phases(self, store: Store, *, retry: bool = True) -> Iterator[tuple[Task, ...]]:
+    def phases(self, store: Store, *, retry: bool = True) -> Iterator[tuple[SearchTask, ...]]:
         """What the store lacks: first the cells that depend on nothing, then, once their rows are
         there, those whose budgets these set. What failed is taken up again, but for `retry=False`.
 
@@ -66,7 +66,7 @@ class Work:
 
     def _tasks(
         self, store: Store, retry: bool, depends: dict[str, bool], later: bool
-    ) -> Iterator[Task]:
+    ) -> Iterator[SearchTask]:
         done = store.done(self.run, failed=not retry)
         costs = {
             cell.match.reference: store.spent(self.run, cell.match.reference)
@@ -78,14 +78,14 @@ class Work:
             if key in done or depends[key.cell] is not later:
                 continue
             if cell.match is None:
-                yield Task(key, cell, item, self.unit)
+                yield SearchTask(key, cell, item, self.unit)
             elif cell.match.reference is None:
-                yield Task(key, cell, item, self.unit, cell.match.amount)
+                yield SearchTask(key, cell, item, self.unit, cell.match.amount)
             elif found := costs[cell.match.reference].get((key.seed, key.item)):
                 usage, seconds = found["usage"], found["seconds"]
                 timed = self.unit == "seconds"
                 amount = seconds if timed else Budget(1.0, self.unit).of(usage)
-                yield Task(key, cell, item, self.unit, amount)
+                yield SearchTask(key, cell, item, self.unit, amount)
             # else the reference failed on this problem: there is nothing to match
 
     @property
@@ -147,7 +147,7 @@ def _problem(item: Item) -> Problem:
     return item.problem()
 
 
-async def search_row(engine: Engine, task: Task) -> Row:
+async def search_row(engine: Engine, task: SearchTask) -> ResultRow:
     """Do one search. An error of the search, its problem or a part of it (strategy, judge) makes a
     row that says so; one of the model or the machine is raised, since it would befall every other
     search too."""
@@ -164,10 +164,10 @@ async def search_row(engine: Engine, task: Task) -> Row:
             rollouts=cell.rollouts,
         )  # fmt: skip
     except (StrategyError, InputError, BudgetError) as error:
-        return Row(task.key, "failed", str(error), unit=task.unit, allotted=task.allotted)
+        return ResultRow(task.key, "failed", str(error), unit=task.unit, allotted=task.allotted)
     cost, finished = spent(answer, task.unit), answer.trace.finished
     assert finished is not None  # of a search that answered
-    return Row(
+    return ResultRow(
         task.key,
         "ok",
         answer=answer.text,
@@ -186,7 +186,7 @@ async def search_row(engine: Engine, task: Task) -> Row:
     )
 
 
-def _candidates(answer: Answer, item: Item) -> tuple[Candidate, ...]:
+def _candidates(answer: Answer, item: Item) -> tuple[CandidateRecord, ...]:
     """The whole responses that the search grew from the question, in the order it sampled them."""
     trace = answer.trace
     plan, found = trace.started.plan, []
@@ -197,7 +197,7 @@ def _candidates(answer: Answer, item: Item) -> tuple[Candidate, ...]:
         if chain.parent == "r":
             score = item.grade(text)
             cut = chain.last is not None and chain.last.finish == "budget"
-            found.append(Candidate(chain.id, text, score, chain.likelihood(), sound, cut))
+            found.append(CandidateRecord(chain.id, text, score, chain.likelihood(), sound, cut))
     return tuple(found)
 
 
@@ -205,7 +205,7 @@ def _candidates(answer: Answer, item: Item) -> tuple[Candidate, ...]:
 
 
 def run_local(
-    engine: Engine, tasks: Iterable[Task], on_row: Callable[[Row], None], in_flight: int
+    engine: Engine, tasks: Iterable[SearchTask], on_row: Callable[[ResultRow], None], in_flight: int
 ) -> None:
     """Do the tasks, `in_flight` at a time on one batch of the model. `on_row` gets each row as
     soon as it is there, in this thread; an interrupt loses only what is in flight."""
@@ -213,7 +213,7 @@ def run_local(
     asyncio.run(bounded((search_row(engine, task) for task in tasks), in_flight, on_row))
 
 
-Execute = Callable[[Iterable[Task], Callable[[Row], None]], None]
+Execute = Callable[[Iterable[SearchTask], Callable[[ResultRow], None]], None]
 """Does tasks and hands over each row as it comes: `run_local` or `ray_workers.run_ray`, bound to
 a model."""
 
@@ -223,14 +223,14 @@ def ablate(
     store: Store,
     execute: Execute,
     *,
-    on_row: Callable[[Row], None] = lambda row: None,
+    on_row: Callable[[ResultRow], None] = lambda row: None,
     retry: bool = True,
 ) -> None:
     """Do what the store lacks of a run, and with `retry` what failed, and store it. The store must
     be held (`store.writing`)."""
     store.begin(work.run)
 
-    def keep(row: Row) -> None:
+    def keep(row: ResultRow) -> None:
         store.add(work.run, row)
         on_row(row)
 
@@ -244,10 +244,10 @@ _CAUSES = 3
 """As many causes are told, the most frequent ones; a report has them all."""
 
 
-def told(run: Run, rows: Iterable[Row]) -> str:
+def told(run: Run, rows: Iterable[ResultRow]) -> str:
     """How many of a run's searches failed and why: of each cause how often, and the first one. ""
     if none did. Errors that differ in numbers alone have one cause."""
-    causes: dict[str, list[Row]] = {}
+    causes: dict[str, list[ResultRow]] = {}
     for row in rows:
         if row.status == "failed":
             causes.setdefault(re.sub(r"\d+", "#", row.error), []).append(row)

@@ -19,12 +19,12 @@ from dataclasses import asdict
 from typing import Any
 
 from cot_engine.ablation.records import (
-    Candidate,
+    CandidateRecord,
     ItemRecord,
     Key,
-    Row,
+    ResultRow,
     Run,
-    Selection,
+    SelectionRecord,
     pack,
     unpack,
 )
@@ -76,7 +76,7 @@ class Store(StoreFile):
                     "insert or ignore into run_seeds values (?, ?, ?)", (run.id, position, seed)
                 )
 
-    def add(self, run: Run, row: Row) -> None:
+    def add(self, run: Run, row: ResultRow) -> None:
         """Store a row; one of the same key that failed is replaced, one that is there stays."""
         with self._writing():
             self._write(
@@ -166,7 +166,7 @@ class Store(StoreFile):
         )
         return {Key(*row) for row in found}
 
-    def rows(self, run: Run, where: str | None = None) -> Iterator[Row]:
+    def rows(self, run: Run, where: str | None = None) -> Iterator[ResultRow]:
         """The rows of a run without their traces, in the order of the grid. `where` is a condition
         of SQL on the columns of `results`, such as "type = 'count' and seed = 0".
 
@@ -259,22 +259,22 @@ def _storable(value: Any) -> Any:
     return value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _row(row: sqlite3.Row) -> Row:
+def _row(row: sqlite3.Row) -> ResultRow:
     selections = tuple(
-        Selection(
+        SelectionRecord(
             **s | {"candidates": tuple(s["candidates"]), "kept": tuple(s["kept"])}  # lists in JSON
         )
         for s in json.loads(row["selections"])
     )
     rest: tuple[Any, ...] = (
         _usage(row["usage"]),
-        tuple(Candidate(**c) for c in json.loads(row["candidates"])),
+        tuple(CandidateRecord(**c) for c in json.loads(row["candidates"])),
         selections,
         json.loads(row["faults"]),
         row["finished"],
         row[17],
     )
-    return Row(Key(*row[:3]), *row[3:12], *rest)
+    return ResultRow(Key(*row[:3]), *row[3:12], *rest)
 
 
 def _usage(text: str) -> dict[Role, Usage]:

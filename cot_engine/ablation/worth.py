@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cot_engine.ablation.records import Selection
+from cot_engine.ablation.records import SelectionRecord
 from cot_engine.core.chain import Beam, Chain
 from cot_engine.core.events import Selected
 from cot_engine.core.grammar import conclusion, read
@@ -42,7 +42,7 @@ async def selections(
     problem: Problem | None = None,
     config: RunConfig | None = None,
     rollouts: int = 0,
-) -> tuple[Selection, ...]:
+) -> tuple[SelectionRecord, ...]:
     """Every selection of a search, in order, with the worth of its candidates and their facts.
 
     `rollouts` continuations of each unfinished candidate are made: 1 is the most likely one, more
@@ -81,7 +81,7 @@ def _selection(
     plan: Plan,
     item: Item,
     worth: dict[str, float],
-) -> Selection:
+) -> SelectionRecord:
     facts = {}
     for name in event.candidates if stage not in (WHOLE, SENTENCE) else ():
         # A candidate that lacks the stage says nothing there: an empty text.
@@ -89,7 +89,7 @@ def _selection(
         if (true := item.facts(stage, text)) is not None:
             facts[name] = true
     known = {name: worth[name] for name in event.candidates if name in worth}
-    return Selection(stage, event.candidates, event.kept, known, facts)
+    return SelectionRecord(stage, event.candidates, event.kept, known, facts)
 
 
 def stages_of(trace: Trace) -> tuple[str, ...]:

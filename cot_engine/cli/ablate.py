@@ -16,7 +16,7 @@ from cot_engine.files.outputs import check_outputs, side_files
 
 if TYPE_CHECKING:
     from cot_engine.ablation.grid import Ablation
-    from cot_engine.ablation.records import Row
+    from cot_engine.ablation.records import ResultRow
     from cot_engine.ablation.runner import Work
     from cot_engine.ablation.store import Store
     from cot_engine.cli.progress import LongWork
@@ -124,7 +124,7 @@ def _run(
             else:
                 execute = partial(run_local, engine, in_flight=in_flight)
 
-            def on_row(row: Row) -> None:
+            def on_row(row: ResultRow) -> None:
                 flops = sum(used.flops for used in row.usage.values())
                 progress.row(labels[row.key.cell], row.correct, flops, row.status == "failed")
 

@@ -25,7 +25,7 @@ from cot_engine.training.clock import Clock, duration, share
 
 if TYPE_CHECKING:
     from cot_engine.images.download import AllowUrl
-    from cot_engine.training.build import Outcome, Report, Settings
+    from cot_engine.training.build import BuildReport, BuildSettings, RowOutcome
 
 _EVERY = 10.0  # seconds between lines
 _AMOUNT = re.compile(r"\s*([0-9][0-9_,]*\.?[0-9]*(?:e[0-9]+)?|\.[0-9]+)\s*(tokens?)?\s*", re.I)
@@ -198,8 +198,8 @@ def _entries(file: Path, out: Path, given: dict[str, Any]) -> list:
     return staged_entries(read_questions(file, images, allowed), out, check)
 
 
-def _settings(given: dict[str, Any]) -> Settings:
-    from cot_engine.training.build import Settings
+def _settings(given: dict[str, Any]) -> BuildSettings:
+    from cot_engine.training.build import BuildSettings
 
     names = "model tries temperature seed max_tokens in_flight price_in price_out".split()
     values = {name: given[name] for name in names}
@@ -213,7 +213,7 @@ def _settings(given: dict[str, Any]) -> Settings:
             values["budget_tokens"] = int(amount)
         else:
             values["budget_money"] = amount
-    return Settings(**values)
+    return BuildSettings(**values)
 
 
 class _Watch:
@@ -226,7 +226,7 @@ class _Watch:
         self.asked = Clock(0)  # of rows that a teacher was asked about: the journal answers at once
         self.terminal = sys.stderr is not None and sys.stderr.isatty()
 
-    def outcome(self, outcome: Outcome) -> None:
+    def outcome(self, outcome: RowOutcome) -> None:
         setattr(self, outcome.status, getattr(self, outcome.status) + 1)
         now = time.monotonic()
         if outcome.asked:
@@ -261,7 +261,7 @@ class _Watch:
             print(blank + said, end="\n" if stays else "", file=sys.stderr, flush=True)
 
 
-def _tell(report: Report, settings: Settings, files: dict[str, Path], json: bool) -> None:
+def _tell(report: BuildReport, settings: BuildSettings, files: dict[str, Path], json: bool) -> None:
     """The table, or all of it as JSON, on stdout."""
     spent = {purpose: asdict(found) for purpose, found in report.spent.items()}
     for purpose, found in report.spent.items():
@@ -304,7 +304,7 @@ def _tell(report: Report, settings: Settings, files: dict[str, Path], json: bool
         print(f"Set aside, with reasons and last texts: {terminal(str(files['aside']))}")
 
 
-def _outcomes(report: Report):
+def _outcomes(report: BuildReport):
     from rich.table import Table
 
     from cot_engine.training.tasks import REASONS
@@ -321,7 +321,7 @@ def _outcomes(report: Report):
     return table
 
 
-def _costs(report: Report, settings: Settings):
+def _costs(report: BuildReport, settings: BuildSettings):
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

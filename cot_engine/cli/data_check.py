@@ -20,8 +20,8 @@ from cot_engine.files.outputs import check_outputs
 
 if TYPE_CHECKING:
     from cot_engine.files.writing import Put
-    from cot_engine.training.check import Finding, OnRow, Report
-    from cot_engine.training.rows import BadRow, Row
+    from cot_engine.training.check import DataReport, Finding, OnRow
+    from cot_engine.training.rows import BadRow, TrainingRow
 
 _EVERY = 10.0  # seconds between lines
 _EXAMPLES = 3  # rows named for each check
@@ -149,17 +149,17 @@ def _check_there(good: str | None, bad: str | None, overwrite: bool) -> None:
 
 def _on_row(good: Put | None, bad: Put | None, begun: float | None) -> OnRow:
     """Writes a row where it belongs, and says on stderr how far it is."""
-    from cot_engine.training.rows import Row, row_json
+    from cot_engine.training.rows import TrainingRow, row_json
 
     number, said = 0, begun
 
-    def on_row(line: int, row: Row | BadRow, found: list[Finding]) -> None:
+    def on_row(line: int, row: TrainingRow | BadRow, found: list[Finding]) -> None:
         nonlocal number, said
         number += 1
         faulty = any(each.severity == "error" for each in found)
         if faulty and bad is not None:
             bad(_bad_json(line, row, found) + "\n")
-        elif isinstance(row, Row) and not faulty and good is not None:
+        elif isinstance(row, TrainingRow) and not faulty and good is not None:
             good(row_json(row) + "\n")
         if said is not None and begun is not None and (now := time.monotonic()) - said > _EVERY:
             said = now
@@ -170,12 +170,12 @@ def _on_row(good: Put | None, bad: Put | None, begun: float | None) -> OnRow:
     return on_row
 
 
-def _bad_json(line: int, row: Row | BadRow, found: list[Finding]) -> str:
+def _bad_json(line: int, row: TrainingRow | BadRow, found: list[Finding]) -> str:
     """One line of --write-bad: the row, or the beginning of a line that is none."""
-    from cot_engine.training.rows import Row, row_json
+    from cot_engine.training.rows import TrainingRow, row_json
 
     reasons = [_plain(each, "check", "severity", "said") for each in found]
-    if isinstance(row, Row):
+    if isinstance(row, TrainingRow):
         # The row's own JSON, so that what was read is written.
         return f'{{"line": {line}, "reasons": {_json.dumps(reasons)}, "row": {row_json(row)}}}'
     return _json.dumps({"line": line, "reasons": reasons, "text": row.text})
@@ -188,7 +188,7 @@ def _plain(found: Finding, *keys: str) -> dict[str, Any]:
 # --- what is printed -----------------------------------------------------------------------------
 
 
-def _sorted_checks(report: Report) -> Iterator[tuple[str, str, str, int]]:
+def _sorted_checks(report: DataReport) -> Iterator[tuple[str, str, str, int]]:
     """(check, severity, what it means, rows) of all that found something, the worst first."""
     from cot_engine.training.check import CHECKS, SEVERITIES
 
@@ -206,7 +206,7 @@ def _lengths(numbers: Any) -> dict[str, float] | None:
     return {"median": median(numbers), "longest": max(numbers), "shortest": min(numbers)}
 
 
-def _print_json(file: str, report: Report) -> None:
+def _print_json(file: str, report: DataReport) -> None:
     found = {
         "file": file,
         "rows": report.rows,
@@ -227,7 +227,7 @@ def _print_json(file: str, report: Report) -> None:
     print(_json.dumps(found, indent=2))
 
 
-def _print_table(file: str, report: Report) -> None:
+def _print_table(file: str, report: DataReport) -> None:
     from cot_engine.escape import terminal
 
     rows, about = [], []

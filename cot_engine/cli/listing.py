@@ -17,7 +17,7 @@ from cot_engine.escape import terminal
 if TYPE_CHECKING:
     from cot_engine.plugins import Kind
 
-Row = dict[str, Any]
+Listed = dict[str, Any]
 
 
 def run(what: str, plan: str | None, *, json: bool) -> None:
@@ -50,15 +50,15 @@ def _wrapped(text: str, indent: int) -> list[str]:
     return textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def strategies() -> list[Row]:
+def strategies() -> list[Listed]:
     return _plugins("strategy")
 
 
-def judges() -> list[Row]:
+def judges() -> list[Listed]:
     return [{**row, "parameters": {}} for row in _plugins("judge")]
 
 
-def _plugins(kind: Kind) -> list[Row]:
+def _plugins(kind: Kind) -> list[Listed]:
     from cot_engine import plugins
 
     rows = []
@@ -92,13 +92,13 @@ def _parameters(part: Any) -> dict[str, Any]:
     return shown
 
 
-def tournaments() -> list[Row]:
+def tournaments() -> list[Listed]:
     from cot_engine.search.tournament import TOURNAMENTS
 
     return [{"name": name, "about": _first_line(each)} for name, each in TOURNAMENTS.items()]
 
 
-def models() -> list[Row]:
+def models() -> list[Listed]:
     """The model in the package, then every architecture of which a checkpoint can be used."""
     from cot_engine.backends.models.registry import ARCHITECTURES
 
@@ -109,7 +109,7 @@ def models() -> list[Row]:
     return rows
 
 
-def stages(path: str | None = None) -> list[Row]:
+def stages(path: str | None = None) -> list[Listed]:
     from cot_engine.core.stages import DEFAULT_PLAN, Plan
 
     plan = DEFAULT_PLAN if path is None else Plan.from_toml(path)
@@ -128,7 +128,7 @@ def stages(path: str | None = None) -> list[Row]:
     ]
 
 
-KINDS: dict[str, Callable[[], list[Row]]] = {
+KINDS: dict[str, Callable[[], list[Listed]]] = {
     "strategies": strategies,
     "judges": judges,
     "tournaments": tournaments,

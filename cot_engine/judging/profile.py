@@ -45,7 +45,8 @@ class Profile:
     def of(cls, folder: str | Path) -> Profile:
         """The profile in a model's folder; the default one where there is none, or no such folder.
 
-        Raises ConfigError for a file that cannot be read or holds what will not do.
+        Raises ConfigError for a file that cannot be read or holds what will not do, and
+        UnknownNameError for a judge that there is not.
         """
         path = Path(folder) / FILE
         if not os.path.lexists(path):

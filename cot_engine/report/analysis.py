@@ -24,7 +24,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from cot_engine.ablation.records import Key, Row, Run, Selection
+from cot_engine.ablation.records import Key, ResultRow, Run, SelectionRecord
 from cot_engine.ablation.store import Store
 from cot_engine.core.answers import majority
 from cot_engine.core.trace import Trace
@@ -35,9 +35,9 @@ from cot_engine.report.findings import (
     Comparison,
     Curve,
     Findings,
+    ItemOutcome,
     Kind,
     Matching,
-    Outcome,
     Standing,
     TypeRow,
 )
@@ -46,7 +46,7 @@ from cot_engine.report.judging import JudgeCard
 from cot_engine.report.scores import (
     BASELINES,
     Grid,
-    Scored,
+    ScoredCell,
     make_cells,
     make_grid,
     mean,
@@ -100,7 +100,7 @@ def analyse(store: Store, run: Run, *, where: str | None = None, cards: bool = T
 
 
 def _standings(
-    grid: Grid, cells: list[Scored]
+    grid: Grid, cells: list[ScoredCell]
 ) -> tuple[tuple[Standing, ...], dict[str, np.ndarray]]:
     """A line for each cell, then those derived from candidates; and the scores by label."""
     found = [_searched(grid, cells, cell) for cell in cells]
@@ -118,7 +118,7 @@ def _standings(
     return tuple(found), scores
 
 
-def _searched(grid: Grid, cells: list[Scored], cell: Scored) -> Standing:
+def _searched(grid: Grid, cells: list[ScoredCell], cell: ScoredCell) -> Standing:
     budgeted = [row for row in cell.ok if row.allotted is not None and row.unit == grid.unit]
     allotted = [row.allotted for row in budgeted if row.allotted is not None]
     left = [row.remaining for row in budgeted if row.remaining is not None]
@@ -143,7 +143,7 @@ def _searched(grid: Grid, cells: list[Scored], cell: Scored) -> Standing:
     )
 
 
-def _derived(grid: Grid, cell: Scored, kind: Kind, label: str, scores: np.ndarray) -> Standing:
+def _derived(grid: Grid, cell: ScoredCell, kind: Kind, label: str, scores: np.ndarray) -> Standing:
     usage: dict[Role, Usage]
     usage = {r: used for r, used in _usage(cell.samples).items() if r == "generate"}
     by_role = {role: grid.of(used) for role, used in usage.items()}
@@ -166,7 +166,7 @@ def _derived(grid: Grid, cell: Scored, kind: Kind, label: str, scores: np.ndarra
     )
 
 
-def _picked(kind: Kind, row: Row) -> float:
+def _picked(kind: Kind, row: ResultRow) -> float:
     """The score of what is chosen among whole responses; for a random one in expectation."""
     scores = [candidate.correct for candidate in row.candidates]
     if kind == "oracle":
@@ -180,7 +180,7 @@ def _picked(kind: Kind, row: Row) -> float:
     return max((voting[i] for i in agreeing), key=lambda c: c.likelihood).correct
 
 
-def _matching(grid: Grid, cells: list[Scored], cell: Scored) -> Matching:
+def _matching(grid: Grid, cells: list[ScoredCell], cell: ScoredCell) -> Matching:
     """Whether it spent what it was to: what the reference did on the same searches, or else the
     amount that all were given."""
     if cell.hash == grid.run.reference:
@@ -195,7 +195,7 @@ def _matching(grid: Grid, cells: list[Scored], cell: Scored) -> Matching:
     return "matched" if near(ratio) else "unmatched"
 
 
-def _usage(rows: list[Row]) -> dict[Role, Usage]:
+def _usage(rows: list[ResultRow]) -> dict[Role, Usage]:
     """The mean per search, by role."""
     total: dict[Role, Usage] = {}
     for row in rows:
@@ -214,7 +214,7 @@ def _problems(scores: np.ndarray) -> int:
 # --- comparisons and curves ----------------------------------------------------------------------
 
 
-def _comparisons(grid: Grid, cells: list[Scored]) -> tuple[Comparison, ...]:
+def _comparisons(grid: Grid, cells: list[ScoredCell]) -> tuple[Comparison, ...]:
     have = [cell for cell in cells if cell.ok]
     pairs = [(a, b) for a, b in _pairs(grid.run, cells) if a in have and b in have]
     tests = [paired(a.scores, b.scores) for a, b in pairs]
@@ -229,7 +229,7 @@ def _comparisons(grid: Grid, cells: list[Scored]) -> tuple[Comparison, ...]:
     return tuple(found)
 
 
-def _pairs(run: Run, cells: list[Scored]) -> list[tuple[Scored, Scored]]:
+def _pairs(run: Run, cells: list[ScoredCell]) -> list[tuple[ScoredCell, ScoredCell]]:
     """The comparisons of the family, by the rule at the top of this file."""
     matched = [cell for cell in cells if cell.plain["match"] is not None]
     chosen = [cell for cell in cells if cell.hash == run.reference]
@@ -249,7 +249,7 @@ def _pairs(run: Run, cells: list[Scored]) -> list[tuple[Scored, Scored]]:
     ]
 
 
-def _is_baseline(cell: Scored, name: str, of: Scored) -> bool:
+def _is_baseline(cell: ScoredCell, name: str, of: ScoredCell) -> bool:
     """Is it that baseline, drawn as the other cell draws its responses?"""
     drawn = ["plan", "detail", "mode"]
     drawn += ["temperature", "top_p", "top_k"] if name != "greedy" else []  # no matter to greedy
@@ -257,7 +257,7 @@ def _is_baseline(cell: Scored, name: str, of: Scored) -> bool:
     return cell.baseline() == name and all(mine.get(key) == other.get(key) for key in drawn)
 
 
-def _changes(cell: Scored, base: Scored) -> int:
+def _changes(cell: ScoredCell, base: ScoredCell) -> int:
     """How many parameters and settings of an unmatched cell differ from those of another one that
     has its strategy; 0 for any other."""
     if cell.strategy != base.strategy or cell.plain["match"] is not None:
@@ -272,10 +272,10 @@ def _times(ratio: float) -> str:
     return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
 
 
-def _curves(cells: list[Scored], standings: tuple[Standing, ...]) -> tuple[Curve, ...]:
+def _curves(cells: list[ScoredCell], standings: tuple[Standing, ...]) -> tuple[Curve, ...]:
     """Cells that differ in n alone; and the majority and the oracle of their candidates, for which
     one candidate is all there is at n=1."""
-    groups: dict[str, list[Scored]] = {}
+    groups: dict[str, list[ScoredCell]] = {}
     for cell in cells:
         if cell.n is not None and cell.ok:
             rest = {k: v for k, v in cell.plain["parameters"].items() if k != "n"}
@@ -302,7 +302,7 @@ def _curves(cells: list[Scored], standings: tuple[Standing, ...]) -> tuple[Curve
 # --- by type, by problem, by judge ---------------------------------------------------------------
 
 
-def _types(grid: Grid, cells: list[Scored]) -> tuple[TypeRow, ...]:
+def _types(grid: Grid, cells: list[ScoredCell]) -> tuple[TypeRow, ...]:
     """Of searches only, in the order in which the types appear; none for data of a single type."""
     have = [cell for cell in cells if cell.ok]
     by_type: dict[str, list[int]] = {}
@@ -319,8 +319,8 @@ def _types(grid: Grid, cells: list[Scored]) -> tuple[TypeRow, ...]:
 
 
 def _outcomes(
-    grid: Grid, cells: list[Scored], scores: dict[str, np.ndarray]
-) -> tuple[Outcome, ...]:
+    grid: Grid, cells: list[ScoredCell], scores: dict[str, np.ndarray]
+) -> tuple[ItemOutcome, ...]:
     keys: dict[str, dict[str, tuple[Key, ...]]] = {}
     for cell in cells:
         for row in cell.rows:
@@ -332,14 +332,14 @@ def _outcomes(
             rows = {label: values[at][~np.isnan(values[at])] for label, values in scores.items()}
             correct = {label: mean(v) if len(v) else None for label, v in rows.items()}
             about = (item.problem, item.digest, item.type, item.question, item.expected)
-            found.append(Outcome(*about, correct, keys[item.digest]))
+            found.append(ItemOutcome(*about, correct, keys[item.digest]))
     return tuple(found)
 
 
-def _cards(store: Store, run: Run, rows: list[Row]) -> tuple[JudgeCard, ...]:
+def _cards(store: Store, run: Run, rows: list[ResultRow]) -> tuple[JudgeCard, ...]:
     """Traces are read one at a time, and only of searches of which something is known."""
 
-    def searches() -> Iterator[tuple[Trace, tuple[Selection, ...]]]:
+    def searches() -> Iterator[tuple[Trace, tuple[SelectionRecord, ...]]]:
         for row in rows:
             if any(len(s.candidates) > 1 and (s.worth or s.facts) for s in row.selections):
                 with contextlib.suppress(NoTrace):  # one that was stored without its trace

@@ -102,7 +102,7 @@ class TypeRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ItemOutcome:
     """One problem: the mean score by label (None: no search finished), and the searches' keys."""
 
     problem: str
@@ -131,7 +131,7 @@ class Findings:
     headrooms: tuple[Headroom, ...]
     types: tuple[TypeRow, ...]
     cards: tuple[JudgeCard, ...]
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[ItemOutcome, ...]
     searches: int
     failed: int
     missing: int

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cot_engine.ablation.records import Key, Row, Run, Selection
+from cot_engine.ablation.records import Key, ResultRow, Run, SelectionRecord
 from cot_engine.report.findings import Headroom
 from cot_engine.report.judging import MEASURES, Measure
 from cot_engine.statistics import accuracy
@@ -15,7 +15,7 @@ from cot_engine.statistics import accuracy
 Matrix = Callable[[Iterator[tuple[Key, float]]], np.ndarray]
 
 
-def headrooms(run: Run, rows: list[Row], matrix: Matrix) -> tuple[Headroom, ...]:
+def headrooms(run: Run, rows: list[ResultRow], matrix: Matrix) -> tuple[Headroom, ...]:
     """By cell, stage and measure, in the order of the run; those with a single candidate apart,
     where there is nothing to select. `matrix` makes (problems, seeds) of values by key."""
     found: dict[tuple[str, str, Measure], dict[Key, list[tuple[float, ...]]]] = {}
@@ -39,7 +39,7 @@ def _order(run: Run, cell: str, stage: str, measure: Measure) -> tuple:
     return list(run.cells).index(cell), at, stage, MEASURES.index(measure)
 
 
-def _with_scores(row: Row) -> list[Selection]:
+def _with_scores(row: ResultRow) -> list[SelectionRecord]:
     """Its selections; among whole responses one that was never finished, and whose worth no
     continuation told, is worth what it says: to leave it out would make all others look better."""
     said = {candidate.id: candidate.correct for candidate in row.candidates}
@@ -52,22 +52,22 @@ def _with_scores(row: Row) -> list[Selection]:
     return found
 
 
-def merged(selections: Sequence[Selection]) -> list[Selection]:
+def merged(selections: Sequence[SelectionRecord]) -> list[SelectionRecord]:
     """One selection for each choice that a search made. A strategy that fills its budget selects
     again, among those kept and some more: together that is one choice, among all of them."""
-    found: list[Selection] = []
+    found: list[SelectionRecord] = []
     for selection in selections:
         before = found[-1] if found else None
         if before and before.stage == selection.stage and {*before.kept} <= {*selection.candidates}:
             candidates = tuple(dict.fromkeys((*before.candidates, *selection.candidates)))
             worth, facts = before.worth | selection.worth, before.facts | selection.facts
-            found[-1] = Selection(selection.stage, candidates, selection.kept, worth, facts)
+            found[-1] = SelectionRecord(selection.stage, candidates, selection.kept, worth, facts)
         else:
             found.append(selection)
     return found
 
 
-def _values(selection: Selection, measure: Measure) -> tuple[float, float, float, int] | None:
+def _values(selection: SelectionRecord, measure: Measure) -> tuple[float, float, float, int] | None:
     """The best, the selected and the mean of its candidates, and their number; None unless all are
     known: the ones that are not might be the best."""
     known = selection.worth if measure == "worth" else selection.facts

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cot_engine.ablation.records import ItemRecord, Key, Row, Run
+from cot_engine.ablation.records import ItemRecord, Key, ResultRow, Run
 from cot_engine.ablation.store import Store
 from cot_engine.core.grammar import read
 from cot_engine.core.usage import Usage
@@ -43,7 +43,7 @@ def write_logs(store: Store, run: Run, folder: str | Path, where: str | None = N
         raise CotEngineError("Inspect AI is not installed.", install("inspect")) from None
     folder = Path(folder)
     run = store.run(run.id)  # which knows when it began
-    rows: dict[str, list[Row]] = defaultdict(list)
+    rows: dict[str, list[ResultRow]] = defaultdict(list)
     for row in store.rows(run, where):
         rows[row.key.cell].append(row)
     letters = all(r.correct in (None, 0, 1) for found in rows.values() for r in found)
@@ -65,7 +65,13 @@ class _Cell:
     """One cell of a run as a log."""
 
     def __init__(
-        self, store: Store, run: Run, cell: str, rows: list[Row], where: str | None, letters: bool
+        self,
+        store: Store,
+        run: Run,
+        cell: str,
+        rows: list[ResultRow],
+        where: str | None,
+        letters: bool,
     ) -> None:
         self.store, self.run, self.cell, self.rows, self.where = store, run, cell, rows, where
         self.letters = letters  # scores as inspect's C and I, which its viewer colours
@@ -190,7 +196,7 @@ class _Cell:
 
     # --- samples ---
 
-    def _sample(self, row: Row) -> Any:
+    def _sample(self, row: ResultRow) -> Any:
         from inspect_ai.log import EvalError, EvalSample
         from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, ModelOutput
 
@@ -221,7 +227,7 @@ class _Cell:
             else None,
         )
 
-    def _response(self, row: Row) -> tuple[str, dict[str, str]]:
+    def _response(self, row: ResultRow) -> tuple[str, dict[str, str]]:
         """The whole tagged response and its stages; the conclusion alone, where the store has no
         trace of it."""
         try:
@@ -234,7 +240,7 @@ class _Cell:
         text = chains[end.chain].text
         return text, read(text, trace.started.plan, complete=True).contents
 
-    def _score(self, row: Row, item: ItemRecord) -> Any:
+    def _score(self, row: ResultRow, item: ItemRecord) -> Any:
         from inspect_ai.scorer import CORRECT, INCORRECT, Score
 
         assert row.correct is not None  # only what was graded has a score
@@ -242,7 +248,7 @@ class _Cell:
         said = f"Expected {item.expected!r}; scored {row.correct:g}."
         return Score(value=value, answer=row.answer, explanation=said)
 
-    def _about(self, row: Row, item: ItemRecord, stages: dict[str, str]) -> dict[str, Any]:
+    def _about(self, row: ResultRow, item: ItemRecord, stages: dict[str, str]) -> dict[str, Any]:
         held = Counter(selection.stage for selection in row.selections)
         return {
             "type": item.type,
@@ -264,7 +270,7 @@ class _Cell:
         }
 
 
-def _total(row: Row) -> Usage:
+def _total(row: ResultRow) -> Usage:
     return sum(row.usage.values(), Usage())
 
 

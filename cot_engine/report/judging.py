@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from cot_engine.ablation.records import Selection
+from cot_engine.ablation.records import SelectionRecord
 from cot_engine.core.events import Heard
 from cot_engine.core.fold import Fold
 from cot_engine.core.match import Match
@@ -138,7 +138,7 @@ class Contest:
 # --- from traces ---------------------------------------------------------------------------------
 
 
-def cards(searches: Iterable[tuple[Trace, tuple[Selection, ...]]]) -> tuple[JudgeCard, ...]:
+def cards(searches: Iterable[tuple[Trace, tuple[SelectionRecord, ...]]]) -> tuple[JudgeCard, ...]:
     """One card for each judge, what it was shown, stage and measure, as far as there are matches,
     in the order of their first appearance, stages first."""
     groups: dict[tuple[str, str, Shown], list[Contest]] = {}
@@ -167,7 +167,7 @@ def cards_of(judge: str, stage: str, image: Shown, held: Sequence[Contest]) -> l
 
 
 def contests(
-    trace: Trace, known: Sequence[Selection], events: Iterable[Heard] | None = None
+    trace: Trace, known: Sequence[SelectionRecord], events: Iterable[Heard] | None = None
 ) -> tuple[Contest, ...]:
     """The selections of a trace as `events`, those of judging it again, say they were held; by
     default as the trace itself does. `known` has what is known of each selection, in order."""

@@ -16,7 +16,7 @@ from cot_engine.ablation.store import Store
 from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
 from cot_engine.errors import CotEngineError
-from cot_engine.report.findings import Findings, Outcome
+from cot_engine.report.findings import Findings, ItemOutcome
 from cot_engine.show import captions, words
 from cot_engine.show import figure as fig
 from cot_engine.show.figure import Card, Column, Figure
@@ -31,9 +31,9 @@ _CARDS = 8  # candidates of a stage
 def problems(findings: Findings, store: Store, traces: int) -> dict[str, Any]:
     """The matrix, the problems on which all agree, and the searches of at most `traces` others."""
     labels = [label for label, _ in findings.run.cells.values()]
-    differing: list[Outcome] = []
-    right: list[Outcome] = []
-    wrong: list[Outcome] = []
+    differing: list[ItemOutcome] = []
+    right: list[ItemOutcome] = []
+    wrong: list[ItemOutcome] = []
     for outcome in findings.outcomes:
         known = {v for label in labels if (v := outcome.correct.get(label)) is not None}
         if known == {1.0}:
@@ -76,7 +76,7 @@ def _row(
     findings: Findings,
     store: Store,
     number: int,
-    outcome: Outcome,
+    outcome: ItemOutcome,
     labels: Sequence[str],
     shown: set[tuple[str, str]],
 ) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _mark(score: float | None) -> tuple[str, str]:
     return "h", f"{score:.2f}".removeprefix("0")
 
 
-def _asked(outcome: Outcome) -> dict[str, str]:
+def _asked(outcome: ItemOutcome) -> dict[str, str]:
     return {
         "problem": outcome.problem,
         "type": outcome.type,
@@ -122,7 +122,7 @@ def _short(text: str, most: int) -> str:
 
 
 def _searches(
-    findings: Findings, store: Store, outcomes: Sequence[Outcome], labels: Sequence[str]
+    findings: Findings, store: Store, outcomes: Sequence[ItemOutcome], labels: Sequence[str]
 ) -> tuple[set[tuple[str, str]], list[str]]:
     """Which searches (item, label) are in the page, and each problem's, as markup."""
     shown: set[tuple[str, str]] = set()
@@ -147,13 +147,13 @@ def _searches(
     return shown, parts
 
 
-def _key(findings: Findings, outcome: Outcome, label: str) -> Key | None:
+def _key(findings: Findings, outcome: ItemOutcome, label: str) -> Key | None:
     """The search of the run's first seed."""
     first = _seed(findings)
     return next((key for key in outcome.keys.get(label, ()) if key.seed == first), None)
 
 
-def _search(outcome: Outcome, label: str, trace: Trace, id: str) -> dict[str, Any]:
+def _search(outcome: ItemOutcome, label: str, trace: Trace, id: str) -> dict[str, Any]:
     """One search: what it answered at what cost, and its stages."""
     try:
         figure = fig.read(trace)

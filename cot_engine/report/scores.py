@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cot_engine.ablation.records import Key, Row, Run
+from cot_engine.ablation.records import Key, ResultRow, Run
 from cot_engine.core.usage import Usage
 from cot_engine.search.budget import Budget, Unit
 
@@ -20,13 +20,13 @@ BASELINES = ("greedy", "one sample")
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredCell:
     """A cell of the run with its rows and scores; `spent` as `scores`, in the run's unit."""
 
     hash: str
     label: str
     plain: dict
-    rows: tuple[Row, ...]
+    rows: tuple[ResultRow, ...]
     scores: np.ndarray
     spent: np.ndarray
 
@@ -39,11 +39,11 @@ class Scored:
         return self.plain["parameters"].get("n")
 
     @property
-    def ok(self) -> list[Row]:
+    def ok(self) -> list[ResultRow]:
         return [row for row in self.rows if row.status == "ok"]
 
     @property
-    def samples(self) -> list[Row]:
+    def samples(self) -> list[ResultRow]:
         """Its searches that sampled whole responses."""
         return [row for row in self.ok if row.candidates]
 
@@ -72,7 +72,7 @@ class Grid:
             found[self.problems[key.item], self.seeds[key.seed]] = value
         return found
 
-    def spent(self, row: Row) -> float:
+    def spent(self, row: ResultRow) -> float:
         """In the run's unit, whichever run the search was first made for."""
         if self.unit == "seconds":
             return row.seconds
@@ -95,9 +95,9 @@ def make_grid(run: Run) -> Grid:
     )
 
 
-def make_cells(grid: Grid, rows: list[Row]) -> list[Scored]:
+def make_cells(grid: Grid, rows: list[ResultRow]) -> list[ScoredCell]:
     """All cells of the run in its order, those without rows too."""
-    by_cell: dict[str, list[Row]] = {}
+    by_cell: dict[str, list[ResultRow]] = {}
     for row in rows:
         by_cell.setdefault(row.key.cell, []).append(row)
     found = []
@@ -106,11 +106,11 @@ def make_cells(grid: Grid, rows: list[Row]) -> list[Scored]:
         ok = [row for row in own if row.status == "ok"]
         scores = grid.matrix((row.key, row.correct) for row in ok if row.correct is not None)
         spent = grid.matrix((row.key, grid.spent(row)) for row in ok)
-        found.append(Scored(hash, label, plain, tuple(own), scores, spent))
+        found.append(ScoredCell(hash, label, plain, tuple(own), scores, spent))
     return found
 
 
-def spending_ratio(first: Scored, second: Scored) -> float:
+def spending_ratio(first: ScoredCell, second: ScoredCell) -> float:
     """The first's spending over the second's, on the searches that both have; NaN without any."""
     both = ~np.isnan(first.spent) & ~np.isnan(second.spent)
     base = mean(second.spent[both])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
-from cot_engine.ablation.records import Key, Row, Run
+from cot_engine.ablation.records import Key, ResultRow, Run
 from cot_engine.ablation.worth import WHOLE
 from cot_engine.report.amounts import amount, interval, share
 from cot_engine.report.findings import Comparison, Headroom, Standing
@@ -162,7 +162,7 @@ def _percent(ratio: float) -> str:
 
 def notes(
     run: Run,
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     missing: Collection[Key],
     failed: Collection[Key],
     standings: Sequence[Standing],
@@ -210,7 +210,7 @@ def _blocked(run: Run, missing: Collection[Key], failed: Collection[Key]) -> int
     )
 
 
-def _failures(run: Run, rows: Sequence[Row]) -> list[str]:
+def _failures(run: Run, rows: Sequence[ResultRow]) -> list[str]:
     failed = _by_cell(run, rows, lambda row: row.error if row.status == "failed" else None)
     return _first(
         [
@@ -222,7 +222,7 @@ def _failures(run: Run, rows: Sequence[Row]) -> list[str]:
     )
 
 
-def _cut_answers(run: Run, rows: Sequence[Row]) -> list[str]:
+def _cut_answers(run: Run, rows: Sequence[ResultRow]) -> list[str]:
     cut = _by_cell(run, rows, lambda row: row.incomplete or None)
     return _first(
         [
@@ -241,7 +241,7 @@ def _first(told: list[str], more: str) -> list[str]:
 
 
 def _by_cell(
-    run: Run, rows: Sequence[Row], why: Callable[[Row], str | None]
+    run: Run, rows: Sequence[ResultRow], why: Callable[[ResultRow], str | None]
 ) -> list[tuple[str, list[str], int]]:
     """The cells of which `why` has something to say: the label, what it says, and how many rows
     there are."""
@@ -268,7 +268,7 @@ def _spendings(standings: Sequence[Standing]) -> list[str]:
     return _first(told, "The same holds for {} more cells.")
 
 
-def _broken(run: Run, rows: Sequence[Row]) -> list[str]:
+def _broken(run: Run, rows: Sequence[ResultRow]) -> list[str]:
     """Cells whose budget often did not pay for what they sampled at once: then they lose for that,
     not for how they choose."""
     sampled: dict[str, list[bool]] = {}

@@ -23,7 +23,7 @@ from PIL import Image
 
 from cot_engine.scenes import chart_questions, questions
 from cot_engine.scenes.charts import Bar, draw_bars
-from cot_engine.scenes.drafts import Draft, Tell, ending, options_of
+from cot_engine.scenes.drafts import QuestionDraft, Tell, ending, options_of
 from cot_engine.scenes.grading import grade, grade_caption, parse
 from cot_engine.scenes.world import OOD, SIDE, UNSEEN, USUAL, VERSION, Thing, draw_things, split_of
 
@@ -111,7 +111,7 @@ def _describe(rng: random.Random, objects: tuple[Thing, ...] | tuple[Bar, ...]) 
     return "There is " + ", ".join(f"a {thing}" for thing in objects) + "."
 
 
-def _drawn(kind: str, rng: random.Random, split: str) -> Draft:
+def _drawn(kind: str, rng: random.Random, split: str) -> QuestionDraft:
     """A draft whose picture belongs to the split."""
     setting = OOD if split == "ood" else USUAL
     while True:

@@ -13,11 +13,11 @@ from itertools import combinations
 
 from cot_engine.scenes import reasonings
 from cot_engine.scenes.charts import TALLEST, Bar, random_bars
-from cot_engine.scenes.drafts import Draft, joined, near_numbers, say, some_others
+from cot_engine.scenes.drafts import QuestionDraft, joined, near_numbers, say, some_others
 from cot_engine.scenes.world import Setting
 
 
-def read(rng: random.Random, setting: Setting) -> Draft:
+def read(rng: random.Random, setting: Setting) -> QuestionDraft:
     bars = random_bars(rng, setting)
     bar = rng.choice(bars)
     question = say(
@@ -30,7 +30,7 @@ def read(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"Read the {bar.colour} bar.", f"How tall is the bar in {bar.colour}?"),
     )
-    return Draft(
+    return QuestionDraft(
         bars,
         question,
         str(bar.height),
@@ -41,7 +41,7 @@ def read(rng: random.Random, setting: Setting) -> Draft:
     )
 
 
-def add(rng: random.Random, setting: Setting) -> Draft:
+def add(rng: random.Random, setting: Setting) -> QuestionDraft:
     bars = random_bars(rng, setting)
     p, q = rng.sample(bars, 2)
     total = p.height + q.height
@@ -55,7 +55,7 @@ def add(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"Add the {p.colour} bar to the {q.colour} bar.",),
     )
-    return Draft(
+    return QuestionDraft(
         bars,
         question,
         str(total),
@@ -66,7 +66,7 @@ def add(rng: random.Random, setting: Setting) -> Draft:
     )
 
 
-def gap(rng: random.Random, setting: Setting) -> Draft:
+def gap(rng: random.Random, setting: Setting) -> QuestionDraft:
     while True:
         bars = random_bars(rng, setting)
         p, q = rng.sample(bars, 2)
@@ -83,7 +83,7 @@ def gap(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"Subtract the {q.colour} bar from the {p.colour} bar.",),
     )
-    return Draft(
+    return QuestionDraft(
         bars,
         question,
         str(left),
@@ -94,7 +94,7 @@ def gap(rng: random.Random, setting: Setting) -> Draft:
     )
 
 
-def rank(rng: random.Random, setting: Setting) -> Draft:
+def rank(rng: random.Random, setting: Setting) -> QuestionDraft:
     """The highest, the lowest, or the second of either."""
     top, second = rng.random() < 0.5, rng.random() < 0.5
     while True:
@@ -114,7 +114,7 @@ def rank(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"Name the colour of the {name} bar.",),
     )
-    return Draft(
+    return QuestionDraft(
         bars,
         question,
         target.colour,
@@ -125,7 +125,7 @@ def rank(rng: random.Random, setting: Setting) -> Draft:
     )
 
 
-def above(rng: random.Random, setting: Setting) -> Draft:
+def above(rng: random.Random, setting: Setting) -> QuestionDraft:
     wanted = rng.choices(range(5), (2, 4, 4, 4, 3))[0]
     while True:
         bars = random_bars(rng, setting)
@@ -143,7 +143,7 @@ def above(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"What is the number of bars above {level}?",),
     )
-    return Draft(
+    return QuestionDraft(
         bars,
         question,
         str(wanted),
@@ -154,7 +154,7 @@ def above(rng: random.Random, setting: Setting) -> Draft:
     )
 
 
-def outweigh(rng: random.Random, setting: Setting) -> Draft:
+def outweigh(rng: random.Random, setting: Setting) -> QuestionDraft:
     """Is one bar more than two others together?"""
     wanted = rng.random() < 0.5
     while True:
@@ -173,7 +173,7 @@ def outweigh(rng: random.Random, setting: Setting) -> Draft:
         (f"Do {p.colour} and {q.colour} together stay below the {big.colour} bar?",),
     )
     answer = "yes" if wanted else "no"
-    return Draft(
+    return QuestionDraft(
         bars,
         question,
         answer,
@@ -198,7 +198,7 @@ def _names(bars: tuple[Bar, ...]) -> str:
     return joined([bar.colour for bar in bars])
 
 
-def pair_sum(rng: random.Random, setting: Setting) -> Draft:
+def pair_sum(rng: random.Random, setting: Setting) -> QuestionDraft:
     bars, groups, (p, q), total = _choice(rng, setting, 2, lambda x, y: x.height + y.height)
     question = say(
         rng,
@@ -210,7 +210,7 @@ def pair_sum(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"Two of the bars make {total} together. Which two?",),
     )
-    return Draft(
+    return QuestionDraft(
         bars,
         question,
         _names((p, q)),
@@ -221,7 +221,7 @@ def pair_sum(rng: random.Random, setting: Setting) -> Draft:
     )
 
 
-def pair_gap(rng: random.Random, setting: Setting) -> Draft:
+def pair_gap(rng: random.Random, setting: Setting) -> QuestionDraft:
     bars, groups, pair, left = _choice(rng, setting, 2, lambda x, y: abs(x.height - y.height))
     p, q = sorted(pair, key=lambda bar: -bar.height)
     question = say(
@@ -234,7 +234,7 @@ def pair_gap(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"Two of the bars are {left} apart. Which two?",),
     )
-    return Draft(
+    return QuestionDraft(
         bars,
         question,
         _names((p, q)),
@@ -249,7 +249,7 @@ def pair_gap(rng: random.Random, setting: Setting) -> Draft:
     )
 
 
-def triple_sum(rng: random.Random, setting: Setting) -> Draft:
+def triple_sum(rng: random.Random, setting: Setting) -> QuestionDraft:
     bars, groups, three, total = _choice(
         rng, setting, 3, lambda x, y, z: x.height + y.height + z.height
     )
@@ -263,7 +263,7 @@ def triple_sum(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"Three of the bars make {total} together. Which three?",),
     )
-    return Draft(
+    return QuestionDraft(
         bars,
         question,
         _names(three),
@@ -274,7 +274,7 @@ def triple_sum(rng: random.Random, setting: Setting) -> Draft:
     )
 
 
-MAKERS: dict[str, Callable[[random.Random, Setting], Draft]] = {
+MAKERS: dict[str, Callable[[random.Random, Setting], QuestionDraft]] = {
     "read": read,
     "add": add,
     "gap": gap,

@@ -19,7 +19,7 @@ Tell = Callable[[Any], Told | None]
 
 
 @dataclass(frozen=True)
-class Draft:
+class QuestionDraft:
     """A question before its picture: what is asked, of what, and how it is reasoned out."""
 
     objects: tuple[Thing, ...] | tuple[Bar, ...]

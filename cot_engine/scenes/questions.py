@@ -17,7 +17,7 @@ from functools import partial
 from cot_engine.scenes import reasonings
 from cot_engine.scenes.drafts import (
     Description,
-    Draft,
+    QuestionDraft,
     a,
     fits,
     matches,
@@ -64,7 +64,7 @@ def _things(rng: random.Random, setting: Setting) -> tuple[Thing, ...]:
     return place(rng, [random_look(rng, setting) for _ in range(_total(rng, setting, 0))])
 
 
-def count(rng: random.Random, setting: Setting) -> Draft:
+def count(rng: random.Random, setting: Setting) -> QuestionDraft:
     d = _description(rng)
     wanted = rng.choices(range(6), (3, 5, 5, 4, 3, 2))[0]
     rest = _total(rng, setting, wanted) - wanted
@@ -83,7 +83,7 @@ def count(rng: random.Random, setting: Setting) -> Draft:
         (f"What is the number of {many}?", f"Give the number of {many} in the picture."),
     )
     one = f"is 1 {words(d)}" if wanted == 1 else f"are {wanted} {many}"
-    return Draft(
+    return QuestionDraft(
         things,
         question,
         str(wanted),
@@ -94,7 +94,7 @@ def count(rng: random.Random, setting: Setting) -> Draft:
     )
 
 
-def subtract(rng: random.Random, setting: Setting) -> Draft:
+def subtract(rng: random.Random, setting: Setting) -> QuestionDraft:
     d = _description(rng)
     gone = rng.choices(range(5), (2, 4, 5, 4, 2))[0]
     left = _total(rng, setting, gone) - gone
@@ -111,7 +111,7 @@ def subtract(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"Take away all the {many}. How many objects are left?", f"How many are not {many}?"),
     )
-    return Draft(
+    return QuestionDraft(
         things,
         question,
         str(left),
@@ -122,7 +122,7 @@ def subtract(rng: random.Random, setting: Setting) -> Draft:
     )
 
 
-def compare(rng: random.Random, setting: Setting) -> Draft:
+def compare(rng: random.Random, setting: Setting) -> QuestionDraft:
     family = rng.choices(("colour", "shape"), (1, 1))[0]
     first, second = ({family: v} for v in rng.sample(FAMILIES[family], 2))
     word, holds = rng.choice((("more", lambda p, q: p > q), ("fewer", lambda p, q: p < q)))
@@ -151,7 +151,7 @@ def compare(rng: random.Random, setting: Setting) -> Draft:
     )
     answer = "yes" if holds(p, q) else "no"
     says = f"Yes, there are {word}" if answer == "yes" else f"No, there are not {word}"
-    return Draft(
+    return QuestionDraft(
         things,
         question,
         answer,
@@ -161,7 +161,7 @@ def compare(rng: random.Random, setting: Setting) -> Draft:
     )
 
 
-def exist(rng: random.Random, setting: Setting) -> Draft:
+def exist(rng: random.Random, setting: Setting) -> QuestionDraft:
     d = _description(rng)
     found = rng.choices((1, 2), (3, 1))[0] if rng.random() < 0.5 else 0
     rest = _total(rng, setting, found) - found
@@ -180,7 +180,7 @@ def exist(rng: random.Random, setting: Setting) -> Draft:
         (f"Does the picture show {a(one)}?", f"Can you find any {many}?"),
     )
     answer = "yes" if found else "no"
-    return Draft(
+    return QuestionDraft(
         things,
         question,
         answer,
@@ -204,7 +204,7 @@ def _unique(
     return None
 
 
-def attribute(rng: random.Random, setting: Setting) -> Draft:
+def attribute(rng: random.Random, setting: Setting) -> QuestionDraft:
     family = rng.choices(("colour", "shape", "size"), (5, 5, 2))[0]
     while True:
         things = _things(rng, setting)
@@ -224,7 +224,7 @@ def attribute(rng: random.Random, setting: Setting) -> Draft:
         (f"Name the {family} of the {name}.", f"The {name}: what {family} is it?"),
     )
     answer = getattr(target, family)
-    return Draft(
+    return QuestionDraft(
         things,
         question,
         answer,
@@ -235,7 +235,7 @@ def attribute(rng: random.Random, setting: Setting) -> Draft:
     )
 
 
-def relation(rng: random.Random, setting: Setting) -> Draft:
+def relation(rng: random.Random, setting: Setting) -> QuestionDraft:
     where, (axis, sign) = rng.choice(list(reasonings.SIDES.items()))
     wanted = rng.random() < 0.5
     while True:
@@ -260,7 +260,7 @@ def relation(rng: random.Random, setting: Setting) -> Draft:
     )
     answer = "yes" if gap * sign > 0 else "no"
     says = f"Yes, the {x} is" if answer == "yes" else f"No, the {x} is not"
-    return Draft(
+    return QuestionDraft(
         things,
         question,
         answer,
@@ -270,7 +270,7 @@ def relation(rng: random.Random, setting: Setting) -> Draft:
     )
 
 
-def neighbour(rng: random.Random, setting: Setting) -> Draft:
+def neighbour(rng: random.Random, setting: Setting) -> QuestionDraft:
     """Two steps: find one object, step to the cell beside it, read what is there."""
     where, (dx, dy) = rng.choice(list(reasonings.STEPS.items()))
     family = rng.choice(("colour", "shape"))
@@ -295,7 +295,7 @@ def neighbour(rng: random.Random, setting: Setting) -> Draft:
         (f"Look just {where} the {x}: what {family} is the object there?",),
     )
     answer = getattr(target, family)
-    return Draft(
+    return QuestionDraft(
         things,
         question,
         answer,
@@ -306,7 +306,7 @@ def neighbour(rng: random.Random, setting: Setting) -> Draft:
     )
 
 
-def twins(rng: random.Random, setting: Setting) -> Draft:
+def twins(rng: random.Random, setting: Setting) -> QuestionDraft:
     """The only two objects that agree in colour and shape (or in all three attributes)."""
     families = rng.choice((("colour", "shape"), ("size", "colour", "shape")))
     while True:
@@ -339,7 +339,7 @@ def twins(rng: random.Random, setting: Setting) -> Draft:
     cells = [t.cell for t in things]
     pairs = [f"{p} and {q}" for i, p in enumerate(cells) for q in cells[i + 1 :]]
     answer = f"{pair[0].cell} and {pair[1].cell}"
-    return Draft(
+    return QuestionDraft(
         things,
         question,
         answer,
@@ -350,7 +350,7 @@ def twins(rng: random.Random, setting: Setting) -> Draft:
     )
 
 
-def shared(rng: random.Random, setting: Setting) -> Draft:
+def shared(rng: random.Random, setting: Setting) -> QuestionDraft:
     """The only colour or shape that a certain number of objects have."""
     family = rng.choice(("colour", "shape"))
     while True:
@@ -382,7 +382,7 @@ def shared(rng: random.Random, setting: Setting) -> Draft:
         ),
         (f"Name the {family} of exactly {wanted} objects.",),
     )
-    return Draft(
+    return QuestionDraft(
         things,
         question,
         answer,
@@ -393,7 +393,7 @@ def shared(rng: random.Random, setting: Setting) -> Draft:
     )
 
 
-MAKERS: dict[str, Callable[[random.Random, Setting], Draft]] = {
+MAKERS: dict[str, Callable[[random.Random, Setting], QuestionDraft]] = {
     "count": count,
     "subtract": subtract,
     "compare": compare,

@@ -32,7 +32,7 @@ from cot_engine.files.writing import writing
 from cot_engine.training.journal import Journal, Spent
 from cot_engine.training.questions import Entry
 from cot_engine.training.rows import row_json
-from cot_engine.training.tasks import Draft, Fault, Task
+from cot_engine.training.tasks import Fault, RowDraft, TeacherTask
 from cot_engine.training.teacher import Rejected, Reply, Stopped, Teacher, TeacherError, Unanswered
 
 _REFUSES = re.compile(
@@ -50,7 +50,7 @@ _RECIPE = "recipe-1"  # changes with the prompts: what was paid under others is 
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class BuildSettings:
     """How to ask, and when to stop. Prices are per million tokens; `budget` counts all runs."""
 
     model: str
@@ -108,7 +108,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RowOutcome:
     """What became of a row: kept, set aside, or left for a later run; `line` is its line in the
     file for that. `faults` are those of its attempts, the last one's being its own reason.
     `decided_by` says who found a kept row right: "rule", "teacher", or "" where nobody could.
@@ -124,7 +124,7 @@ class Outcome:
 
 
 @dataclass
-class Report:
+class BuildReport:
     """How many rows were kept (and by whose word), set aside and left, by reason; how many
     attempts failed, by reason; what was spent over all runs, by purpose. `stopped_by` is what ended
     it early: to be raised, when all is told."""
@@ -138,7 +138,7 @@ class Report:
     out_of_budget: bool = False
     stopped_by: CotEngineError | KeyboardInterrupt | None = None
 
-    def count(self, outcome: Outcome) -> None:
+    def count(self, outcome: RowOutcome) -> None:
         self.attempts.update(f.reason for f in outcome.faults if f.reason not in NOT_ASKED)
         if outcome.status == "kept":
             self.kept += 1
@@ -160,14 +160,14 @@ def files_of(out: str | Path) -> dict[str, Path]:
 
 
 def build(
-    entries: Sequence[Entry[Task]],
+    entries: Sequence[Entry[TeacherTask]],
     teacher: Teacher,
     journal: Journal,
-    settings: Settings,
+    settings: BuildSettings,
     out: str | Path,
     *,
-    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
-) -> Report:
+    on_outcome: Callable[[RowOutcome], None] = lambda outcome: None,
+) -> BuildReport:
     """Make the rows of `entries` and write them, in that order, with what was set aside.
 
     What concerns all rows (a TeacherError) and Ctrl-C end it early: then no new calls are made,
@@ -194,15 +194,15 @@ def build(
 class _Builder:
     def __init__(
         self,
-        entries: Sequence[Entry[Task]],
+        entries: Sequence[Entry[TeacherTask]],
         teacher: Teacher,
         journal: Journal,
-        settings: Settings,
-        on_outcome: Callable[[Outcome], None],
+        settings: BuildSettings,
+        on_outcome: Callable[[RowOutcome], None],
     ) -> None:
         self.entries, self.teacher, self.journal = entries, teacher, journal
         self.settings, self.on_outcome = settings, on_outcome
-        self.report = Report(spent=journal.spent)
+        self.report = BuildReport(spent=journal.spent)
         self.outcomes = _Outcomes()
         self.fatal: CotEngineError | None = None
         self.interrupted = False
@@ -255,7 +255,7 @@ class _Builder:
 
     # --- one row ---
 
-    async def _outcome(self, entry: Entry[Task]) -> Outcome:
+    async def _outcome(self, entry: Entry[TeacherTask]) -> RowOutcome:
         try:
             try:
                 task = await asyncio.to_thread(entry.make)
@@ -265,15 +265,15 @@ class _Builder:
                 return _aside(entry, [Fault("input", str(error))])
             return await self._made(entry, task)
         except Stopped:
-            return Outcome(entry.id, entry.place, "left", (Fault("stopped", ""),))
+            return RowOutcome(entry.id, entry.place, "left", (Fault("stopped", ""),))
         except Unanswered as error:
-            return Outcome(entry.id, entry.place, "left", (Fault("unanswered", str(error)),))
+            return RowOutcome(entry.id, entry.place, "left", (Fault("unanswered", str(error)),))
         except (TeacherError, StoreError) as error:
             self.fatal = self.fatal or error
             self.teacher.pace.stop.set()
-            return Outcome(entry.id, entry.place, "left", (Fault("stopped", error.message),))
+            return RowOutcome(entry.id, entry.place, "left", (Fault("stopped", error.message),))
 
-    async def _made(self, entry: Entry[Task], task: Task) -> Outcome:
+    async def _made(self, entry: Entry[TeacherTask], task: TeacherTask) -> RowOutcome:
         faults: list[Fault] = []
         text = ""
         for attempt in range(self.settings.tries):
@@ -283,23 +283,25 @@ class _Builder:
                 result = Fault("image", str(error))
             except Rejected as error:
                 result = Fault("rejected", str(error))
-            if isinstance(result, Draft):
+            if isinstance(result, RowDraft):
                 await asyncio.to_thread(task.save)
                 row = result.row
                 who = row.extra.get("decided_by", "")
-                return Outcome(task.id, entry.place, "kept", tuple(faults), row_json(row), who)
+                return RowOutcome(task.id, entry.place, "kept", tuple(faults), row_json(row), who)
             faults.append(result)
             if result.reason in ("image", "rejected"):
                 break  # the next try would be the same
         return _aside(entry, faults, task, text)
 
-    async def _attempt(self, task: Task, attempt: int, text: str) -> tuple[Draft | Fault, str]:
+    async def _attempt(
+        self, task: TeacherTask, attempt: int, text: str
+    ) -> tuple[RowDraft | Fault, str]:
         """What one attempt came to, and the text that it wrote."""
         settings = self.settings
         asked = (settings.model, settings.heat(attempt), settings.max_tokens)
         reply = await self._ask(task, attempt, "write", *asked, messages=task.messages)
         result = unusable(reply) or task.read(reply.text)
-        if isinstance(result, Draft) and result.doubt is not None:
+        if isinstance(result, RowDraft) and result.doubt is not None:
             doubt = result.doubt
             asked = (settings.checker_model or settings.model, 0.0, _CHECK_TOKENS)
             checked = await self._ask(task, attempt, "check", *asked, messages=lambda: doubt)
@@ -308,7 +310,7 @@ class _Builder:
 
     async def _ask(
         self,
-        task: Task,
+        task: TeacherTask,
         attempt: int,
         purpose: str,
         model: str,
@@ -369,14 +371,16 @@ def _verdict(reply: Reply) -> Fault | None:
     return None if said == {"yes"} else Fault("wrong", "the check said no")
 
 
-def _aside(entry: Entry, faults: list[Fault], task: Task | None = None, text: str = "") -> Outcome:
+def _aside(
+    entry: Entry, faults: list[Fault], task: TeacherTask | None = None, text: str = ""
+) -> RowOutcome:
     found: dict[str, Any] = {"id": entry.id, "place": entry.place, "reason": faults[-1].reason}
     found |= {"said": faults[-1].said, "attempts": [fault.reason for fault in faults]}
     if task is not None:
         found |= {"question": task.question, "answer": task.answer, "image": task.image}
         found["text"] = text
     line = json.dumps(found, ensure_ascii=False).encode("utf-8", "replace").decode()
-    return Outcome(entry.id, entry.place, "aside", tuple(faults), line)
+    return RowOutcome(entry.id, entry.place, "aside", tuple(faults), line)
 
 
 class _Outcomes:
@@ -394,7 +398,7 @@ class _Outcomes:
     def __exit__(self, *_: object) -> None:
         self._db.close()
 
-    def add(self, at: int, outcome: Outcome) -> None:
+    def add(self, at: int, outcome: RowOutcome) -> None:
         try:
             row = (at, outcome.status, outcome.line)
             self._db.execute("insert into lines values (?, ?, ?)", row)

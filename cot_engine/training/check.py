@@ -28,7 +28,7 @@ from cot_engine.errors import ImageError, InputError, UnknownNameError, shown
 from cot_engine.images.load import load_image
 from cot_engine.training.leaks import leaks, pasted, words
 from cot_engine.training.row import MARKER, standard_answer, unlearnable
-from cot_engine.training.rows import BadRow, Row, numbered_rows
+from cot_engine.training.rows import BadRow, TrainingRow, numbered_rows
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -122,7 +122,7 @@ class Lengths:
 
 
 @dataclass(slots=True)
-class Report:
+class DataReport:
     """What was found. `rows` counts every row and every line that is none, `bad` those with an
     error; `counts` are rows by check; `findings` the first MOST_KEPT, and `left_out` how many more
     there were."""
@@ -146,7 +146,7 @@ class Report:
         self.left_out += len(found[room:]) if room < len(found) else 0
 
 
-OnRow = Callable[[int, Row | BadRow, list[Finding]], None]
+OnRow = Callable[[int, TrainingRow | BadRow, list[Finding]], None]
 
 
 def check(
@@ -158,7 +158,7 @@ def check(
     max_tokens: int | None = None,
     on_row: OnRow | None = None,
     threads: int | None = None,
-) -> Report:
+) -> DataReport:
     """Check a data set (see `rows.py` for its format), all rows in order.
 
     `images` is the folder that pictures are relative to: by default the data's own. `plan` names
@@ -175,7 +175,7 @@ def check(
         said = "has no tokenizer to count with" if tokenizer is None else "is not above 0"
         raise InputError(f"The limit of {max_tokens} tokens {said}.", "Give a model and a number.")
     checker = _Checker(plan, tokenizer, max_tokens)
-    report, ids, lines = Report(), [], array("L")
+    report, ids, lines = DataReport(), [], array("L")
     report.lengths.limit = max_tokens
     threads = threads or min(16, (os.cpu_count() or 1) + 2)
     for line, row, pictured in _pictured(path, folder, threads):
@@ -183,7 +183,7 @@ def check(
         report.rows += 1
         report.bad += any(each.severity == "error" for each in found)
         report.add(found)
-        if isinstance(row, Row):
+        if isinstance(row, TrainingRow):
             ids.append(row.id)
             lines.append(line)
         if on_row is not None:
@@ -233,7 +233,7 @@ class _Checker:
             self.special = dict.fromkeys(each.content for each in added if each.special)
 
     def row(
-        self, line: int, row: Row | BadRow, pictured: _Pictured, lengths: Lengths
+        self, line: int, row: TrainingRow | BadRow, pictured: _Pictured, lengths: Lengths
     ) -> list[Finding]:
         if isinstance(row, BadRow):
             return [Finding(line, "", "row", f"{row.said} {row.hint}")]
@@ -251,7 +251,7 @@ class _Checker:
                 found.append(("too-long", said))
         return [Finding(line, row.id, name, said) for name, said in found]
 
-    def _texts(self, row: Row) -> Iterator[tuple[str, str]]:
+    def _texts(self, row: TrainingRow) -> Iterator[tuple[str, str]]:
         yield from unlearnable(row)
         for turn, (question, response) in enumerate(row.turns, 1):
             standard = standard_answer(row) if turn == 1 else None
@@ -298,7 +298,7 @@ class _Checker:
             if token in text and token != MARKER:
                 yield "special-token", f"The {where} holds {token!r}."
 
-    def _again(self, line: int, row: Row, digest: str) -> Iterator[tuple[str, str]]:
+    def _again(self, line: int, row: TrainingRow, digest: str) -> Iterator[tuple[str, str]]:
         if first := _seen(self.ids, line, row.id):
             yield "same-id", f"Line {first} has the id {shown(row.id)} too."
         asked = "\n".join(" ".join(q.casefold().split()).rstrip("?.! ") for q, _ in row.turns)
@@ -342,15 +342,15 @@ class _Pictured:
 
 def _pictured(
     path: Path, folder: Path, threads: int
-) -> Iterator[tuple[int, Row | BadRow, _Pictured]]:
+) -> Iterator[tuple[int, TrainingRow | BadRow, _Pictured]]:
     """Every row in order, with what is known of its picture: decoded in threads, a window of rows
     ahead of the one that is given out. A picture of several rows near each other is read once."""
     recent: OrderedDict[str, Future[_Pictured]] = OrderedDict()
-    waiting: deque[tuple[int, Row | BadRow, list[Future[_Pictured]]]] = deque()
+    waiting: deque[tuple[int, TrainingRow | BadRow, list[Future[_Pictured]]]] = deque()
     look = _Looker(folder)
     pool = ThreadPoolExecutor(threads, "picture")
 
-    def give() -> tuple[int, Row | BadRow, _Pictured]:
+    def give() -> tuple[int, TrainingRow | BadRow, _Pictured]:
         line, row, futures = waiting.popleft()
         found = [future.result() for future in futures]
         every = tuple(fault for one in found for fault in one.found)
@@ -359,7 +359,7 @@ def _pictured(
     try:
         for line, row in numbered_rows(path):
             futures = []
-            for name in row.images if isinstance(row, Row) else ():
+            for name in row.images if isinstance(row, TrainingRow) else ():
                 futures.append(recent.get(name) or pool.submit(look, name))
                 recent[name] = futures[-1]
                 recent.move_to_end(name)

@@ -41,7 +41,7 @@ from cot_engine.training.stream import POOL, Steps, load_corpus
 # --- problems ------------------------------------------------------------------------------------
 
 
-class Scenes(Sequence[Item]):
+class SceneItems(Sequence[Item]):
     """Items of the bundled world, drawn when they are asked for."""
 
     def __init__(self, split: str, seed: int, n: int) -> None:
@@ -72,11 +72,11 @@ def load_problems(config: JudgeConfig) -> Problems:
     """Read the questions. Raises InputError, ConfigError or ImageError."""
     table, given = config.pairs, config.pairs.held_out
     if table.data == TRAIN_SCENES:
-        train: Any = Scenes("train", table.seed, table.problems or SCENE_PROBLEMS)
+        train: Any = SceneItems("train", table.seed, table.problems or SCENE_PROBLEMS)
         name = train.name
         training: Sequence[int] = range(len(train))
         own = not isinstance(given, str)
-        held: Any = Scenes("val", table.seed, int(given or SCENES_HELD_OUT)) if own else None
+        held: Any = SceneItems("val", table.seed, int(given or SCENES_HELD_OUT)) if own else None
     else:
         data = load_data(table.data, n=table.problems, folder=config.folder, rule=table.rule)
         train, name, training, held = data.items, data.digest, range(len(data.items)), None
@@ -124,7 +124,7 @@ def _lot(name: str, purpose: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedPair:
     """A pair of a problem, ready to be encoded. `plan` is fitted to the problem."""
 
     item: Item
@@ -140,7 +140,7 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PairRow:
     """A sequence, and what is marked in it: (token, weight), the weight above 0 for what is true
     and below for what is not."""
 
@@ -160,7 +160,7 @@ class JudgeEncoder:
         if self.choices[0] == self.choices[1]:
             raise InputError(f"This model's tokenizer begins {' and '.join(VERDICTS)} alike.")
 
-    def rows(self, judged: Judged) -> tuple[Row, Row]:
+    def rows(self, judged: JudgedPair) -> tuple[PairRow, PairRow]:
         """Both orders of a pair: first the pair's own."""
         problem = judged.item.problem()
         adapter = self.encoder.adapter
@@ -178,7 +178,7 @@ class JudgeEncoder:
         prompt, tail = pair.turn(problem, plan, self.form)
         return self.text.turn(prompt.text + tail, tuple(image.text for image in images))
 
-    def _row(self, problem: Problem, pair: Pair, plan: Plan, images: tuple[Any, ...]) -> Row:
+    def _row(self, problem: Problem, pair: Pair, plan: Plan, images: tuple[Any, ...]) -> PairRow:
         prompt, tail = pair.turn(problem, plan, self.form)
         expanded = tuple(image.text for image in images)
         text = prompt.text + tail
@@ -186,8 +186,8 @@ class JudgeEncoder:
         example = Example([*ids, self.choices[pair.better]], len(ids), images)
         places = self.text.places(text, expanded)
         if places is None:  # without marks rather than with wrong ones
-            return Row(example)
-        return Row(example, tuple(self._marks(pair, text, len(prompt.text), places)))
+            return PairRow(example)
+        return PairRow(example, tuple(self._marks(pair, text, len(prompt.text), places)))
 
     def _marks(self, pair: Pair, text: str, start: int, places: list[tuple[int, int]]) -> Any:
         at = start
@@ -219,7 +219,7 @@ class JudgeEncoder:
             for token in tokens if true else tokens[-2:]:
                 yield token, (1.0 if true else -self.false_weight)
 
-    def batch(self, rows: Sequence[Row], judged: int) -> dict[str, Any]:
+    def batch(self, rows: Sequence[PairRow], judged: int) -> dict[str, Any]:
         """What the network's forward takes: `Encoder.batch` of all rows, of which the first
         `judged` are verdicts, both orders of a pair beside each other; `marks` [rows, longest]."""
         found: dict[str, Any] = self.encoder.batch([row.example for row in rows])
@@ -327,15 +327,15 @@ class JudgeSteps(torch.utils.data.Dataset):
             for part, n in rows[self.rank :: self.world]
         ]
 
-    def _rows(self, units: Sequence[Any]) -> tuple[list[Row], int]:
+    def _rows(self, units: Sequence[Any]) -> tuple[list[PairRow], int]:
         """Sequences of pairs and answers, and how many of them are the pairs'."""
-        pairs = [row for unit in units if isinstance(unit, Judged) for row in self.encode(unit)]
+        pairs = [row for unit in units if isinstance(unit, JudgedPair) for row in self.encode(unit)]
         if self.answers is None:  # nothing but pairs is trained on
             return pairs, len(pairs)
-        answers = [unit for unit in units if not isinstance(unit, Judged)]
-        return [*pairs, *(Row(self.answers.encoded(item)) for item in answers)], len(pairs)
+        answers = [unit for unit in units if not isinstance(unit, JudgedPair)]
+        return [*pairs, *(PairRow(self.answers.encoded(item)) for item in answers)], len(pairs)
 
-    def encode(self, judged: Judged) -> tuple[Row, Row]:
+    def encode(self, judged: JudgedPair) -> tuple[PairRow, PairRow]:
         """Raises InputError if the pair is longer than the model takes."""
         rows = self.encoder.rows(judged)
         longest = max(len(row.example.ids) for row in rows)
@@ -346,17 +346,17 @@ class JudgeSteps(torch.utils.data.Dataset):
             )
         return rows
 
-    def collate(self, judged: Sequence[Judged]) -> dict[str, Any]:
+    def collate(self, judged: Sequence[JudgedPair]) -> dict[str, Any]:
         rows = [row for each in judged for row in self.encode(each)]
         return self.encoder.batch(rows, len(rows))
 
-    def judged(self, index: int, pair: Pair, items: Sequence[Item] | None = None) -> Judged:
+    def judged(self, index: int, pair: Pair, items: Sequence[Item] | None = None) -> JudgedPair:
         item = (self.items if items is None else items)[index]
-        return Judged(item, pair, self.plan.fit(len(item.pictures)))
+        return JudgedPair(item, pair, self.plan.fit(len(item.pictures)))
 
     # --- the order ---
 
-    def _pool(self, pool: int) -> list[tuple[list[Judged], list[Any]]]:
+    def _pool(self, pool: int) -> list[tuple[list[JudgedPair], list[Any]]]:
         """Several steps' units, sorted by length so that little is padded, the steps shuffled."""
         steps = range(pool * POOL, (pool + 1) * POOL)
         judged = sorted((j for s in steps for j in self._of_step(s)), key=lambda j: j.length)
@@ -372,7 +372,7 @@ class JudgeSteps(torch.utils.data.Dataset):
         random.Random(f"{self.seed} pool {pool}").shuffle(made)
         return made
 
-    def _of_step(self, step: int) -> list[Judged]:
+    def _of_step(self, step: int) -> list[JudgedPair]:
         rng = random.Random(f"{self.seed} step {step}")
         before = step - self.config.judge.captions_first
         if before < 0:
@@ -392,7 +392,7 @@ class JudgeSteps(torch.utils.data.Dataset):
         random.Random(f"{self.seed} {stage} {epoch}").shuffle(order)
         return order
 
-    def _corrupt(self, rng: random.Random, stage: About) -> Judged:
+    def _corrupt(self, rng: random.Random, stage: About) -> JudgedPair:
         """A true text of a scene against a corrupted one; of other scenes than those sampled."""
         index = rng.randrange(10**9)
         if stage != "CAPTION" and rng.random() < _GUESSABLE:
@@ -408,7 +408,7 @@ class JudgeSteps(torch.utils.data.Dataset):
         asked = "" if stage == WHOLE else stage
         pair = Pair(stage, made.shared, better, worse, asked)
         item = scene_item(scene)
-        return Judged(
+        return JudgedPair(
             item, pair if rng.random() < 0.5 else pair.swapped(), self.plan.fit(len(item.pictures))
         )
 

@@ -163,7 +163,7 @@ def answers(
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class StageGain:
     """One stage's held-out pairs: the judge before and after, likelihood on the same pairs, and the
     paired differences, by problem, of how often the margin leans to the better candidate."""
 
@@ -176,12 +176,12 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeReport:
+class TrainingReport:
     """What training a judge came to. `answers_*` are greedy accuracies on held-out problems, and
     `answers_cost` after minus before; `weight` that of self+likelihood, None if it was not fitted.
     """
 
-    stages: tuple[Stage, ...]
+    stages: tuple[StageGain, ...]
     answers_before: Interval | None
     answers_after: Interval | None
     answers_cost: Paired | None
@@ -208,14 +208,14 @@ def compare(
     answered: tuple[dict[int, float], dict[int, float]] | None,
     weight: float | None,
     notes: Sequence[str] = (),
-) -> JudgeReport:
+) -> TrainingReport:
     """The report on judges that were asked about the same pairs."""
     cards = [
         {card.stage: card for card in held.cards(name)}
         for held, name in ((before, "before"), (after, "self"), (likelihood, "likelihood"))
     ]
     stages = [
-        Stage(
+        StageGain(
             at,
             cards[0][at],
             cards[1][at],
@@ -232,7 +232,7 @@ def compare(
         columns = [np.array([[scores[k]] for k in both]).reshape(-1, 1) for scores in answered]
         first, second = (accuracy(column) for column in columns)
         cost = paired(columns[1], columns[0])
-    return JudgeReport(tuple(stages), first, second, cost, weight, tuple(notes))
+    return TrainingReport(tuple(stages), first, second, cost, weight, tuple(notes))
 
 
 def _difference(first: Sequence[Contest], second: Sequence[Contest]) -> Paired:

@@ -20,7 +20,13 @@ from cot_engine.training import sft
 from cot_engine.training.clock import Clock
 from cot_engine.training.judge_config import JudgeConfig
 from cot_engine.training.judge_data import Problems, load_problems, plan_of
-from cot_engine.training.judge_measure import LIKELIHOOD, JudgeReport, answers, compare, judge_pairs
+from cot_engine.training.judge_measure import (
+    LIKELIHOOD,
+    TrainingReport,
+    answers,
+    compare,
+    judge_pairs,
+)
 from cot_engine.training.pairs import Done, PairsFile
 from cot_engine.training.sampling import Sampler, check_enough, sample_pairs
 
@@ -37,8 +43,8 @@ class JudgeOutcome:
 
     output: Path
     pairs: int
-    training: sft.Outcome | None = None
-    report: JudgeReport | None = None
+    training: sft.TrainingOutcome | None = None
+    report: TrainingReport | None = None
     stopped: str = ""
 
     def plain(self) -> dict[str, Any]:
@@ -294,7 +300,7 @@ def _measured(
     held: dict[int, Done],
     model: Path,
     tell: Callable[[str], None],
-) -> JudgeReport:
+) -> TrainingReport:
     """Ask the model before and the one after about the same pairs, and both for answers."""
     from cot_engine.backends.local import loading
     from cot_engine.engine.facade import Engine, model_path

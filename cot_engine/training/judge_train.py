@@ -22,7 +22,7 @@ from cot_engine.judging.profile import Profile
 from cot_engine.training import record, sft
 from cot_engine.training.examples import IGNORE, Encoder
 from cot_engine.training.judge_config import JudgeConfig, JudgeTable
-from cot_engine.training.judge_data import Judged, JudgeEncoder, JudgeSteps, Problems, plan_of
+from cot_engine.training.judge_data import JudgedPair, JudgeEncoder, JudgeSteps, Problems, plan_of
 from cot_engine.training.network import BITS, prepare, save_model
 from cot_engine.training.pairs import Done
 from cot_engine.training.trainer import AnswerTrainer, states
@@ -116,7 +116,7 @@ class JudgeTrainer(AnswerTrainer):
 
     steps: JudgeSteps
 
-    def __init__(self, *args: Any, held: Sequence[Judged], base: Any, **more: Any) -> None:
+    def __init__(self, *args: Any, held: Sequence[JudgedPair], base: Any, **more: Any) -> None:
         self.held, self.base = held, base
         self._sums: Counter[str] = Counter()
         batches = [list(held)] if held else []
@@ -240,7 +240,7 @@ class JudgeRun(sft._Run):
         self.judge, self.problems = config, problems
         self.done, self.measured = list(done), measured
 
-    def run(self) -> sft.Outcome:
+    def run(self) -> sft.TrainingOutcome:
         config, table = self.config, self.judge.judge
         micro = self._micro()
         self.source = loading.find_folder(sft._relative(config, model_path(config.model.path)))
@@ -283,16 +283,16 @@ class JudgeRun(sft._Run):
                 trainer.train(resume_from_checkpoint=self.last and str(self.last))
         return self._ended(trainer, loaded, total)
 
-    def _watched(self, steps: JudgeSteps) -> list[Judged]:
+    def _watched(self, steps: JudgeSteps) -> list[JudgedPair]:
         """Held-out pairs that are looked at while training: as many of each stage, if there are."""
-        by_stage: dict[str, list[Judged]] = {}
+        by_stage: dict[str, list[JudgedPair]] = {}
         for each in self.measured:
             for pair in each.pairs:
                 judged = steps.judged(each.index, pair, self.problems.held_out)
                 by_stage.setdefault(pair.stage, []).append(judged)
         return [j for some in by_stage.values() for j in some[: _WATCHED // len(by_stage)]]
 
-    def _ended(self, trainer: Any, loaded: Any, total: int) -> sft.Outcome:
+    def _ended(self, trainer: Any, loaded: Any, total: int) -> sft.TrainingOutcome:
         step = self._reached(trainer, total)
         model = self.output / "model" if step >= total else None
         if self.rank == 0 and model is not None:

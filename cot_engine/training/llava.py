@@ -23,9 +23,9 @@ from typing import Any, Literal, TypeGuard
 from cot_engine.errors import ImageError, InputError, UnknownNameError, cut
 from cot_engine.files.reading import parse_json, read_bytes
 from cot_engine.training.questions import Entry, failing, faulty
-from cot_engine.training.rows import Row
+from cot_engine.training.rows import TrainingRow
 from cot_engine.training.staged import relative
-from cot_engine.training.tasks import Draft, Fault
+from cot_engine.training.tasks import Fault, RowDraft
 from cot_engine.training.teacher import Message
 
 Kind = Literal["conversation", "detail", "reasoning"]
@@ -104,18 +104,18 @@ class DescribedTask:
         told = "\n".join([*self.captions, "", *boxes]).strip()
         return [{"role": "user", "content": f"{_SEEN}{_ASKED[self.kind]}\n\n{told}"}]
 
-    def read(self, text: str) -> Draft | Fault:
+    def read(self, text: str) -> RowDraft | Fault:
         if found := _GIVES_AWAY.search(text):
             return Fault("gives away", f"it says {found[0]!r}")
         if self.kind == "detail":
-            return Draft(Row(self.id, self.image, self.question, text))
+            return RowDraft(TrainingRow(self.id, self.image, self.question, text))
         turns = _turns(text)
         if isinstance(turns, Fault):
             return turns
         if self.kind == "reasoning" and len(turns) != 2:
             return Fault("stages", f"{len(turns) // 2} questions where one was asked for")
         later = tuple(zip(turns[2::2], turns[3::2], strict=True))
-        return Draft(Row(self.id, self.image, turns[0], turns[1], {}, (), later))
+        return RowDraft(TrainingRow(self.id, self.image, turns[0], turns[1], {}, (), later))
 
     def save(self) -> None:
         """Its picture is where it was."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from cot_engine.ablation.data import Item, item_of
-from cot_engine.ablation.files import Row, Source, read_file
+from cot_engine.ablation.files import QuestionRow, Source, read_file
 from cot_engine.core.grammar import conclusion
 from cot_engine.core.stages import DEFAULT_PLAN
 from cot_engine.errors import InputError
@@ -47,8 +47,8 @@ def read_questions(
     if path.suffix.lower() not in (".jsonl", ".ndjson", ".json", ".tsv"):
         raise InputError(f"The data {str(path)!r} is no known kind.", "Give a .jsonl or .tsv file.")
     read = _conversations if _has_conversations(path) else _rows
-    found = [_located(x, images) if isinstance(x, Row) else x for x in read(path)]
-    every = {row.id: row for row in reversed(found) if isinstance(row, Row)}
+    found = [_located(x, images) if isinstance(x, QuestionRow) else x for x in read(path)]
+    every = {row.id: row for row in reversed(found) if isinstance(row, QuestionRow)}
     first: dict[str, str] = {}
     entries = []
     for one in found:
@@ -99,11 +99,11 @@ def _has_conversations(path: Path) -> bool:
     return False
 
 
-def _rows(path: Path) -> Iterator[Row | Entry]:
+def _rows(path: Path) -> Iterator[QuestionRow | Entry]:
     """Rows and faulty ones, in the order of the file."""
     bad: list[tuple[str, InputError]] = []
     good = read_file(path, lambda place, error: bad.append((place, error)))
-    both: list[tuple[int, Row | Entry]]
+    both: list[tuple[int, QuestionRow | Entry]]
     both = [(_line(place), failing(place, error)) for place, error in bad]
     both += [(_line(row.place), row) for row in good]
     yield from (one for _, one in sorted(both, key=lambda pair: pair[0]))
@@ -113,7 +113,7 @@ def _line(place: str) -> int:
     return int(place.removeprefix("line "))
 
 
-def _conversations(path: Path) -> Iterator[Row | Entry]:
+def _conversations(path: Path) -> Iterator[QuestionRow | Entry]:
     for number, row in numbered_rows(path):
         place = f"line {number}"
         if isinstance(row, BadRow):
@@ -131,10 +131,10 @@ def _conversations(path: Path) -> Iterator[Row | Entry]:
                 said = f"there is no {'answer' if question.strip() else 'question'}."
                 yield faulty(path, place, said, "Fill it in.", id)
                 continue
-            yield Row(place, id, question, answers, pictures=pictures)
+            yield QuestionRow(place, id, question, answers, pictures=pictures)
 
 
-def _located(row: Row, images: Path | None) -> Row:
+def _located(row: QuestionRow, images: Path | None) -> QuestionRow:
     if images is None:
         return row
     folder = images.absolute()

@@ -5,8 +5,8 @@
         {"from": "gpt", "value": "<SUMMARY>...</SUMMARY>..."}]}
 
 Several pictures are a list under "image" (or "images"), several questions further pairs of turns.
-What a `Row` has no field for is kept in `extra`. What nobody could learn as it stands is told by
-`unlearnable`, to all who use rows.
+What a `TrainingRow` has no field for is kept in `extra`. What nobody could learn as it stands is
+told by `unlearnable`, to all who use rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TrainingRow:
     """One question with the response to be learnt, and those that follow it, if any do.
 
     `image` is a path relative to the image folder, as the file has it, or None; `more_images` are
@@ -71,7 +71,7 @@ class BadRow:
     text: str = ""
 
 
-def row_json(row: Row) -> str:
+def row_json(row: TrainingRow) -> str:
     """The row as one line of LLaVA-CoT-100k, without its line end."""
     found: dict[str, Any] = {"id": row.id}
     if isinstance(row.extra.get("id"), int) and str(row.extra["id"]) == row.id:
@@ -99,7 +99,7 @@ class _Wrong(Exception):
     """What is wrong with a row, and a hint."""
 
 
-def row_of(number: int, found: Any, text: str) -> Row | BadRow:
+def row_of(number: int, found: Any, text: str) -> TrainingRow | BadRow:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -113,13 +113,13 @@ def row_of(number: int, found: Any, text: str) -> Row | BadRow:
         return BadRow(number, said, hint, beginning(text))
 
 
-def _made(found: dict[str, Any]) -> Row:
+def _made(found: dict[str, Any]) -> TrainingRow:
     id, images = _id(found), _images(found)
     turns = _turns(found)
     question, response = _first(turns, "human")["value"], _first(turns, "gpt")["value"]
     question = _split(question, len(images))[1]
     first = images[0] if images else None
-    row = Row(id, first, question, response, {}, images[1:], _later(turns))
+    row = TrainingRow(id, first, question, response, {}, images[1:], _later(turns))
     for key, value in (("id", id), *(("image", image) for image in images)):
         _whole(key, value)
     for value in (text for pair in row.turns for text in pair):
@@ -157,7 +157,7 @@ def _images(found: dict[str, Any]) -> tuple[str, ...]:
     return ()
 
 
-def _image_keys(row: Row) -> dict[str, Any]:
+def _image_keys(row: TrainingRow) -> dict[str, Any]:
     """A row's pictures as a line names them: as it was read, if that says the same."""
     kept = {key: row.extra[key] for key in _NAMED_BY if key in row.extra}
     with suppress(_Wrong):
@@ -226,7 +226,7 @@ def _split(value: str, images: int) -> tuple[str, str, str]:
     return "", value, ""
 
 
-def conversations(row: Row) -> list[dict[str, Any]]:
+def conversations(row: TrainingRow) -> list[dict[str, Any]]:
     """A row's turns, as they are written."""
     kept = row.extra.get("conversations")
     if kept is None:
@@ -250,7 +250,7 @@ def conversations(row: Row) -> list[dict[str, Any]]:
     return turns
 
 
-def unlearnable(row: Row) -> Iterator[tuple[str, str]]:
+def unlearnable(row: TrainingRow) -> Iterator[tuple[str, str]]:
     """What of a row nobody could learn as it stands: (name of a check, what is wrong), the same for
     all who use rows, so that nothing vanishes without a word.
 
@@ -279,7 +279,7 @@ def unlearnable(row: Row) -> Iterator[tuple[str, str]]:
         yield "image-marker", f"The response holds {MARKER}."
 
 
-def standard_answers(row: Row) -> tuple[str, ...]:
+def standard_answers(row: TrainingRow) -> tuple[str, ...]:
     """The standard answers that a row carries, of which any will do; () if it carries none."""
     found = row.extra.get("answer")
     found = found if isinstance(found, list) else [found]
@@ -287,7 +287,7 @@ def standard_answers(row: Row) -> tuple[str, ...]:
     return tuple(texts) if len(texts) == len(found) and all(map(str.strip, texts)) else ()
 
 
-def standard_answer(row: Row) -> str | None:
+def standard_answer(row: TrainingRow) -> str | None:
     """One of them: the one that the response ends with, else the first."""
     found = standard_answers(row)
     same = [one for one in found if row.response.rstrip().endswith(f">{one}</CONCLUSION>")]

@@ -19,7 +19,7 @@ from typing import IO
 from cot_engine.errors import InputError
 from cot_engine.files.reading import DECODER, check_depth, opened, parse_json
 from cot_engine.files.writing import writing
-from cot_engine.training.row import SHOWN, BadRow, Row, beginning, row_json, row_of
+from cot_engine.training.row import SHOWN, BadRow, TrainingRow, beginning, row_json, row_of
 
 MAX_LINE = 8 * 2**20
 """Bytes that a row may have; LLaVA-CoT-100k's longest have some 20,000. More is no row."""
@@ -27,7 +27,7 @@ MAX_LINE = 8 * 2**20
 _CHUNK = 2**20
 
 
-def read_rows(path: str | os.PathLike[str]) -> Iterator[Row | BadRow]:
+def read_rows(path: str | os.PathLike[str]) -> Iterator[TrainingRow | BadRow]:
     """The rows of a file: JSONL, or a JSON array as some LLaVA files are; UTF-8, with or without
     a BOM. Memory is bounded by one row. Blank lines are skipped.
 
@@ -37,7 +37,7 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[Row | BadRow]:
     return (row for _, row in numbered_rows(path))
 
 
-def numbered_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, Row | BadRow]]:
+def numbered_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, TrainingRow | BadRow]]:
     """As `read_rows`, each with the number of the line that it begins on."""
     with _opened(Path(path)) as file:
         try:
@@ -58,7 +58,7 @@ def numbered_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, Row | Bad
             ) from None
 
 
-def write_rows(path: str | os.PathLike[str], rows: Iterable[Row]) -> int:
+def write_rows(path: str | os.PathLike[str], rows: Iterable[TrainingRow]) -> int:
     """Write the rows, one a line, and return how many. The file is there when all are written, or
     stays as it was. Raises InputError if it cannot be written."""
     number = 0
@@ -80,7 +80,7 @@ def _opened(path: Path) -> BufferedReader:
     return opened(path, "data", InputError, hint)
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, Row | BadRow]]:
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, TrainingRow | BadRow]]:
     number = 0
     while line := file.readline(MAX_LINE + 1):
         number += 1
@@ -102,7 +102,7 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, Row | BadRow]]:
             yield number, _parsed(number, text)
 
 
-def _array(file: IO[bytes]) -> Iterator[tuple[int, Row | BadRow]]:
+def _array(file: IO[bytes]) -> Iterator[tuple[int, TrainingRow | BadRow]]:
     """The elements of a JSON array, of which no more than one and a chunk is held."""
     # Bytes that are not UTF-8 become lone surrogates, which `_row` refuses where they stand.
     stream = io.TextIOWrapper(file, "utf-8", errors="surrogateescape")
@@ -173,7 +173,7 @@ _UNCLOSED = "the array is not closed: the file was cut off."
 _BLANK = re.compile(r"[ \t\n\r]*")
 
 
-def _parsed(number: int, text: str) -> Row | BadRow:
+def _parsed(number: int, text: str) -> TrainingRow | BadRow:
     hint = "Each line must be one JSON object."
     try:
         found = parse_json(text.rstrip())  # else a line cut off is wrong in the next one

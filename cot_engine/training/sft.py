@@ -22,7 +22,7 @@ OURS = {"checkpoints", "log.jsonl", "model", "adapter", "README.md", "curves.svg
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrainingOutcome:
     """What a run of `train` came to. `model` is the folder of the finished model, None while steps
     are left; `loss` is the last one logged."""
 
@@ -49,7 +49,7 @@ def train(
     tell: Callable[[str], None] = lambda _: None,
     show: Callable[[dict[str, Any]], None] = lambda _: None,
     step: Callable[[int, str], None] = lambda done, said: None,
-) -> Outcome:
+) -> TrainingOutcome:
     """Train until the last step, or for `minutes`, or until Ctrl-C; go on from the newest
     checkpoint of config.output, if there is one by the same configuration.
 
@@ -112,7 +112,7 @@ class _Run:
         self.watch = Watch(log, self.first, seconds, config.train.batch, shown, step)
         self.watch.spent = next((r["seconds"] for r in self.rows[::-1] if "seconds" in r), 0.0)
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainingOutcome:
         from cot_engine.backends.local import loading
         from cot_engine.engine.facade import model_path
         from cot_engine.judging.profile import Profile
@@ -195,7 +195,7 @@ class _Run:
             "trained": sum(p.numel() for p in parameters if p.requires_grad),
         }
 
-    def _finished(self, trainer: Any, loaded: Any, corpus: Any, total: int) -> Outcome:
+    def _finished(self, trainer: Any, loaded: Any, corpus: Any, total: int) -> TrainingOutcome:
         from cot_engine.training import record
         from cot_engine.training.network import save_model
 
@@ -242,10 +242,10 @@ class _Run:
             record.draw_curves(self.rows, self.output / "curves.svg")
         return step
 
-    def _outcome(self, step: int, total: int, model: Path | None) -> Outcome:
+    def _outcome(self, step: int, total: int, model: Path | None) -> TrainingOutcome:
         losses = [row["loss"] for row in self.rows if "loss" in row]
         held = [row["held_out_loss"] for row in self.rows if "held_out_loss" in row]
-        return Outcome(
+        return TrainingOutcome(
             self.output,
             step,
             total,

@@ -19,8 +19,8 @@ from cot_engine.errors import InputError, StoreError, shown
 from cot_engine.files.writing import write_whole
 from cot_engine.images.load import load_image
 from cot_engine.training.questions import Entry
-from cot_engine.training.rows import Row
-from cot_engine.training.tasks import Draft, Fault, data_url
+from cot_engine.training.rows import TrainingRow
+from cot_engine.training.tasks import Fault, RowDraft, data_url
 from cot_engine.training.teacher import Message
 
 Check = Literal["rules", "teacher", "both"]
@@ -105,7 +105,7 @@ class StagedTask:
         content.append({"type": "text", "text": asked})
         return [{"role": "user", "content": content}]
 
-    def read(self, text: str) -> Draft | Fault:
+    def read(self, text: str) -> RowDraft | Fault:
         reading = read(text, self.plan, complete=True)
         if tier(reading.faults) or len(reading.contents) < len(self.plan):
             return Fault("stages", ", ".join(reading.faults))
@@ -125,8 +125,8 @@ class StagedTask:
             "decided_by": "rule" if right else "teacher",
         }
         image, *more = self.images or (None,)
-        row = Row(self.id, image, self.question, response, standard, tuple(more))
-        return Draft(row, None if right else self._doubt(given))
+        row = TrainingRow(self.id, image, self.question, response, standard, tuple(more))
+        return RowDraft(row, None if right else self._doubt(given))
 
     def _doubt(self, given: str) -> list[Message]:
         said = _CHECK.format(question=self.question, right=self.answer, given=given)

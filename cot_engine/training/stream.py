@@ -22,14 +22,14 @@ from cot_engine.errors import CotEngineError, InputError
 from cot_engine.images.load import load_image
 from cot_engine.training.examples import Encoder, Example, reworded
 from cot_engine.training.row import standard_answer, unlearnable
-from cot_engine.training.rows import BadRow, Row, read_rows
+from cot_engine.training.rows import BadRow, TrainingRow, read_rows
 from cot_engine.training.sft_config import DataTable, SFTConfig
 
 POOL = 8  # steps drawn together
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class TrainingItem:
     """A question and the response to learn, and the (question, response) pairs that follow it;
     `pictures` are PIL images or files."""
 
@@ -40,14 +40,14 @@ class Item:
     later: tuple[tuple[str, str], ...] = ()
 
 
-class Scenes:
+class SceneStream:
     """The bundled world's problems `first`, `first` + 1, ..., without end."""
 
     def __init__(self, config: SFTConfig, split: str, first: int = 0) -> None:
         self.data, self.format, self.split, self.first = config.data, config.format, split, first
         self.batch = config.train.batch
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> TrainingItem:
         from cot_engine import scenes
 
         data = self.data
@@ -61,20 +61,20 @@ class Scenes:
         problem = scenes.sample(data.seed, self.first + index, self.split, **more)
         response = reworded(problem.response, self.format, DEFAULT_PLAN, problem.answer)
         pictures = () if problem.image is None else (problem.image,)
-        return Item(problem.id, problem.prompt, response, pictures)
+        return TrainingItem(problem.id, problem.prompt, response, pictures)
 
 
 class Rows:
     """Rows of a file, over and over, each time in another order."""
 
-    def __init__(self, items: Sequence[Item], seed: int | None) -> None:
+    def __init__(self, items: Sequence[TrainingItem], seed: int | None) -> None:
         self.items, self.seed = items, seed
         self._order = lru_cache(maxsize=2)(self._drawn)
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> TrainingItem:
         epoch, place = divmod(index, len(self.items))
         return self.items[self._order(epoch)[place]]
 
@@ -92,7 +92,7 @@ class Steps(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        source: Scenes | Rows,
+        source: SceneStream | Rows,
         encoder: Encoder,
         config: SFTConfig,
         *,
@@ -119,17 +119,17 @@ class Steps(torch.utils.data.Dataset):
         parts = [items[at : at + self.micro] for at in range(0, len(items), self.micro)]
         return [self.collate(part) for part in parts[self.rank :: self.world]]
 
-    def collate(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+    def collate(self, items: Sequence[TrainingItem]) -> dict[str, torch.Tensor]:
         return self.encoder.batch([self.encoded(item) for item in items])
 
-    def encoded(self, item: Item) -> Example:
+    def encoded(self, item: TrainingItem) -> Example:
         """Raises InputError if the example is longer than it may be."""
         example = self.encoder.example(item.question, item.response, _pixels(item), item.later)
         if len(example.ids) <= self.limit:
             return example
         return _shortened(example, item.id, self.limit, self.data)
 
-    def _pool(self, pool: int) -> list[list[Item]]:
+    def _pool(self, pool: int) -> list[list[TrainingItem]]:
         n = self.batch
         drawn = [self.source[i] for i in range(pool * POOL * n, (pool + 1) * POOL * n)]
         drawn.sort(key=self._length)
@@ -137,7 +137,7 @@ class Steps(torch.utils.data.Dataset):
         random.Random(f"{self.seed} pool {pool}").shuffle(steps)
         return steps
 
-    def _length(self, item: Item) -> tuple[bool, int]:
+    def _length(self, item: TrainingItem) -> tuple[bool, int]:
         """Longer texts later, pictures last: their tokens are not counted, for that would mean
         reading them twice."""
         count = self.encoder.tokenizer.backend_tokenizer.encode
@@ -147,13 +147,13 @@ class Steps(torch.utils.data.Dataset):
         return bool(item.pictures), len(count(text, add_special_tokens=False).ids)
 
 
-def held_out_batches(source: Any, count: int, steps: Steps) -> list[list[Item]]:
+def held_out_batches(source: Any, count: int, steps: Steps) -> list[list[TrainingItem]]:
     """The held-out examples in micro-batches of similar length."""
     items = sorted((source[i] for i in range(count)), key=steps._length)
     return [items[at : at + steps.micro] for at in range(0, count, steps.micro)]
 
 
-def _pixels(item: Item) -> list[Any]:
+def _pixels(item: TrainingItem) -> list[Any]:
     return [load_image(p).pixels if isinstance(p, Path) else p for p in item.pictures]
 
 
@@ -174,8 +174,8 @@ def _shortened(example: Example, id: str, limit: int, data: DataTable) -> Exampl
 class Corpus:
     """What is trained on and what is held out, with `notes` about what was left out."""
 
-    train: Scenes | Rows
-    held_out: Scenes | Rows | None
+    train: SceneStream | Rows
+    held_out: SceneStream | Rows | None
     held: int
     notes: list[str]
 
@@ -186,12 +186,12 @@ def load_corpus(config: SFTConfig, encoder: Encoder, limit: int) -> Corpus:
     data = config.data
     if data.scenes is not None:
         count = int(data.held_out or 0)
-        val = Scenes(config, "val") if count else None
-        return Corpus(Scenes(config, data.scenes), val, count, [])
+        val = SceneStream(config, "val") if count else None
+        return Corpus(SceneStream(config, data.scenes), val, count, [])
     assert data.rows is not None  # the configuration has scenes or rows
     notes: list[str] = []
     items = _checked(config, data.rows, encoder, limit, notes)
-    held: list[Item] = []
+    held: list[TrainingItem] = []
     if isinstance(data.held_out, str):
         held = _checked(config, data.held_out, encoder, limit, notes)
     elif data.held_out:
@@ -213,7 +213,7 @@ def load_corpus(config: SFTConfig, encoder: Encoder, limit: int) -> Corpus:
 
 def _checked(
     config: SFTConfig, file: str, encoder: Encoder, limit: int, notes: list[str]
-) -> list[Item]:
+) -> list[TrainingItem]:
     data = config.data
     path = config.folder / file
     bad: list[str] = []
@@ -256,12 +256,12 @@ def _checked(
     return [item for item, _ in fitting]
 
 
-def _item(row: Row, folder: Path, format: str) -> Item:
+def _item(row: TrainingRow, folder: Path, format: str) -> TrainingItem:
     # A standard answer is one question's.
     answer = None if row.later else standard_answer(row)
     taught = [(q, reworded(said, format, DEFAULT_PLAN, answer)) for q, said in row.turns]
     pictures = tuple(folder / name for name in row.images)
-    return Item(row.id, *taught[0], pictures, tuple(taught[1:]))
+    return TrainingItem(row.id, *taught[0], pictures, tuple(taught[1:]))
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cot_engine.images.load import Image
-from cot_engine.training.rows import Row
+from cot_engine.training.rows import TrainingRow
 from cot_engine.training.teacher import Message
 
 REASONS: dict[str, str] = {
@@ -38,14 +38,14 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class RowDraft:
     """A row that is kept if there is no `doubt`, or if a checker answers that with yes."""
 
-    row: Row
+    row: TrainingRow
     doubt: list[Message] | None = None
 
 
-class Task(Protocol):
+class TeacherTask(Protocol):
     """One row to make. `digest` is over all that decides what is asked; `question`, `answer` and
     `image` are for the record of what was set aside."""
 
@@ -63,7 +63,7 @@ class Task(Protocol):
         """What the teacher is asked. Raises ImageError."""
         ...
 
-    def read(self, text: str) -> Draft | Fault: ...
+    def read(self, text: str) -> RowDraft | Fault: ...
     def save(self) -> None:
         """Called when the row is kept: write what it needs beside it. Raises StoreError."""
         ...

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cot_engine.ablation.grid import Match, load_ablation, parse_ablation
+from cot_engine.ablation.grid import Matching, load_ablation, parse_ablation
 from cot_engine.errors import CotEngineError
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def test_matched_cells_fill_and_a_majority_vote_is_among_them():
     reference = made.cell("stage-beam n=4")
     assert reference.match is None and made.reference == reference.label
     for label in ("majority (matched)", "best-of-n (matched)"):
-        assert made.cell(label).match == Match("flops", None, reference.hash)
+        assert made.cell(label).match == Matching("flops", None, reference.hash)
         assert made.cell(label).parameters["fill"] is True
     assert made.cell("best-of-n (matched)").n == 2
 
@@ -80,7 +80,7 @@ def test_a_fixed_amount_is_the_same_for_all():
     made = grid(
         '[match]\namount = "500 new tokens"\n[[cells]]\nstrategy = "best-of-n"\nmatched = true'
     )
-    assert made.cell("best-of-n (matched)").match == Match("new tokens", 500.0)
+    assert made.cell("best-of-n (matched)").match == Matching("new tokens", 500.0)
     assert made.reference is None
 
 
@@ -108,7 +108,7 @@ def test_a_hash_is_of_what_a_search_does_and_of_nothing_else():
     ]
     other += [
         replace(cell, rollouts=1),
-        replace(cell, match=Match("flops", 1e9)),
+        replace(cell, match=Matching("flops", 1e9)),
         replace(cell, config=replace(cell.config, parameters={"n": 5})),
         replace(cell, config=replace(cell.config, judge="self")),
         replace(cell, config=replace(cell.config, tournament="swiss")),

@@ -17,7 +17,7 @@ import pytest
 from cot_engine.ablation.data import load_data
 from cot_engine.ablation.grid import parse_ablation
 from cot_engine.ablation.ray_workers import run_ray
-from cot_engine.ablation.runner import Task, ablate, plan_run, run_local
+from cot_engine.ablation.runner import SearchTask, ablate, plan_run, run_local
 from cot_engine.ablation.store import Store
 from cot_engine.engine.facade import Engine
 from cot_engine.errors import CotEngineError
@@ -155,4 +155,6 @@ def _workers_refuse_another_run_and_file_what_fails(work, cluster):
 
 
 def _tasks(work):
-    return [Task(key, work.cells[key.cell], work.items[key.item]) for key in list(work.run.keys())]
+    return [
+        SearchTask(key, work.cells[key.cell], work.items[key.item]) for key in list(work.run.keys())
+    ]

@@ -16,7 +16,14 @@ from pathlib import Path
 import pytest
 from make_store import make_cells, make_run, make_store, plain, put
 
-from cot_engine.ablation.records import Candidate, Key, Row, Selection, pack, unpack
+from cot_engine.ablation.records import (
+    CandidateRecord,
+    Key,
+    ResultRow,
+    SelectionRecord,
+    pack,
+    unpack,
+)
 from cot_engine.ablation.store import Store
 from cot_engine.core.usage import Usage
 from cot_engine.errors import StoreError
@@ -51,10 +58,13 @@ def everything(row):
         unit="new tokens",
         allotted=10.5,
         remaining=0.25,
-        candidates=(Candidate("r.0", "x", 0.5, -0.25, False), Candidate("r.1", "", 0.0, -99.0)),
+        candidates=(
+            CandidateRecord("r.0", "x", 0.5, -0.25, False),
+            CandidateRecord("r.1", "", 0.0, -99.0),
+        ),
         selections=(
-            Selection("CAPTION", ("r.0", "r.1"), ("r.1",), {"r.0": 0.125}, {"r.1": 1.0}),
-            Selection("whole", ("r.0",), ("r.0",)),
+            SelectionRecord("CAPTION", ("r.0", "r.1"), ("r.1",), {"r.0": 0.125}, {"r.1": 1.0}),
+            SelectionRecord("whole", ("r.0",), ("r.0",)),
         ),
         faults={"stray": 2},
         finished="2025-01-01T00:00:00Z",
@@ -70,7 +80,7 @@ def test_a_row_comes_back_as_it_was(tmp_path):
         run = two(store)
         key = next(iter(run.keys()))
         usage = {"generate": Usage(1, 2, 3, 4, 10**15, 6, 0.5), "judge": Usage(calls=1)}
-        row = everything(Row(key, "ok", correct=1.0, spent=7.0, seconds=0.1, usage=usage))
+        row = everything(ResultRow(key, "ok", correct=1.0, spent=7.0, seconds=0.1, usage=usage))
         store.add(run, row)
         assert list(store.rows(run)) == [row]
         with pytest.raises(StoreError, match="no trace"):
@@ -82,7 +92,7 @@ def test_a_store_from_before_answers_said_that_they_were_cut(tmp_path):
     path = tmp_path / "s.sqlite"
     with Store(path, create=True) as store:
         run = two(store)
-        first, second, *_ = (Row(key, "ok", correct=1.0) for key in run.keys())  # noqa: SIM118
+        first, second, *_ = (ResultRow(key, "ok", correct=1.0) for key in run.keys())  # noqa: SIM118
         store.add(run, first)
         before = list(store.rows(run))
     with sqlite3.connect(path) as db:
@@ -129,7 +139,7 @@ def test_rows_come_in_the_order_of_the_grid_whatever_order_they_were_done_in(tmp
         run = two(store)
         keys = list(run.keys())
         for key in reversed(keys):
-            store.add(run, Row(key, "ok", correct=1.0, spent=1.0))
+            store.add(run, ResultRow(key, "ok", correct=1.0, spent=1.0))
         assert [row.key for row in store.rows(run)] == keys
         assert [row[:1] for row in store.table(run)][1:3] == [("greedy",), ("one sample",)]
 
@@ -142,7 +152,15 @@ def test_odd_texts_are_stored(tmp_path):
         items = (replace(run.items[0], question=odd, expected=odd), run.items[1])
         run = replace(run, items=items, command=odd)
         store.begin(run)
-        put(store, run, "greedy", 0, 0, answer=odd, candidates=(Candidate("r.0", odd, 1.0, 0.0),))
+        put(
+            store,
+            run,
+            "greedy",
+            0,
+            0,
+            answer=odd,
+            candidates=(CandidateRecord("r.0", odd, 1.0, 0.0),),
+        )
         put(store, run, "one sample", 0, 0, None, error=odd)
         rows = list(store.rows(store.run()))
         assert rows[0].answer == "a\\ud800b\x00\u202ec"

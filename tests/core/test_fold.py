@@ -12,7 +12,7 @@ from beams import Apart, Beam, Lookahead
 from make_traces import TRACES, Recorder, match, tag
 from rich.console import Console
 
-from cot_engine.ablation.records import Selection
+from cot_engine.ablation.records import SelectionRecord
 from cot_engine.ablation.worth import stages_of
 from cot_engine.core.fold import Fold, numbered
 from cot_engine.core.trace import Trace
@@ -128,13 +128,13 @@ def test_a_selection_is_about_what_its_candidates_were_to_end_with():
     (end,) = r.grow(kept, "CONCLUSION", tag("CONCLUSION", "X"))
     trace = r.finish(end)
     assert stages_of(trace) == ("SUMMARY",)
-    (held,) = contests(trace, [Selection("SUMMARY", tuple(shallow), kept)])
+    (held,) = contests(trace, [SelectionRecord("SUMMARY", tuple(shallow), kept)])
     assert held.grown == 2 and held.growing == trace.fold().growths[1].usage
 
 
 def test_matches_are_those_of_their_own_selection():
     trace = TRACES["at-once"]()
-    known = [Selection("x", (), ()) for _ in trace.fold().selections]
+    known = [SelectionRecord("x", (), ()) for _ in trace.fold().selections]
     held = contests(trace, known)
     assert all({m.first, m.second} <= {*c.candidates} for c in held for m in c.matches)
     assert [len(c.matches) for c in held] == [2, 1, 1, 1, 1, 1]

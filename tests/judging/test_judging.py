@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cot_engine import Engine, RunConfig
-from cot_engine.ablation.records import Selection
+from cot_engine.ablation.records import SelectionRecord
 from cot_engine.ablation.worth import selections
 from cot_engine.core.match import Match, Verdict
 from cot_engine.core.problem import Problem
@@ -346,5 +346,5 @@ def test_where_all_are_kept_nobody_chose():
 
 def test_the_stored_selections_belong_to_the_trace():
     trace, known = searched(parameters={"n": 4})
-    empty = tuple(Selection(s.stage, s.candidates, s.kept) for s in known)
+    empty = tuple(SelectionRecord(s.stage, s.candidates, s.kept) for s in known)
     assert cards([(trace, empty)]) == (), "nothing known, nothing to say"

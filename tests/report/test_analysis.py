@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from make_store import HOSTILE_QUESTION, digest, make_run, make_store, plain, put
 
-from cot_engine.ablation.records import Candidate, Selection
+from cot_engine.ablation.records import CandidateRecord, SelectionRecord
 from cot_engine.ablation.store import Store
 from cot_engine.core.usage import Usage
 from cot_engine.errors import StoreError
@@ -53,7 +53,7 @@ def candidates(*answers, right="3"):
     """Whole responses; the likelier the earlier; "!" marks one that the budget cut off, "~" one
     that is malformed."""
     return tuple(
-        Candidate(
+        CandidateRecord(
             f"r.{at}",
             a.strip("!~"),
             float(a.strip("!~") == right),
@@ -340,7 +340,7 @@ def test_a_curve_is_cells_that_differ_in_n_alone(grid):
 def selection(stage, worth, kept, facts=None, unknown=()):
     names = tuple(worth)
     known = {name: value for name, value in worth.items() if name not in unknown}
-    return Selection(stage, names, (kept,), known, facts or {})
+    return SelectionRecord(stage, names, (kept,), known, facts or {})
 
 
 def test_headroom_is_the_best_the_selected_and_a_random_candidate(grid):
@@ -417,7 +417,7 @@ def test_selecting_again_among_more_is_one_choice_and_another_sentence_is_anothe
     child = selection("CAPTION", {"d": 0.25, "e": 0.0}, "d")
     whole = selection("whole", {"d": 0.25}, "d")
     assert merged((first, more, child, whole)) == [
-        Selection("CAPTION", ("a", "b", "c"), ("c",), {"a": 1.0, "b": 0.0, "c": 0.5},
+        SelectionRecord("CAPTION", ("a", "b", "c"), ("c",), {"a": 1.0, "b": 0.0, "c": 0.5},
                   {"a": 1.0, "c": 0.0}),
         child,
         whole,

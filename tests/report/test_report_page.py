@@ -28,7 +28,7 @@ from cot_engine.ablation.store import Store
 from cot_engine.cli.report import _named
 from cot_engine.report import amounts, panels, plots, problems, svg
 from cot_engine.report.analysis import analyse
-from cot_engine.report.findings import Findings, Outcome
+from cot_engine.report.findings import Findings, ItemOutcome
 from cot_engine.report.page import page
 from cot_engine.show import templates
 from cot_engine.statistics import Interval
@@ -155,7 +155,7 @@ def test_searches_keep_to_their_room(found, store, monkeypatch, as_drawn):
 def test_problems_on_which_all_agree_are_lists(found, store, as_drawn):
     labels = [label for label, _ in found.run.cells.values()]
 
-    def agreed(outcome: Outcome, score: float | None) -> Outcome:
+    def agreed(outcome: ItemOutcome, score: float | None) -> ItemOutcome:
         return replace(outcome, correct=dict.fromkeys(labels, score))
 
     a, b, c, d = found.outcomes[:4]
@@ -173,7 +173,7 @@ def test_a_thousand_problems_of_fifteen_strategies_stay_small(found, tmp_path, a
     cells = {digest(label): (label, plain("greedy")) for label in labels}
     run = make_run(1000, (0,), cells, "none")
     outcomes = tuple(
-        Outcome(
+        ItemOutcome(
             item.problem,
             item.digest,
             item.type,

@@ -13,7 +13,7 @@ from make_store import digest, make_run, make_store, plain, put
 from make_traces import HOSTILE
 from markdown_it import MarkdownIt
 
-from cot_engine.ablation.records import Candidate, Selection
+from cot_engine.ablation.records import CandidateRecord, SelectionRecord
 from cot_engine.ablation.store import Store
 from cot_engine.report import findings as values
 from cot_engine.report.analysis import analyse
@@ -48,8 +48,8 @@ def hostile(tmp_path):
         store.begin(run)
         run = store.run()
         names = ("r.0", "r.1")
-        known = Selection(bad, names, ("r.0",), {"r.0": 1.0, "r.1": 0.0})
-        whole = tuple(Candidate(name, bad, 1.0, -1.0) for name in names)
+        known = SelectionRecord(bad, names, ("r.0",), {"r.0": 1.0, "r.1": 0.0})
+        whole = tuple(CandidateRecord(name, bad, 1.0, -1.0) for name in names)
         for problem in range(2):
             put(store, run, bad, problem, 0, answer=bad, selections=(known,), candidates=whole)
             put(store, run, "greedy", problem, 0, 0.0)
@@ -190,7 +190,7 @@ def test_the_json_has_every_field_and_its_words(made):
     assert told["standings"][0]["accuracy"]["estimate"] == found.standings[0].accuracy.estimate
     outcome = told["outcomes"][0]
     assert outcome["seeds"]["greedy"] == [0, 1]
-    assert set(outcome) == {f.name for f in fields(values.Outcome)} - {"keys"} | {"seeds"}
+    assert set(outcome) == {f.name for f in fields(values.ItemOutcome)} - {"keys"} | {"seeds"}
     assert told["run"]["problems"] == 6
     assert "items" not in told["run"]
     cells = [(cell["label"], cell["hash"]) for cell in told["run"]["cells"]]

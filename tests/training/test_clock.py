@@ -6,7 +6,7 @@ import pytest
 
 from cot_engine.cli.data_build import _Watch
 from cot_engine.cli.train import Show
-from cot_engine.training.build import Outcome
+from cot_engine.training.build import RowOutcome
 from cot_engine.training.clock import Clock, duration, share
 
 
@@ -65,13 +65,13 @@ def test_a_training_is_watched_without_a_terminal(capsys):
 def test_rows_out_of_the_journal_say_nothing_about_a_teachers_rate():
     watch = _Watch(1000, quiet=True)
     for n in range(400):  # at once
-        watch.outcome(Outcome(str(n), "", "kept"))
+        watch.outcome(RowOutcome(str(n), "", "kept"))
     assert watch.status() == "400 of 1,000 rows (40 %), 400 kept, 0 aside"
     watch.asked.began -= 60
     for n in range(100):
-        watch.outcome(Outcome(str(n), "", "kept" if n else "aside", asked=True))
+        watch.outcome(RowOutcome(str(n), "", "kept" if n else "aside", asked=True))
     said, rest = watch.status().rsplit(", about ", 1)
     assert said == "500 of 1,000 rows (50 %), 499 kept, 1 aside"
     assert rest in ("5 min 0 s to go", "5 min 1 s to go")  # 500 more, at 100 a minute
-    watch.outcome(Outcome("x", "", "left"))
+    watch.outcome(RowOutcome("x", "", "left"))
     assert "1 left for a later run" in watch.status()

@@ -14,7 +14,7 @@ from cot_engine.training.check import check
 from cot_engine.training.examples import IGNORE, Encoder
 from cot_engine.training.questions import read_questions
 from cot_engine.training.row import standard_answer
-from cot_engine.training.rows import Row, read_rows, row_json
+from cot_engine.training.rows import TrainingRow, read_rows, row_json
 from cot_engine.training.sft_config import parse_config
 from cot_engine.training.stream import Steps, load_corpus
 
@@ -162,7 +162,9 @@ def test_every_question_of_a_conversation_is_checked(write):
 
 def test_new_texts_are_written_into_a_kept_conversation():
     turns = [{**turn, "weight": 1} for turn in said(*TWO)]
-    found = Row("1", "a.png", "Why?", "So.", {"conversations": turns}, (), (("How?", "Thus."),))
+    found = TrainingRow(
+        "1", "a.png", "Why?", "So.", {"conversations": turns}, (), (("How?", "Thus."),)
+    )
     written = json.loads(row_json(found))["conversations"]
     assert [turn["value"] for turn in written] == ["<image>\nWhy?", "So.", "How?", "Thus."]
     assert all(turn["weight"] == 1 for turn in written)

@@ -18,7 +18,7 @@ from teacher_process import build, command, environment, lines, serving, write_q
 from cot_engine.cli import main
 from cot_engine.core.grammar import read
 from cot_engine.core.stages import DEFAULT_PLAN
-from cot_engine.training.rows import Row, read_rows
+from cot_engine.training.rows import TrainingRow, read_rows
 
 STAGED = (
     "<SUMMARY>I will look closely.</SUMMARY>\n\n<CAPTION>There are some things.</CAPTION>\n\n"
@@ -33,7 +33,7 @@ def teach(server, data, *arguments, **how):
     return json.loads(done.stdout)
 
 
-def kept(folder: Path, name="questions.staged") -> dict[str, Row]:
+def kept(folder: Path, name="questions.staged") -> dict[str, TrainingRow]:
     return {row.id: row for row in read_rows(folder / f"{name}.jsonl")}
 
 
@@ -58,7 +58,7 @@ def test_rows_are_kept_in_order_and_as_they_should_be(tmp_path):
     rows = list(read_rows("questions.staged.jsonl"))
     assert [row.id for row in rows] == ["1", "2", "3", "4", "5"]
     ruled = {"answer": "12", "decided_by": "rule"}
-    assert rows[1] == Row("2", "a.png", "row 2: how many?", STAGED.format(12), ruled)
+    assert rows[1] == TrainingRow("2", "a.png", "row 2: how many?", STAGED.format(12), ruled)
     assert read(rows[1].response, DEFAULT_PLAN, complete=True).faults == ()
     assert all(entry["pictures"] == 1 and entry["purpose"] == "write" for entry in log)
     assert Path("questions.staged.aside.jsonl").read_text() == ""
@@ -234,7 +234,7 @@ def test_rows_of_llava_cot(tmp_path):
     (last,) = [row for row in aside(tmp_path, "cot.staged").values() if row["id"] == "7"]
     assert "Turn 1 is from 'system'" in last["said"]
     ruled = {"answer": "16", "decided_by": "rule"}
-    assert out["1"] == Row("1", "a.png", "row 1: ?", tagged, ruled)
+    assert out["1"] == TrainingRow("1", "a.png", "row 1: ?", tagged, ruled)
     assert out["2"].question == "row 2: ?" and "<CONCLUSION>17<" in out["2"].response
     assert out["3/2"].question == "row 4: ?" and out["3/2"].image is None
     # Without a picture there is none to describe.
@@ -513,7 +513,7 @@ def test_llava(tmp_path):
     assert reasoning["conversations"] == _said(
         "<image>\nWhy is it there?", "It waits: the door is open."
     )
-    assert all(isinstance(row, Row) for row in read_rows("told.llava.jsonl"))
+    assert all(isinstance(row, TrainingRow) for row in read_rows("told.llava.jsonl"))
 
 
 def test_llava_sets_aside_what_gives_it_away(tmp_path):

@@ -18,7 +18,7 @@ from cot_engine.scenes import sample
 from cot_engine.training import check as check_module
 from cot_engine.training.check import CHECKS, SEVERITIES, check, load_tokenizer
 from cot_engine.training.leaks import leaks
-from cot_engine.training.rows import Row, read_rows, row_json, write_rows
+from cot_engine.training.rows import TrainingRow, read_rows, row_json, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def clean(tmp_path_factory):
         name = None if problem.image is None else f"im/{index}.png"
         if name:
             problem.image.save(folder / name)
-        rows.append(Row(problem.id, name, problem.prompt, problem.response))
+        rows.append(TrainingRow(problem.id, name, problem.prompt, problem.response))
     write_rows(folder / "rows.jsonl", rows)
     return SimpleNamespace(folder=folder, rows=rows, file=folder / "rows.jsonl")
 
@@ -296,9 +296,9 @@ def test_what_reasoning_comes_to(reasoning, conclusion, found):
 def test_another_plan(clean, tmp_path):
     plan = Plan((Stage("LOOK", "", "", needs_image=True), Stage("ANSWER", "", "")))
     rows = [
-        Row("1", clean.rows[7].image, "How?", "<LOOK>A house.</LOOK><ANSWER>So.</ANSWER>"),
-        Row("2", None, "How many?", "<ANSWER>2</ANSWER>"),
-        Row("3", None, "Why?", "<SUMMARY>I look.</SUMMARY><ANSWER>It is.</ANSWER>"),
+        TrainingRow("1", clean.rows[7].image, "How?", "<LOOK>A house.</LOOK><ANSWER>So.</ANSWER>"),
+        TrainingRow("2", None, "How many?", "<ANSWER>2</ANSWER>"),
+        TrainingRow("3", None, "Why?", "<SUMMARY>I look.</SUMMARY><ANSWER>It is.</ANSWER>"),
     ]
     write_rows(tmp_path / "rows.jsonl", rows)
     report = check(tmp_path / "rows.jsonl", images=clean.folder, plan=plan)
@@ -318,9 +318,9 @@ def tokenizer(folder):
 
 
 def test_tokens(tmp_path):
-    row = Row("1", None, "How many are there?", staged_text("2"))
-    long = Row("2", None, "How many more?", staged_text("2", "well " * 50))
-    special = Row("3", None, "How many less?", staged_text("2", "That is it.</s>"))
+    row = TrainingRow("1", None, "How many are there?", staged_text("2"))
+    long = TrainingRow("2", None, "How many more?", staged_text("2", "well " * 50))
+    special = TrainingRow("3", None, "How many less?", staged_text("2", "That is it.</s>"))
     write_rows(tmp_path / "rows.jsonl", [row, long, special])
     report = check(tmp_path / "rows.jsonl", tokenizer=tokenizer(tmp_path), max_tokens=30)
     assert {(f.line, f.check) for f in report.findings} == {(2, "too-long"), (3, "special-token")}
@@ -383,13 +383,18 @@ def lines_of(path):
 @pytest.fixture
 def mixed(tmp_path):
     """A file with good rows, a warning, a notice, errors, a broken line, and escape sequences."""
-    rows = [Row(str(k), None, f"How many, in case {k}?", staged_text(str(k))) for k in range(2, 6)]
+    rows = [
+        TrainingRow(str(k), None, f"How many, in case {k}?", staged_text(str(k)))
+        for k in range(2, 6)
+    ]
     lines = [row_json(row) for row in rows]
-    lines.append(row_json(Row("6\x1b[31m", "no\x1b[2J.png", "How many?", "<SUMMARY>6")))
+    lines.append(row_json(TrainingRow("6\x1b[31m", "no\x1b[2J.png", "How many?", "<SUMMARY>6")))
     lines.append('{"id": 7')
-    lines.append(row_json(Row("8", None, "How many then?", staged_text("8") + "\nDone.")))
-    lines.append(row_json(Row("2", None, "How many now?", staged_text("9"), {"source": "é"})))
-    lines.append(row_json(Row("10", None, "What now?", "<SUMMARY>6</SUMMARY>")))
+    lines.append(row_json(TrainingRow("8", None, "How many then?", staged_text("8") + "\nDone.")))
+    lines.append(
+        row_json(TrainingRow("2", None, "How many now?", staged_text("9"), {"source": "é"}))
+    )
+    lines.append(row_json(TrainingRow("10", None, "What now?", "<SUMMARY>6</SUMMARY>")))
     path = tmp_path / "mixed.jsonl"
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -24,7 +24,7 @@ from cot_engine.core.stages import DEFAULT_PLAN
 from cot_engine.judging.judges import SelfJudge
 from cot_engine.training.examples import IGNORE, Encoder
 from cot_engine.training.judge_config import parse_judge_config
-from cot_engine.training.judge_data import Judged, JudgeEncoder, JudgeSteps, load_problems
+from cot_engine.training.judge_data import JudgedPair, JudgeEncoder, JudgeSteps, load_problems
 from cot_engine.training.judge_measure import Asking
 from cot_engine.training.judge_train import HEAD, learn_judging, marks_layer
 from cot_engine.training.network import prepare
@@ -73,7 +73,7 @@ def test_ids_and_margins_of_training_are_those_of_asking(tmp_path, world, archit
     ]  # fmt: skip
     loaded = loading.load(folder, "cpu", "float32")
     encoder = JudgeEncoder(Encoder(loaded), form, 3.0)
-    judged = [Judged(item, pair, plan) for pair in pairs]
+    judged = [JudgedPair(item, pair, plan) for pair in pairs]
     rows = [row for each in judged for row in encoder.rows(each)]
     with Engine(LocalBackend(loaded)) as engine:
         ask = Kept(engine, "asked")
@@ -121,7 +121,7 @@ def test_marks_lie_on_the_tokens_of_their_claims(world):
     for form in ("brief", "full"):
         encoder = JudgeEncoder(Encoder(loaded), form, 3.0)
         pair = Pair("CAPTION", "<SUMMARY>s 2</SUMMARY>", *two, "CAPTION")
-        rows = encoder.rows(Judged(item, pair, plan))
+        rows = encoder.rows(JudgedPair(item, pair, plan))
         for row in rows:
             pieces = [(loaded.text._decode([row.example.ids[k]]), w) for k, w in row.marks]
             true = "".join(piece for piece, w in pieces if w == 1)
@@ -129,7 +129,9 @@ def test_marks_lie_on_the_tokens_of_their_claims(world):
             assert true.replace(" ", "") == "aredcircle.2."
             assert sorted(piece.strip() for piece in false) == sorted(["square", ".", "2"])
     outcome = Pair("CAPTION", "", Candidate(first, 1.0), Candidate(second, 0.0), "CAPTION")
-    [row, swapped] = JudgeEncoder(Encoder(loaded), "brief", 3.0).rows(Judged(item, outcome, plan))
+    [row, swapped] = JudgeEncoder(Encoder(loaded), "brief", 3.0).rows(
+        JudgedPair(item, outcome, plan)
+    )
     for each in (row, swapped):
         good = "".join(loaded.text._decode([each.example.ids[k]]) for k, w in each.marks if w > 0)
         bad = "".join(loaded.text._decode([each.example.ids[k]]) for k, w in each.marks if w < 0)
@@ -144,7 +146,7 @@ def test_a_label_is_not_taken_for_a_candidate(world):
                 Candidate("<CONCLUSION>2</CONCLUSION>", 0.0), "CONCLUSION")  # fmt: skip
     for form in ("brief", "full"):
         encoder = JudgeEncoder(Encoder(loaded), form, 3.0)
-        for row in encoder.rows(Judged(item, pair, DEFAULT_PLAN.fit(1))):
+        for row in encoder.rows(JudgedPair(item, pair, DEFAULT_PLAN.fit(1))):
             assert len(row.marks) == 2
             for token, _ in row.marks:
                 before = loaded.text._decode(row.example.ids[:token])

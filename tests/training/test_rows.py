@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from cot_engine.errors import InputError
 from cot_engine.training import rows as rows_module
-from cot_engine.training.rows import BadRow, Row, numbered_rows, read_rows, row_json, write_rows
+from cot_engine.training.rows import (
+    BadRow,
+    TrainingRow,
+    numbered_rows,
+    read_rows,
+    row_json,
+    write_rows,
+)
 
 texts = st.text(st.characters(codec="utf-8"), max_size=30)
 names = texts.filter(str.strip)
@@ -25,8 +32,10 @@ others = st.dictionaries(
     texts.filter(lambda key: key not in ("id", "image", "conversations")), values, max_size=3
 )
 pairs = st.lists(st.tuples(texts, texts), max_size=2).map(tuple)
-made = st.builds(Row, names, st.none(), texts, texts, others, st.just(()), pairs) | st.builds(
-    Row, names, names, texts, texts, others, st.lists(names, max_size=2).map(tuple), pairs
+made = st.builds(
+    TrainingRow, names, st.none(), texts, texts, others, st.just(()), pairs
+) | st.builds(
+    TrainingRow, names, names, texts, texts, others, st.lists(names, max_size=2).map(tuple), pairs
 )
 turns = st.fixed_dictionaries(
     {"from": st.sampled_from(["human", "gpt", "system"]), "value": texts},
@@ -109,7 +118,7 @@ def reading(path, text):
 def test_the_fields(tmp_path):
     more = {**SOUND, "source": "x", "conversations": [turn("system", "Be brief."), turn(), REPLY]}
     first, second = reading(tmp_path / "a", json.dumps(SOUND) + "\n\n" + json.dumps(more))
-    assert first == (1, Row("7", "a/7.png", "How many?", "<SUMMARY>...", {}))
+    assert first == (1, TrainingRow("7", "a/7.png", "How many?", "<SUMMARY>...", {}))
     assert second[0] == 3 and second[1].question == "How many?"
     assert second[1].extra == {"source": "x", "conversations": more["conversations"]}
 
@@ -117,7 +126,7 @@ def test_the_fields(tmp_path):
 def test_a_new_response_is_written_into_a_kept_conversation(tmp_path):
     found = {**SOUND, "conversations": [turn(value="How?\n<image>"), REPLY, turn(value="And?")]}
     ((_, row),) = reading(tmp_path / "a", json.dumps(found))
-    new = Row(row.id, row.image, "Why?", "So.", row.extra)
+    new = TrainingRow(row.id, row.image, "Why?", "So.", row.extra)
     assert json.loads(row_json(new))["conversations"] == [
         turn(value="Why?\n<image>"),
         turn("gpt", "So."),
@@ -180,7 +189,7 @@ def test_a_bad_line_is_told_and_costs_no_other(tmp_path, case):
     sound = json.dumps(SOUND).encode()
     line = line if isinstance(line, bytes) else line.encode()
     before, bad, after = reading(tmp_path / "a", b"\n".join([sound, line, sound]))
-    assert isinstance(before[1], Row) and after == (3, before[1])
+    assert isinstance(before[1], TrainingRow) and after == (3, before[1])
     assert isinstance(bad[1], BadRow) and bad[0] == bad[1].line == 2
     assert said in f"{bad[1].said} {bad[1].hint}"
     assert len(bad[1].text) <= 200
@@ -191,9 +200,9 @@ def test_a_line_that_is_too_long_is_never_held(tmp_path, monkeypatch):
     monkeypatch.setattr(rows_module, "_CHUNK", 64)
     long = json.dumps({**SOUND, "x": "y" * 5000})
     first, second = reading(tmp_path / "a", f"{long}\n{json.dumps(SOUND)}")
-    assert "1,000 bytes" in first[1].said and isinstance(second[1], Row) and second[0] == 2
+    assert "1,000 bytes" in first[1].said and isinstance(second[1], TrainingRow) and second[0] == 2
     first, second = reading(tmp_path / "a", f"[{json.dumps(SOUND)},\n{long}]")
-    assert isinstance(first[1], Row) and "1,000 bytes" in second[1].said
+    assert isinstance(first[1], TrainingRow) and "1,000 bytes" in second[1].said
 
 
 @pytest.mark.parametrize(
@@ -213,7 +222,7 @@ def test_what_ends_an_array(tmp_path, text, said):
     found = reading(
         tmp_path / "a", text.replace("{}", json.dumps(SOUND)).encode("utf-8", "surrogatepass")
     )
-    assert all(isinstance(row, Row) for _, row in found[:-1])
+    assert all(isinstance(row, TrainingRow) for _, row in found[:-1])
     assert said in found[-1][1].said
 
 
@@ -221,7 +230,7 @@ def test_an_array_knows_its_lines(tmp_path):
     found = reading(tmp_path / "a", " \n" + json.dumps([SOUND, 5, SOUND], indent=2))
     size = json.dumps(SOUND, indent=2).count("\n") + 1
     assert [line for line, _ in found] == [3, 3 + size, 4 + size]
-    assert [type(row) for _, row in found] == [Row, BadRow, Row]
+    assert [type(row) for _, row in found] == [TrainingRow, BadRow, TrainingRow]
 
 
 def test_files_that_are_none(tmp_path):
@@ -239,7 +248,7 @@ def test_files_that_are_none(tmp_path):
 
 # --- writing -------------------------------------------------------------------------------------
 
-ROW = Row("1", None, "How?", "So.")
+ROW = TrainingRow("1", None, "How?", "So.")
 
 
 def test_writing_takes_the_files_place_at_the_end(tmp_path):
@@ -248,7 +257,7 @@ def test_writing_takes_the_files_place_at_the_end(tmp_path):
     before = path.read_bytes()
 
     def broken():
-        yield Row("2", None, "", "")
+        yield TrainingRow("2", None, "", "")
         assert path.read_bytes() == before, "not there before all are written"
         raise ZeroDivisionError
 

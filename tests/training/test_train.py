@@ -212,9 +212,9 @@ def test_a_compiled_model_trains_alike_and_is_saved_under_its_own_names(run):
 
 
 def test_the_order_is_the_seeds_and_every_row_comes_once_an_epoch(make, world):
-    from cot_engine.training.stream import Item, Rows
+    from cot_engine.training.stream import Rows, TrainingItem
 
-    items = [Item(str(i), "q", "a") for i in range(10)]
+    items = [TrainingItem(str(i), "q", "a") for i in range(10)]
     rows = Rows(items, 3)
     epochs = [[rows[e * 10 + i].id for i in range(10)] for e in range(3)]
     assert all(sorted(e) == sorted(i.id for i in items) for e in epochs)

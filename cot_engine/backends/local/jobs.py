@@ -124,7 +124,7 @@ class Job:
     def leave(self) -> None:
         """Let go of the tree: whoever keeps the error of a failed job must not keep that."""
         for sequence in self.sequences:
-            sequence.root = sequence.end = None
+            sequence.root = sequence.end = Node((), 0, None)  # a tree of nothing
 
     def _tell(self, settle: Callable[[Any], None], value: object) -> None:
         def tell() -> None:
