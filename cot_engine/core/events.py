@@ -23,6 +23,7 @@ from cot_engine.core.match import Match
 from cot_engine.core.options import SearchOptions
 from cot_engine.core.plain import Wrong, plain, reader
 from cot_engine.core.requests import BackendInfo, Sampling
+from cot_engine.core.stages import Detail as Detail  # what Started inherits is annotated with it
 from cot_engine.core.stages import Plan
 from cot_engine.core.usage import Role, Usage
 from cot_engine.errors import ConfigError, TraceError, shown

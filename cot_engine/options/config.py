@@ -24,6 +24,7 @@ from cot_engine.core.options import (
     text,
 )
 from cot_engine.core.stages import DEFAULT_PLAN, Plan
+from cot_engine.core.stages import Detail as Detail  # what it inherits is annotated with it
 from cot_engine.errors import ConfigError, shown
 from cot_engine.images.download import AllowUrl
 
