@@ -61,3 +61,11 @@ def test_every_mistake_is_reported_and_nothing_else(found):
 @pytest.mark.xfail(strict=True, reason="README's strategy must say that what it returns is a Beam")
 def test_the_programs_of_the_readme_pass(found):
     assert not {name: errors for name, errors in found.items() if name.startswith("readme")}
+
+
+def test_what_is_ignored_has_a_code_and_a_reason():
+    sources = [*Path(cot_engine.__file__).parent.rglob("*.py")]
+    lines = [line for path in sources for line in path.read_text("utf-8").splitlines()]
+    ignored = [line for line in lines if "# type: ignore" in line]
+    reason = re.compile(r"# type: ignore\[[a-z-]+\]  # \w.{8}")
+    assert len(lines) > 10_000 and not [line for line in ignored if not reason.search(line)]

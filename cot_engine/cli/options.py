@@ -105,7 +105,7 @@ def flags(*names: str, after: str, **helps: str) -> Callable[[Callable], Callabl
             return command(**values, **_given(given))
 
         called.__name__, called.__doc__ = command.__name__, command.__doc__
-        called.__signature__ = inspect.Signature([*own[:at], *more, *own[at:]])  # type: ignore[attr-defined]
+        called.__signature__ = inspect.Signature([*own[:at], *more, *own[at:]])  # type: ignore[attr-defined]  # Typer reads it
         return called
 
     return decorate

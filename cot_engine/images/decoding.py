@@ -68,7 +68,8 @@ def check(picture: PILImage, file: Any, max_pixels: int) -> None:
                 "Save it again, as PNG or as an ordinary JPEG.",
             )
     if kind == "TIFF":
-        tile = [picture.tag_v2.get(tag, 0) for tag in (322, 323)]  # type: ignore[attr-defined]
+        tags = getattr(picture, "tag_v2", {})  # only its kind of picture has them
+        tile = [tags.get(tag, 0) for tag in (322, 323)]
         if all(isinstance(side, int) for side in tile):
             check_memory((tile[0], tile[1]), picture.mode, held, max_pixels)
     check_memory(picture.size, picture.mode, held, max_pixels)
