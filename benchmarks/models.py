@@ -92,7 +92,7 @@ def subject(
     where = loading.pick_device(device)
     network, processor = _BUILD[name](where, loading.pick_dtype(dtype, where))
     _arrange(network)
-    adapter = adapter_for(type(network).__name__, network.config.get_text_config().model_type)(
+    adapter = adapter_for(type(network).__name__, network.config)(
         network.eval().requires_grad_(False), processor
     )
     text = ChatText(processor.tokenizer, adapter.image_tag, processor.chat_template, {2})

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
-import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +11,29 @@ from typing import Any, Literal
 import torch
 
 from cot_engine.backends.local.digest import digest_of
+from cot_engine.backends.local.folder import (
+    Headers,
+    check_built,
+    check_packed,
+    check_sizes,
+    read_config,
+    read_headers,
+)
+from cot_engine.backends.local.hub import find_folder
 from cot_engine.backends.local.text import ChatText
 from cot_engine.backends.models.family import Adapter
-from cot_engine.backends.models.registry import adapter_for
-from cot_engine.errors import InputError, ModelError, cut, install
+from cot_engine.backends.models.registry import adapter_for, known
+from cot_engine.errors import InputError, ModelError, cut, install, shown
+from cot_engine.files.reading import read_json
+
+_AGAIN = "The files may be damaged or incomplete: download them again."
+_CONFIG = "Compare config.json with that of the original checkpoint."
+_WORDS = (
+    "Take tokenizer.json, tokenizer_config.json, the chat template and the processor's files from "
+    "the original checkpoint."
+)
+_IMAGES = ("preprocessor_config.json", "processor_config.json")
+_ORDINARY = "The answer is a red square"
 
 Quantize = Literal["8bit", "4bit"]
 
@@ -35,86 +51,47 @@ class Loaded:
 def load(
     model: str | Path, device: str = "auto", dtype: str = "auto", quantize: Quantize | None = None
 ) -> Loaded:
-    """Read a checkpoint. Never runs code that comes with it; reads safetensors only."""
-    folder = find_folder(model)
-    config = _read_config(folder)
-    names = config.get("architectures") or [""]
-    from transformers import AutoConfig
+    """Read a checkpoint. Never runs code that comes with it; reads safetensors only.
 
-    with _explained(folder, "config.json cannot be read"):
-        parsed = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    kind = adapter_for(names[0], getattr(parsed.get_text_config(), "model_type", "unnamed"))
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise ModelError(
-            f"{folder} holds no safetensors weights.",
-            "Pickled checkpoints (.bin, .pt) can run code and are not read: convert them first, "
-            "for example with transformers' save_pretrained.",
-        )
+    What is wrong with it is found as early as it can be: first what small files say.
+    """
+    folder = find_folder(model)
+    config = read_config(folder)
+    name = config["architectures"][0]
+    known(name, config)
     where = pick_device(device)
     kept = pick_dtype(dtype, where)
-    network = _network(folder, names[0], where, kept, quantize, kind.spared)
-    with _explained(folder, "its processor or tokenizer cannot be loaded"):
-        processor = kind.load_processor(folder, parsed)
-    if not getattr(processor.tokenizer, "is_fast", False):
-        raise ModelError(
-            f"{folder}: its tokenizer has no tokenizer.json.",
-            "Convert it: AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers.",
-        )
+    wanted = None if quantize is None else _quantization(quantize, kept)
+    packed = check_packed(folder, config, quantize, where.type)
+    headers = read_headers(folder)
+    from transformers import AutoConfig
+
+    with _explained(folder, "config.json cannot be read", _CONFIG):
+        parsed = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    kind = adapter_for(name, parsed)
+    check_sizes(folder, parsed, headers, packed is not None)
+    processor = _processor(folder, kind, parsed)
+    template = _template(processor.chat_template, folder)
+    _check_words(folder, processor.tokenizer)
+    _check_built(folder, name, parsed, headers, packed is not None)
+    if wanted is not None:
+        wanted.llm_int8_skip_modules = list(kind.spared)
+    network, unused = _network(folder, name, where, kept, wanted, packed is not None)
     adapter = kind(network, processor)
-    notes = []
+    _check_vocabulary(folder, adapter)
+    notes = [*unused, *_said(folder)]
     if quantize and where.type == "cpu":
         notes.append(f"{quantize} weights save memory on a CPU; they do not make it faster.")
-    text = ChatText(
-        processor.tokenizer,
-        adapter.image_tag,
-        _template(processor, folder),
-        _eos(network, processor.tokenizer),
-    )
-    if not text.template:
+    eos = _eos(folder, config, processor.tokenizer)
+    if not eos:
+        notes.append("The model's files name no end token: every reply goes on to its limit.")
+    text = ChatText(processor.tokenizer, adapter.image_tag, template, eos)
+    if not template:
         notes.append("The model has no chat template; 'USER: ... ASSISTANT:' is used.")
-    with _explained(folder, "the weights cannot be read"):
-        digest = digest_of(weights)
-    return Loaded(adapter, text, names[0], str(model), digest, tuple(notes))
-
-
-def find_folder(model: str | Path) -> Path:
-    """The local folder of a checkpoint; a hub name is looked up in the cache, then downloaded."""
-    folder = Path(os.path.expanduser(model))  # and not Path's, which raises for a strange name
-    if os.path.isdir(folder):
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"{folder} is not a model folder: it has no config.json.",
-                "Give the folder that save_pretrained or a download wrote.",
-            )
-        return folder
-    name = str(model)
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or os.path.isfile(folder)
-    if not looks_local:
-        from huggingface_hub import snapshot_download
-
-        wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-        for offline in (True, False):
-            with contextlib.suppress(Exception):  # not in the cache; no net; no such repository
-                found = Path(
-                    snapshot_download(name, allow_patterns=wanted, local_files_only=offline)
-                )
-                if any(found.glob("*.safetensors")) and (found / "config.json").is_file():
-                    return found
-    near = f"Did you mean {' or '.join(known)}? " if (known := _near(folder)) else ""
-    raise ModelError(
-        f"There is no model folder {name!r}, and nothing of that name could be downloaded.",
-        f"{near}Give a folder with config.json and safetensors weights, or a hub name like "
-        "llava-hf/llava-1.5-7b-hf (hf download NAME fetches one while you are online).",
-    )
-
-
-def _near(folder: Path) -> list[str]:
-    """Model folders beside a missing one whose names resemble it, and the bundled model."""
-    known = {"bundled": "bundled"} if folder.parent == Path() else {}
-    with contextlib.suppress(OSError):
-        known |= {p.parent.name: str(p.parent) for p in folder.parent.glob("*/config.json")}
-    return [known[name] for name in difflib.get_close_matches(folder.name, known, 3, 0.5)]
+    text.check()
+    with _explained(folder, "the weights cannot be read", _AGAIN):
+        digest = digest_of(sorted(folder.glob("*.safetensors")))
+    return Loaded(adapter, text, name, str(model), digest, tuple(notes))
 
 
 def pick_device(device: str) -> torch.device:
@@ -153,13 +130,8 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return known[dtype]
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    with _explained(folder, "config.json is not readable"):
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-
-
 @contextlib.contextmanager
-def _explained(folder: Path, what: str) -> Any:
+def _explained(folder: Path, what: str, hint: str) -> Any:
     """Turn whatever a damaged checkpoint raises in the libraries into a ModelError."""
     try:
         yield
@@ -172,10 +144,37 @@ def _explained(folder: Path, what: str) -> Any:
         ) from error
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
-        raise ModelError(
-            f"{folder}: {what}: {cut(lines[0], 300)}",
-            "The checkpoint may be damaged or incomplete; download it again.",
-        ) from error
+        if isinstance(error, ImportError):
+            hint = "Install what it asks for, in the environment of cot-engine."
+        raise ModelError(f"{folder}: {what}: {cut(lines[0].strip(), 300)}", hint) from error
+
+
+@contextlib.contextmanager
+def _quietly() -> Any:
+    """transformers warns of what is an error or a note here."""
+    import transformers
+
+    logger = logging.getLogger("transformers")
+    level, bar = logger.level, transformers.utils.logging.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bar:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def _check_built(folder: Path, name: str, parsed: Any, headers: Headers, packed: bool) -> None:
+    """Build the network without memory behind it, and hold its size against the weights'."""
+    import transformers
+
+    with _quietly(), _explained(folder, "config.json describes no network", _CONFIG):
+        with torch.device("meta"):
+            built = getattr(transformers, name)(parsed)
+        count = sum(parameter.numel() for parameter in built.parameters())
+    check_built(folder, count, headers, packed)
 
 
 def _network(
@@ -183,57 +182,96 @@ def _network(
     name: str,
     device: torch.device,
     dtype: torch.dtype,
-    quantize: Quantize | None,
-    spared: tuple[str, ...],
-) -> Any:
+    quantization: Any,
+    packed: bool,
+) -> tuple[Any, list[str]]:
+    """The model, and what to say of weights that it does not use."""
     import transformers
 
     kwargs: dict[str, Any] = {}
-    if quantize is not None:
-        kwargs["quantization_config"] = _quantization(quantize, dtype, spared)
+    if quantization is not None:
+        kwargs["quantization_config"] = quantization
+    if quantization is not None or packed:
         kwargs["device_map"] = {"": device}
-    quiet = logging.getLogger("transformers")
-    level, bar = quiet.level, transformers.utils.logging.is_progress_bar_enabled()
-    quiet.setLevel(logging.ERROR)  # it warns of missing weights, which are an error here
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        with _explained(folder, "the weights cannot be loaded"):
-            model, report = getattr(transformers, name).from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **kwargs,
-            )
-    finally:
-        quiet.setLevel(level)
-        if bar:
-            transformers.utils.logging.enable_progress_bar()
-    _check(folder, report)
-    if quantize is None:
+    with _quietly(), _explained(folder, "the weights cannot be loaded", _AGAIN):
+        model, report = getattr(transformers, name).from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **kwargs,
+        )
+    notes = _check(folder, model, report)
+    if "device_map" not in kwargs:
         model = model.to(device)
-    return model.eval().requires_grad_(False)
+    _check_numbers(folder, model)
+    return model.eval().requires_grad_(False), notes
 
 
-def _check(folder: Path, report: dict[str, Any]) -> None:
-    """transformers only warns where a weight is missing and fills it with random numbers."""
+def _check(folder: Path, model: Any, report: dict[str, Any]) -> list[str]:
+    """transformers only warns where a weight is missing and fills it with random numbers, or where
+    it has no place for one. What stands beside the network alone is named, not refused."""
     for kind, what in (("missing_keys", "lacks"), ("mismatched_keys", "has misshapen")):
         keys = [k if isinstance(k, str) else k[0] for k in report.get(kind) or ()]
         if keys:
-            some = ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
             raise ModelError(
-                f"{folder} {what} {len(keys)} weights: {some}",
+                f"{folder} {what} {len(keys)} weights: {_some(keys)}",
                 "The checkpoint is incomplete or belongs to another config.json.",
             )
     if report.get("error_msgs"):
-        raise ModelError(f"{folder}: {cut(report['error_msgs'][0], 300)}", "Download it again.")
+        raise ModelError(f"{folder}: {cut(report['error_msgs'][0], 300)}", _AGAIN)
+    unused = sorted(report.get("unexpected_keys") or ())
+    inside = {name for name, _ in model.named_modules()} - {"", "model"}
+    within = [key for key in unused if any(part in inside for part in _around(key))]
+    if within:
+        raise ModelError(
+            f"{folder} has {len(within)} weights for which the network of its config.json has no "
+            f"place: {_some(within)}",
+            "Without them it would answer otherwise than it was trained to. The weights belong to "
+            "another config.json, or are those of an adapter that was not merged.",
+        )
+    if not unused:
+        return []
+    return [f"{len(unused)} weights in the model's folder are not used: {_some(unused)}"]
 
 
-def _quantization(quantize: str, dtype: torch.dtype, spared: tuple[str, ...]) -> Any:
-    """bitsandbytes, sparing the vision tower and projector by their names from the root."""
+def _around(key: str) -> list[str]:
+    """The names of the modules that a weight may be in, with the model's own prefix and without."""
+    parts = key.split(".")[:-1]
+    names = [".".join(parts[: end + 1]) for end in range(len(parts))]
+    return [*names, *(f"model.{name}" for name in names)]
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
+
+
+def _check_numbers(folder: Path, model: Any) -> None:
+    """One weight that is not a number makes every answer nothing but padding."""
+    broken = []
+    for name, parameter in model.named_parameters():
+        scales = getattr(parameter, "quant_state", None)
+        values = [parameter, getattr(parameter, "SCB", None), getattr(scales, "absmax", None)]
+        for value in values:
+            if value is None or not value.is_floating_point() or not value.numel():
+                continue
+            value = value.float() if value.element_size() == 1 else value
+            if not all(torch.isfinite(end) for end in torch.aminmax(value.detach())):
+                broken.append(name)
+                break
+    if broken:
+        raise ModelError(
+            f"{folder} has {len(broken)} weights that hold nan or infinity: {_some(broken)}",
+            "Training or conversion went wrong there, or float16 was too narrow for them: try "
+            "--dtype float32 or bfloat16, or take an earlier checkpoint.",
+        )
+
+
+def _quantization(quantize: str, dtype: torch.dtype) -> Any:
+    """bitsandbytes; what is spared is said once the family is known."""
     from transformers import BitsAndBytesConfig
 
     try:
@@ -246,39 +284,108 @@ def _quantization(quantize: str, dtype: torch.dtype, spared: tuple[str, ...]) ->
         ) from error
     if quantize == "8bit":
         # Threshold 0: with outlier columns a row's result would depend on the rows beside it.
-        return BitsAndBytesConfig(
-            load_in_8bit=True, llm_int8_skip_modules=list(spared), llm_int8_threshold=0.0
-        )
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     if quantize == "4bit":
         return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=list(spared),
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
     raise InputError(f"There is no quantisation {quantize!r}.", "Use 8bit or 4bit.")
 
 
-def _template(processor: Any, folder: Path) -> str | None:
-    found = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+def _processor(folder: Path, kind: type[Adapter], parsed: Any) -> Any:
+    """Tokenizer and image processor; `chat_template` is what transformers' processor would use."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(
+            f"{folder}: its tokenizer has no tokenizer.json.",
+            "Take it from the original checkpoint, or convert the tokenizer: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers.",
+        )
+    if not any((folder / name).is_file() for name in _IMAGES):
+        raise ModelError(
+            f"{folder} does not say how pictures are prepared: it has neither {_IMAGES[0]} nor "
+            f"{_IMAGES[1]}.",
+            "Take them from the original checkpoint; training often leaves them out.",
+        )
+    with _quietly(), _explained(folder, "its processor or tokenizer cannot be loaded", _WORDS):
+        from transformers import ProcessorMixin
+
+        processor = kind.load_processor(folder, parsed)
+        # The processor's own wins, wherever it stands; transformers asks the tokenizer last.
+        own = ProcessorMixin.get_processor_dict(folder)[0].get("chat_template")
+        processor.chat_template = own or processor.tokenizer.chat_template
+    if not getattr(processor.tokenizer, "is_fast", False):
+        raise ModelError(f"{folder}: its tokenizer does not use its tokenizer.json.", _WORDS)
+    return processor
+
+
+def _check_words(folder: Path, tokenizer: Any) -> None:
+    """Refuse a tokenizer that loses words: the model would answer another question."""
+    with _explained(folder, "its tokenizer cannot spell ordinary words", _WORDS):
+        ids = tokenizer.backend_tokenizer.encode(_ORDINARY, add_special_tokens=False).ids
+        written = tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
+    lost = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids
+    if lost or "".join(written.split()).lower() != "".join(_ORDINARY.split()).lower():
+        raise ModelError(
+            f"{folder}: its tokenizer cannot spell ordinary words: of {_ORDINARY!r} it makes "
+            f"{shown(written)}.",
+            _WORDS,
+        )
+
+
+def _check_vocabulary(folder: Path, adapter: Adapter) -> None:
+    """Refuse tokens that have no embedding, and an image token that is not the tokenizer's."""
+    tokenizer, rows = adapter.processor.tokenizer, adapter.embed.weight.shape[0]
+    vocabulary = tokenizer.get_vocab()
+    beyond = sorted((number, token) for token, number in vocabulary.items() if number >= rows)
+    if beyond:
+        raise ModelError(
+            f"{folder}: {len(beyond)} tokens of its tokenizer have no embedding, {beyond[0][1]!r} "
+            f"first: the model knows {rows:,} tokens, the tokenizer names {len(vocabulary):,}.",
+            "After adding tokens, call resize_token_embeddings of transformers and train them; or "
+            "take the tokenizer of the original checkpoint.",
+        )
+    tag, wanted = adapter.placeholder_text, adapter.placeholder
+    if vocabulary.get(tag) != wanted:
+        raise ModelError(
+            f"{folder}: config.json gives the image token as {wanted} (image_token_index or "
+            f"image_token_id); the tokenizer's {tag!r} is {vocabulary.get(tag)}.",
+            "Pictures would not be seen. Take both files from the same checkpoint.",
+        )
+
+
+def _template(found: Any, folder: Path) -> str | None:
     if isinstance(found, dict):
-        found = found.get("default")
-    if found:
-        return found
-    for name in ("chat_template.jinja", "chat_template.json"):
-        path = folder / name
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
-            return json.loads(text)["chat_template"] if name.endswith(".json") else text
-    return None
+        if "default" not in found:
+            raise ModelError(
+                f"{folder} has {len(found)} chat templates and none called 'default': "
+                f"{cut(', '.join(map(str, found)))}.",
+                "Write the one to use to chat_template.jinja in that folder.",
+            )
+        found = found["default"]
+    if found and not isinstance(found, str):
+        raise ModelError(f"{folder}: its chat template is {shown(found)}, not a text.", _WORDS)
+    return found or None
 
 
-def _eos(model: Any, tokenizer: Any) -> set[int]:
-    found: set[int | None] = set()
-    for value in (
-        getattr(model.generation_config, "eos_token_id", None),
-        model.config.get_text_config().eos_token_id,
-        tokenizer.eos_token_id,
-    ):
-        found.update(value if isinstance(value, (list, tuple)) else [value])
-    return {i for i in found if i is not None}
+def _eos(folder: Path, config: dict[str, Any], tokenizer: Any) -> set[int]:
+    """The end tokens that the folder's files name, and none that a library assumes."""
+    inner = config.get("text_config")
+    found: set[int] = set()
+    for values in (_generation(folder), config, inner if isinstance(inner, dict) else {}):
+        value = values.get("eos_token_id")
+        found.update(i for i in (value if isinstance(value, list) else [value]) if type(i) is int)
+    return found | ({tokenizer.eos_token_id} - {None})
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    found = read_json(path, "generation config", ModelError) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _said(folder: Path) -> list[str]:
+    """What of the folder's wishes is not granted."""
+    penalty = _generation(folder).get("repetition_penalty")
+    if penalty in (None, 1):
+        return []
+    return [f"generation_config.json's repetition_penalty of {shown(penalty)} is not applied."]

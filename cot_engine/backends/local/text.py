@@ -9,9 +9,16 @@ from functools import lru_cache
 from typing import Any
 
 from cot_engine.core.boundaries import Until
+from cot_engine.errors import ModelError, cut, said
 
 FALLBACK = "USER: {images}{text} ASSISTANT:"  # for models without a chat template
 _SENTINEL = "0cot0text0"
+_PADDED = f" \n\t{_SENTINEL}\t\n "  # by which one sees whether a template trims
+_THINKS = ("<think>", "<thinking>")
+_MEND = (
+    "Take chat_template.jinja (or chat_template.json) from the original checkpoint. Without any "
+    "template in the folder a plain one is used, and said to be."
+)
 _ANCHORS = ("\n", ":", "a", "0", ">")
 _TAG = re.compile(r"</?[A-Z][A-Z0-9_]*>")
 _BROKEN = "\ufffd"  # what half a UTF-8 sequence decodes to
@@ -63,7 +70,8 @@ class ChatText:
 
     def turns(self, texts: Sequence[str], images: tuple[str, ...]) -> list[list[int]]:
         """`turn` of each text; what they have in common is tokenised once."""
-        before, after = self._around(images)
+        before, after, *trims = self._around(images)
+        texts = [_trimmed(text, *trims) for text in texts]
         wanted = self._specials_of(before, after)
         found = []
         for text, whole in zip(texts, self._wholes(before, texts, after), strict=True):
@@ -96,18 +104,29 @@ class ChatText:
     def places(self, text: str, images: tuple[str, ...]) -> list[tuple[int, int]] | None:
         """Where each id of `turn` stands in `text`: (start, end) in characters, off its ends for
         the chat format. None if the text has special tokens in it and was therefore cut in two."""
-        before, after = self._around(images)
-        found = self._encoding(before + text + after)
+        before, after, *trims = self._around(images)
+        kept = _trimmed(text, *trims)
+        found = self._encoding(before + kept + after)
         if self._tally(found.ids) != self._specials_of(before, after):
             return None
-        return [(start - len(before), end - len(before)) for start, end in found.offsets]
+        lead, gone = len(text) - len(text.lstrip()) if trims[0] else 0, len(text) - len(kept)
 
-    def _around(self, images: tuple[str, ...]) -> tuple[str, str]:
-        """What stands before and after the user's text, the images expanded."""
-        before, after = self._halves(len(images))
+        def own(at: int, inside: bool) -> int:
+            return at + (lead if inside else gone if at >= len(kept) else 0)
+
+        places = [(start - len(before), end - len(before)) for start, end in found.offsets]
+        return [
+            (own(start, 0 <= start < len(kept)), own(end, 0 < end <= len(kept)))
+            for start, end in places
+        ]
+
+    def _around(self, images: tuple[str, ...]) -> tuple[str, str, bool, bool]:
+        """What stands before and after the user's text, the images expanded, and whether that is
+        trimmed on its left and right."""
+        before, after, left, right = self._halves(len(images))
         parts = before.split(self.image_tag)
         pairs = zip(images, parts[1:], strict=True)
-        return parts[0] + "".join(image + part for image, part in pairs), after
+        return parts[0] + "".join(image + part for image, part in pairs), after, left, right
 
     def continuation(self, text: str) -> list[int]:
         """The ids of `text` written right after other text; special tokens in it stay text."""
@@ -156,30 +175,59 @@ class ChatText:
 
     # --- the chat format -------------------------------------------------------------------------
 
-    def _render(self, images: int) -> tuple[str, str]:
-        """What the template writes before and after the user's text."""
-        parts = [{"type": "image"}] * images + [{"type": "text", "text": _SENTINEL}]
-        rendered = self._apply(parts)
-        if rendered is None:  # templates of plain language models want a string
-            rendered = self._apply(f"{self.image_tag}\n" * images + _SENTINEL)
-        if rendered is None or rendered.count(self.image_tag) != images:
-            rendered = FALLBACK.format(images=f"{self.image_tag}\n" * images, text=_SENTINEL)
-        before, _, after = rendered.partition(_SENTINEL)
-        return before, after
+    def check(self) -> None:
+        """Raise ModelError for a template that does not write a question, without pictures or with
+        one, as a model like this can be asked."""
+        for images in (0, 1):
+            self._halves(images)
 
-    def _apply(self, content: object) -> str | None:
+    def _render(self, images: int) -> tuple[str, str, bool, bool]:
+        """What the template writes before and after the user's text, and whether it trims that on
+        its left and on its right. Raises ModelError for a template that cannot be used."""
         if not self.template:
-            return None
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                chat_template=self.template,
-                add_generation_prompt=True,
-                tokenize=False,
+            whole = FALLBACK.format(images=f"{self.image_tag}\n" * images, text=_PADDED)
+        else:
+            whole = self._written(images)
+        before, _, after = whole.partition(_SENTINEL)
+        left, _, right = _PADDED.partition(_SENTINEL)
+        kept = before.endswith(left), after.startswith(right)
+        before, after = before.removesuffix(left), after.removeprefix(right)
+        if after.rstrip().endswith(_THINKS):
+            raise ModelError(
+                f"The chat template opens the reply with {cut(after.split()[-1])}: the model "
+                "thinks before it answers, and the stages would be written into its thoughts.",
+                "Give the checkpoint of the same family that does not (often called Instruct).",
             )
-        except Exception:  # a template is a program of the model's maker and may raise anything
-            return None
-        return rendered if isinstance(rendered, str) and _SENTINEL in rendered else None
+        return before, after, not kept[0], not kept[1]
+
+    def _written(self, images: int) -> str:
+        """A user turn with the padded sentinel in it, as the template has it."""
+        parts = [{"type": "image"}] * images + [{"type": "text", "text": _PADDED}]
+        plain = f"{self.image_tag}\n" * images + _PADDED  # what those of language models want
+        why = ""
+        for content in (parts, plain):
+            try:
+                whole = self._apply(content)
+            except Exception as error:  # it is a program of the model's maker
+                why = why or f"it raises {said(error)}"
+                continue
+            if repr(_PADDED) in whole or not whole.count(_SENTINEL):
+                why = why or "it does not write the user's text"  # but what it was handed
+            elif whole.count(_SENTINEL) > 1:
+                why = why or "it writes the user's text more than once"
+            elif (tags := whole.count(self.image_tag)) != images:
+                why = why or f"it writes {self.image_tag} {tags} times for {images} pictures"
+            else:
+                return whole
+        raise ModelError(f"The model's chat template cannot be used: {why}.", _MEND)
+
+    def _apply(self, content: object) -> str:
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self.template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
 
     # --- ids to text -----------------------------------------------------------------------------
 
@@ -214,6 +262,11 @@ class ChatText:
             for p in self.pieces
         ]
         return bytes(stops), bytes(ends)
+
+
+def _trimmed(text: str, left: bool, right: bool) -> str:
+    text = text.lstrip() if left else text
+    return text.rstrip() if right else text
 
 
 class BoundaryWatch:

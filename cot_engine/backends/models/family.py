@@ -18,6 +18,7 @@ import torch
 
 from cot_engine.backends.local.kv import KVShape, RowCache, visible
 from cot_engine.backends.models.flops import Flops
+from cot_engine.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +87,15 @@ PLAIN = ("llama", "mistral", "qwen2")
 class Adapter(ABC):
     """A model and its processor, driven as their family wants it.
 
-    `texts` are the language models that may be inside, `spared` the modules that quantisation
-    leaves alone, `lm_path` where the language model is, `image_kwargs` what the image processor is
-    told besides. `prompt_depends_on_images`: even the tokens before an image do.
+    `texts` are the language models that may be inside, `towers` the vision towers (empty: any),
+    `counting` the settings that say how many tokens a picture takes, `spared` the modules that
+    quantisation leaves alone, `lm_path` where the language model is, `image_kwargs` what the image
+    processor is told besides. `prompt_depends_on_images`: even the tokens before an image do.
     """
 
     texts: ClassVar[tuple[str, ...]] = PLAIN
+    towers: ClassVar[tuple[str, ...]] = ()
+    counting: ClassVar[str] = "patch_size and merge_size of preprocessor_config.json"
     spared: ClassVar[tuple[str, ...]] = (
         *("model.vision_tower", "model.multi_modal_projector"),
         "lm_head",
@@ -167,6 +171,20 @@ class Adapter(ABC):
         return self.model.model.get_image_features(**moved, return_dict=True)
 
     def encode(self, image: Pixels) -> Features:
+        """Its features, as many as its placeholders: with others in their places the model would
+        answer, but to another picture. Raises ModelError."""
+        found = self.features(image)
+        if found.main is not None and len(found.main) != image.tokens:
+            raise ModelError(
+                f"The prompt has {image.tokens:,} places for a picture of which the model makes "
+                f"{len(found.main):,} features.",
+                f"Most likely misstated: {self.counting}. Compare them with the original "
+                "checkpoint's.",
+            )
+        return found
+
+    def features(self, image: Pixels) -> Features:
+        """What the vision tower makes of an image."""
         pooled = self.look(image.inputs).pooler_output
         pooled = torch.cat(list(pooled)) if isinstance(pooled, (list, tuple)) else pooled
         return Features(pooled.reshape(-1, pooled.shape[-1]))
@@ -265,12 +283,24 @@ def without_video(folder: Path, image_token: str) -> SimpleNamespace:
 
     `image_token` where the tokenizer names none.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return SimpleNamespace(
         tokenizer=tokenizer,
-        image_processor=AutoImageProcessor.from_pretrained(folder, trust_remote_code=False),
+        image_processor=_image_processor(folder),
         image_token=getattr(tokenizer, "image_token", None) or image_token,
         chat_template=None,
     )
+
+
+def _image_processor(folder: Path) -> Any:
+    """Under the name it has now: Qwen2.5-VL's of early 2025 had one of its own."""
+    from transformers import AutoImageProcessor
+    from transformers.image_processing_base import ImageProcessingMixin
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    settings, _ = ImageProcessingMixin.get_image_processor_dict(folder)
+    renamed = settings.get("image_processor_type") == "Qwen2_5_VLImageProcessor"
+    kind = Qwen2VLImageProcessorPil if renamed else AutoImageProcessor
+    return kind.from_pretrained(folder, **({} if renamed else {"trust_remote_code": False}))

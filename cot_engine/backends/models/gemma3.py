@@ -13,6 +13,7 @@ from cot_engine.backends.models.flops import linear, vit
 
 class Gemma3Adapter(Adapter):
     texts = ("gemma3_text",)
+    counting = "image_seq_length of processor_config.json, or mm_tokens_per_image of config.json"
 
     @property
     def placeholder_text(self) -> str:

@@ -14,6 +14,10 @@ from cot_engine.backends.models.flops import linear, vit
 
 class Idefics3Adapter(Adapter):
     lm_path = "text_model"
+    counting = (
+        "image_seq_len of processor_config.json, or scale_factor, image_size and patch_size of "
+        "config.json"
+    )
     image_kwargs: ClassVar = {"return_row_col_info": True}
     spared = ("model.vision_model", "model.connector", "lm_head")
 

@@ -127,7 +127,7 @@ class MllamaAdapter(Adapter):
         states = model.vision_model(**moved).last_hidden_state
         return model.multi_modal_projector(states).flatten(0, -2)
 
-    def encode(self, image: Pixels) -> Features:
+    def features(self, image: Pixels) -> Features:
         states = self.look(image.inputs)
         parts = []
         for layer in self.crossing:

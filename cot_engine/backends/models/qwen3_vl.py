@@ -15,7 +15,7 @@ from cot_engine.backends.models.qwen2_vl import Qwen2VLAdapter
 class Qwen3VLAdapter(Qwen2VLAdapter):
     texts = ("qwen3_vl_text",)
 
-    def encode(self, image: Pixels) -> Features:
+    def features(self, image: Pixels) -> Features:
         output = self.look(image.inputs)
         deep = tuple(torch.cat(list(level)) for level in output.deepstack_features)
         return Features(torch.cat(list(output.pooler_output)), deep)

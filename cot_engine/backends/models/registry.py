@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cot_engine.errors import ModelError
 
@@ -25,18 +26,52 @@ ARCHITECTURES = {
 where its adapter is called like it, and a model of that kind."""
 
 
-def adapter_for(architecture: str, text: str) -> type[Adapter]:
-    """The adapter class, or a ModelError that lists what is supported."""
-    if architecture not in ARCHITECTURES:
+CONVERTED = {
+    "LlavaLlamaForCausalLM": "llava-hf/llava-1.5-7b-hf",
+    "LlavaMistralForCausalLM": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "LlavaQwenForCausalLM": "llava-hf/llava-interleave-qwen-0.5b-hf",
+}
+"""Architectures of the makers' own programs, and where such a model is in transformers' format."""
+
+
+def known(architecture: str, config: dict[str, Any]) -> None:
+    """Raise ModelError for an architecture that has no family here, in the light of config.json."""
+    if architecture in ARCHITECTURES:
+        return
+    supported = f"Supported: {', '.join(sorted(ARCHITECTURES))}."
+    if architecture in CONVERTED:
         raise ModelError(
-            f"The architecture {architecture!r} is not supported.",
-            f"Supported: {', '.join(sorted(ARCHITECTURES))}.",
+            f"{architecture} is the format of the model's own program, not of transformers.",
+            f"Give its conversion, as {CONVERTED[architecture]} is one.",
         )
+    if config.get("auto_map"):
+        raise ModelError(
+            f"The architecture {architecture!r} comes with its own code, which is never run.",
+            "Look for a conversion to an architecture of transformers (often called NAME-hf). "
+            + supported,
+        )
+    near = difflib.get_close_matches(architecture, ARCHITECTURES, 1, 0.8)
+    raise ModelError(
+        f"The architecture {architecture!r} is not supported.",
+        (f"Did you mean {near[0]}? " if near else "") + supported,
+    )
+
+
+def adapter_for(architecture: str, config: Any) -> type[Adapter]:
+    """The adapter class for a config of transformers, or a ModelError that lists what may be inside
+    such a model."""
+    known(architecture, {})
     family = import_module(f"cot_engine.backends.models.{ARCHITECTURES[architecture][0]}")
     found = getattr(family, architecture.removesuffix("ForConditionalGeneration") + "Adapter")
-    if text not in found.texts:
-        raise ModelError(
-            f"{architecture} around a {text!r} language model is not supported.",
-            f"Supported inside it: {', '.join(found.texts)}.",
-        )
+    text = getattr(config.get_text_config(), "model_type", "unnamed")
+    vision = getattr(getattr(config, "vision_config", None), "model_type", "unnamed")
+    for inside, allowed, what in (
+        (text, found.texts, "language model"),
+        (vision, found.towers, "vision tower"),
+    ):
+        if allowed and inside not in allowed:
+            raise ModelError(
+                f"{architecture} around a {inside!r} {what} is not supported.",
+                f"Supported inside it: {', '.join(allowed)}.",
+            )
     return found

@@ -1,0 +1,404 @@
+"""Folders that would give a wrong answer, or a bare traceback: each is refused in its own words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import resource
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import build, picture
+from tokenizers import Tokenizer, models
+
+from cot_engine.backends.local import loading
+from cot_engine.backends.local.folder import check_packed
+from cot_engine.backends.local.opener import Local
+from cot_engine.core.boundaries import Until
+from cot_engine.core.requests import Generate, Prompt
+from cot_engine.errors import InputError, ModelError
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory):
+    """builds(architecture): a tiny checkpoint that nobody changes."""
+    made = {}
+
+    def made_once(architecture):
+        if architecture not in made:
+            made[architecture] = build(architecture, tmp_path_factory.mktemp(architecture))
+        return made[architecture]
+
+    return made_once
+
+
+@pytest.fixture
+def copy(builds, tmp_path):
+    """copy(architecture): one to spoil."""
+
+    def copied(architecture="llava"):
+        for path in builds(architecture).iterdir():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        return tmp_path
+
+    return copied
+
+
+def change_weights(folder, change):
+    path = folder / "model.safetensors"
+    weights = dict(load_file(path))
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def change_json(path, change):
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def refused(folder, *words, hint="", **options):
+    """Loading is refused with these words, in this order, and this next step."""
+    with pytest.raises(ModelError, match="(?s)" + ".*".join(map(re.escape, words))) as caught:
+        loading.load(folder, device="cpu", **options)
+    assert hint in caught.value.hint and caught.value.hint
+    return caught.value
+
+
+def write(backend, images=1):
+    prompt = Prompt("how many", tuple(picture(i) for i in range(images)))
+    return asyncio.run(backend.generate(Generate("s", prompt, (), Until(), (1,), 4)))
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(copy, value):
+    folder = copy()
+
+    def spoil(weights):
+        weights[next(k for k in weights if "layers.1.mlp.up_proj" in k)][3, 5] = value
+
+    change_weights(folder, spoil)
+    refused(folder, "1 weights that hold nan or infinity", "layers.1.mlp.up_proj", hint="--dtype")
+
+
+def test_weights_without_a_place(copy):
+    """A bias that config.json does not know of changes every answer."""
+    folder, name = copy(), "language_model.model.layers.0.self_attn.q_proj.bias"
+    change_weights(folder, lambda w: w.update({name: torch.ones(64)}))
+    refused(folder, "1 weights for which the network", "q_proj.bias", hint="adapter")
+
+
+def test_weights_beside_the_network_are_named_aloud(copy):
+    folder, heard = copy(), []
+    change_weights(folder, lambda w: w.update({"mtp.norm.weight": torch.ones(64)}))
+    with Local(device="cpu").open(folder, on_notice=heard.append) as backend:
+        (note,) = [note for note in backend.info.notes if "mtp.norm.weight" in note]
+    assert heard == [note] and note.startswith("1 weights in the model's folder are not used")
+
+
+def test_leftover_layers(copy):
+    folder = copy()
+    change_json(folder / "config.json", lambda c: c["text_config"].update(num_hidden_layers=2))
+    refused(folder, "gives the language model 2 layers; the weights hold 3", hint="belong together")
+
+
+def test_leftover_layers_of_the_tower(copy):
+    folder = copy("qwen2_vl")
+    change_json(folder / "config.json", lambda c: c["vision_config"].update(depth=1))
+    refused(folder, "gives the vision tower 1 layers; the weights hold 2")
+
+
+ABSURD = {
+    "no end of layers": ("text_config", "num_hidden_layers", 10**9),
+    "four layers": ("text_config", "num_hidden_layers", 4),
+    "layers of the tower": ("vision_config", "num_hidden_layers", 10**9),
+    "width": ("text_config", "hidden_size", 4096),
+    "inner width": ("text_config", "intermediate_size", 10**8),
+    "vocabulary": ("text_config", "vocab_size", 10**9),
+    "a tower's width": ("vision_config", "intermediate_size", 10**9),
+    "overflow": ("text_config", "intermediate_size", 10**18),
+    "nothing": ("text_config", "num_attention_heads", 0),
+}
+
+
+def test_absurd_sizes_are_found_before_a_network_is_built(copy):
+    """It took 6.2 GB, or no end of time."""
+    folder = copy()
+    path = folder / "config.json"
+    usual = path.read_text()
+    loading.load(folder, device="cpu")
+    for part, name, value in ABSURD.values():
+        path.write_text(usual)
+        change_json(path, lambda c, at=part, key=name, new=value: c[at].update({key: new}))
+        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        error = refused(folder, "config.json")
+        assert time.process_time() - began < 2, error
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, error  # kB
+
+
+def test_tokens_without_embeddings(copy):
+    folder = copy()
+
+    def add(tokenizer):
+        last = len(tokenizer["model"]["vocab"])
+        token = {"id": last, "content": "<STEP>", "special": False, "normalized": False}
+        flags = {"single_word": False, "lstrip": False, "rstrip": False}
+        tokenizer["added_tokens"].append({**token, **flags})
+
+    change_json(folder / "tokenizer.json", add)
+    refused(folder, "1 tokens of its tokenizer have no embedding, '<STEP>'", hint="resize")
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_adapter(copy, tmp_path, beside):
+    folder = copy() if beside else tmp_path
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    words = "beside its weights" if beside else "no model of its own"
+    refused(folder, "holds an adapter", words, hint="merge_and_unload")
+
+
+def test_quantised_already(copy):
+    folder = copy()
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    change_json(folder / "config.json", lambda c: c.update(quantization_config=settings))
+    with pytest.raises(InputError, match=r"quantised already .'bitsandbytes'"):
+        loading.load(folder, device="cpu", quantize="4bit")
+
+
+def test_files_of_weights_that_did_not_come(copy):
+    folder = copy()
+    path = folder / "model.safetensors"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(folder, f"cut short: it has {size - 1000:,} of {size:,} bytes", hint="go on with it")
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    refused(folder, "no safetensors file", hint="git-lfs")
+    path.rename(folder / "model-00001-of-00002.safetensors")
+    places = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    refused(folder, "lacks 1 of 2 files of weights: model-00002")
+    index.unlink()
+    refused(folder, "neither model.safetensors nor its index")
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def test_no_tokenizer(copy):
+    """transformers makes one of special tokens alone, and the question is gone."""
+    folder = copy("qwen2_vl")
+    (folder / "tokenizer.json").unlink()
+    refused(folder, "no tokenizer.json", hint="original checkpoint")
+
+
+@pytest.mark.parametrize("vocabulary", [{}, {"<unk>": 0, "<image>": 3}])
+def test_a_tokenizer_that_loses_words(copy, vocabulary):
+    folder = copy()
+    unknown = "<unk>" if vocabulary else None
+    spoilt = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown or "<unk>"))
+    spoilt.save(str(folder / "tokenizer.json"))
+    refused(folder, "cannot spell ordinary words", hint="tokenizer.json")
+
+
+TEMPLATES = {
+    "raises": "{{ raise_exception('system turn missing') }}",
+    "syntax": "{% for m in messages %}{{ m }",
+    "mute": "{% for m in messages %}{{ m['role'] }}{% endfor %}",
+    "blind": "{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}",
+    "twice": "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}"
+    "<image>{% else %}{{ c['text'] }}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}",
+}
+SAID = {
+    "raises": "system turn missing",
+    "syntax": "TemplateSyntaxError",
+    "mute": "does not write the user's text",
+    "blind": "writes <image> 0 times for 1 pictures",
+    "twice": "more than once",
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_a_template_that_cannot_be_used(copy, kind):
+    """It was replaced by another one without a word."""
+    folder = copy()
+    (folder / "chat_template.jinja").write_text(TEMPLATES[kind])
+    refused(folder, "chat template cannot be used", SAID[kind], hint="chat_template.jinja")
+
+
+def test_named_templates(copy, builds):
+    folder = copy()
+    usual = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    named = [{"name": "tools", "template": usual}, {"name": "rag", "template": "x"}]
+    path = folder / "tokenizer_config.json"
+    change_json(path, lambda c: c.update(chat_template=named))
+    refused(folder, "2 chat templates and none called 'default'", "tools, rag")
+    named[0]["name"] = "default"
+    change_json(path, lambda c: c.update(chat_template=named))
+    own = loading.load(builds("llava"), device="cpu").text
+    assert loading.load(folder, device="cpu").text.turn("x", ()) == own.turn("x", ())
+
+
+def test_a_missing_template_is_said_aloud(copy):
+    folder, heard = copy(), []
+    (folder / "chat_template.jinja").unlink()
+    with Local(device="cpu").open(folder, on_notice=heard.append):
+        assert heard == ["The model has no chat template; 'USER: ... ASSISTANT:' is used."]
+
+
+def test_the_processors_own_template_wins(copy):
+    """Exports of fine-tuning have both: the tokenizer's writes no brackets around the picture."""
+    folder = copy("qwen2_vl")
+    own = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": own}))
+    other = own.replace("<|vision_start|>", "").replace("<|vision_end|>", "")
+    change_json(folder / "tokenizer_config.json", lambda c: c.update(chat_template=other))
+    text = loading.load(folder, device="cpu").text
+    start = text.tokenizer.convert_tokens_to_ids("<|vision_start|>")
+    assert start in text.turn("x", ("<|image_pad|>",))
+
+
+def test_text_is_trimmed_where_the_template_trims(copy):
+    folder = copy()
+    path = folder / "chat_template.jinja"
+    whole = loading.load(folder, device="cpu").text
+    path.write_text(path.read_text().replace("c['text']", "c['text'] | trim"))
+    text = loading.load(folder, device="cpu").text
+    assert text.turn(" how many\n", ("<image>",)) == text.turn("how many", ("<image>",))
+    assert whole.turn(" how many\n", ("<image>",)) != whole.turn("how many", ("<image>",))
+    at = [places for places in text.places(" how many\n", ()) if 0 <= places[0] < 9]
+    assert (at[0][0], at[-1][1]) == (1, 9)
+
+
+def test_a_template_that_wants_text_is_not_shown_a_list(copy):
+    folder = copy()
+    path = folder / "chat_template.jinja"
+    path.write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
+    text = loading.load(folder, device="cpu").text
+    assert text._decode(text.turn("x", ()))[-3:] == "[x]"
+
+
+def test_models_that_think_are_refused(copy):
+    folder = copy()
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("assistant\n", "assistant\n<think>\n"))
+    refused(folder, "opens the reply with <think>", hint="Instruct")
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "value", "likely"),
+    [
+        ("llava", "num_additional_image_tokens", 0, "num_additional_image_tokens"),
+        ("llava", "patch_size", 14, "patch_size"),
+        ("llava", "vision_feature_select_strategy", "full", "vision_feature_select_strategy"),
+        ("idefics3", "image_seq_len", 5, "image_seq_len"),
+        ("gemma3", "image_seq_length", 5, "image_seq_length"),
+    ],
+)
+def test_places_and_features_are_compared(copy, architecture, name, value, likely):
+    folder = copy(architecture)
+    change_json(folder / "processor_config.json", lambda c: c.update({name: value}))
+    with Local(device="cpu").open(folder) as backend:
+        assert write(backend, images=0)
+        with pytest.raises(ModelError, match=r"places for a picture of which .* \d+ features") as e:
+            write(backend)
+    assert likely in e.value.hint
+
+
+def test_an_image_token_that_is_not_the_tokenizers(copy):
+    folder = copy()
+    change_json(folder / "config.json", lambda c: c.update(image_token_index=5, image_token_id=5))
+    refused(folder, "image token as 5", "'<image>' is 3", hint="not be seen")
+
+
+def test_no_settings_for_pictures(copy):
+    folder = copy("qwen2_vl")
+    (folder / "preprocessor_config.json").unlink()
+    refused(folder, "does not say how pictures are prepared", hint="original checkpoint")
+
+
+def test_the_image_processor_of_early_2025(copy, builds):
+    folder = copy("qwen2_5_vl")
+    name = "Qwen2_5_VLImageProcessor"
+    path = folder / "preprocessor_config.json"
+    change_json(path, lambda c: c.update(image_processor_type=name))
+    pixels = [
+        loading.load(where, device="cpu").adapter.prepare(picture(0).pixels, "0").inputs
+        for where in (folder, builds("qwen2_5_vl"))
+    ]
+    assert torch.equal(*(torch.as_tensor(each["pixel_values"]) for each in pixels))
+
+
+# --- config.json ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "hint"),
+    [
+        ({"architectures": None}, "does not say which architecture", "original"),
+        ({"architectures": "LlavaForConditionalGeneration"}, "says 'LlavaFor", "original"),
+        ({"architectures": ["LlavaLlamaForCausalLM"]}, "own program", "llava-hf/llava-1.5-7b-hf"),
+        (
+            {"architectures": ["InternVLChatModel"], "auto_map": {"AutoModel": "x.Y"}},
+            "own code, which is never run",
+            "-hf",
+        ),
+        ({"architectures": ["LavaForConditionalGeneration"]}, "not supported", "mean LlavaFor"),
+        ({"model_type": "llava_of_tomorrow"}, "llava_of_tomorrow", "config.json"),
+        ({"quantization": {"bits": 4, "group_size": 64}}, "format of MLX", "original"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "need a GPU", "original"),
+        ({"vision_config": {"model_type": "pixtral"}}, "'pixtral' vision tower", "clip_vision"),
+    ],
+)
+def test_each_config_has_its_own_sentence(copy, values, words, hint):
+    folder = copy()
+    change_json(folder / "config.json", lambda c: c.update(values))
+    error = refused(folder, words, hint=hint)
+    assert "download" not in error.hint.lower()
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors"])
+def test_what_reads_quantised_weights_is_not_installed(tmp_path, method):
+    config = {"quantization_config": {"quant_method": method}}
+    with pytest.raises(ModelError, match=f"quantised with {method}, and what reads") as caught:
+        check_packed(tmp_path, config, None, "cpu")
+    assert caught.value.hint.startswith("Install it: pip install")
+
+
+def test_pickled_and_foreign_formats(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    refused(tmp_path, "weights in GGUF", hint="safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    refused(tmp_path, "only pickled ones (pytorch_model.bin)", hint="save_pretrained")
+
+
+def test_end_tokens_are_those_the_folder_names(copy):
+    """LlamaConfig's own 2 was added where config.json names none: SmolVLM stopped early."""
+    folder = copy()
+    change_json(folder / "config.json", lambda c: c.pop("eos_token_id"))
+    change_json(folder / "config.json", lambda c: c["text_config"].pop("eos_token_id"))
+    change_json(folder / "generation_config.json", lambda c: c.update(eos_token_id=5))
+    change_json(folder / "tokenizer_config.json", lambda c: c.update(eos_token="<|im_end|>"))
+    assert loading.load(folder, device="cpu").text.eos == {5}
+
+
+def test_a_wish_that_is_not_granted_is_named(copy):
+    folder = copy()
+    path = folder / "generation_config.json"
+    change_json(path, lambda c: c.update(repetition_penalty=1.05))
+    assert (
+        "repetition_penalty of 1.05 is not applied" in loading.load(folder, device="cpu").notes[0]
+    )
