@@ -31,12 +31,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cot_engine.ablation.worth import WHOLE
 from cot_engine.core.plain import plain
 from cot_engine.core.tables import Text, between, from_table, unknown
 from cot_engine.errors import ConfigError
+from cot_engine.judging.prompts import Form
 from cot_engine.options.config import MAX_N
 from cot_engine.training.sft_config import (
     HeldOut,
@@ -115,7 +116,7 @@ class JudgeTable:
 
     `train.batch` counts pairs and kept answers alike; a pair is two sequences."""
 
-    prompt: Literal["brief", "full"] = "brief"
+    prompt: Form = "brief"
     consistency: Weight = 0.02
     marks: Weight = 1.0
     marks_layer: Annotated[int, between(1, 10_000)] | None = None

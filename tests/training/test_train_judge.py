@@ -134,7 +134,7 @@ def test_pairs_only_and_what_it_says_of_a_model_that_is_never_right(make, tmp_pa
     [
         ({"pairs__temperatur": 1.0}, "temperatur"),
         ({"judge__consistence": 1.0}, "consistence"),
-        ({"judge__prompt": "short"}, "brief or full"),
+        ({"judge__prompt": "short"}, "full or brief"),
         ({"judge__marks": -1}, "0 to 1,000"),
         ({"judge__keep": 1.0}, "0 to 0.9"),
         ({"judge__keep": 0.01}, "one at least"),
