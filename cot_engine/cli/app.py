@@ -108,7 +108,7 @@ def trace(
 
 @app.command(cls=_usage("CONFIG.toml|PRESET"))
 @flags(
-    *("model", "device", "dtype", "quantize", "in_flight"),
+    *("model", "device", "dtype", "quantize", "in_flight", "memory"),
     after="problems",
     model="A folder or a hub name. [the grid's]",
 )
@@ -200,7 +200,18 @@ def report(
 
 @app.command("judge-report", cls=_usage(""))
 @flags(
-    *("model", "device", "dtype", "quantize", "temperature", "top_p", "top_k", "seed", "in_flight"),
+    *(
+        "model",
+        "device",
+        "dtype",
+        "quantize",
+        "temperature",
+        "top_p",
+        "top_k",
+        "seed",
+        "in_flight",
+        "memory",
+    ),
     after="write_profile",
     temperature="Of the samples. [{}]",
 )

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
 from cot_engine import plugins
+from cot_engine.backends.local.amount import SHARE
 from cot_engine.backends.local.opener import BUNDLED as BUNDLED
 from cot_engine.backends.local.opener import model_path as model_path
 from cot_engine.backends.opening import open_backend
@@ -79,6 +80,7 @@ class Engine:
         device: str = "auto",
         dtype: str = "auto",
         quantize: Literal["8bit", "4bit"] | None = None,
+        memory: float | str = SHARE,
         in_flight: int = 32,
         on_notice: Callable[[str], None] | None = None,
         **parameters: Any,
@@ -86,13 +88,15 @@ class Engine:
         """Load a checkpoint folder (or hub id), or the bundled model, or whatever an installed
         `backend` opens (`backends.opening.open_backend`); `parameters` are that one's own.
 
-        `in_flight` bounds the searches that run at once. `on_notice` hears what the user should
+        `memory` is what keys and values may take: a share of what is free once the model is
+        loaded (0.9), or an amount such as "20GB". `in_flight` bounds the searches that run at
+        once. `on_notice` hears what the user should
         know, such as a batch that was halved for lack of memory. Raises ModelError, and
         ConfigError or UnknownNameError for a profile in the folder that will not do.
         """
         profile = Profile.of(model_path(model))  # before what takes long
-        asked = {"device": device, "dtype": dtype, "quantize": quantize}
-        parameters |= {k: v for k, v in asked.items() if v not in ("auto", None)}
+        asked = {"device": device, "dtype": dtype, "quantize": quantize, "memory": memory}
+        parameters |= {k: v for k, v in asked.items() if v not in ("auto", None, SHARE)}
         opened = open_backend(model, backend, parameters, on_notice=on_notice)
         return cls(opened, profile=profile, in_flight=in_flight)
 

@@ -60,6 +60,13 @@ def opened(
         raise _unreadable(path, what, kind, error, hint) from None
 
 
+def why_not(error: Exception) -> str:
+    """What the system says of a file that it will not open."""
+    if isinstance(error, ValueError):  # Python's own, before the system is asked
+        return "its name holds a NUL character"
+    return str(getattr(error, "strerror", None) or error)
+
+
 def is_stream(path: Path_) -> bool:
     """Does the path name what this process has open already?"""
     return os.fspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/self/fd/"))
@@ -68,7 +75,7 @@ def is_stream(path: Path_) -> bool:
 def _unreadable(
     path: Path_, what: str, kind: type[CotEngineError], error: Exception, hint: str
 ) -> CotEngineError:
-    reason = getattr(error, "strerror", None) or error
+    reason = why_not(error)
     return kind(f"The {what} {named(path)} cannot be read: {reason}.", hint)
 
 

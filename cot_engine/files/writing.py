@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cot_engine.errors import CotEngineError
-from cot_engine.files.reading import Path_, is_stream
+from cot_engine.files.reading import Path_, is_stream, why_not
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system calls a disk that is full."""
@@ -99,7 +99,7 @@ def unwritable(
     path: Path_, error: Exception, what: str, kind: type[Kind], hint: str = _FREE
 ) -> Kind:
     """The error of a file that the system will not have written."""
-    reason = getattr(error, "strerror", None) or error
+    reason = why_not(error)
     return kind(f"{what} {os.fspath(path)!r} cannot be written: {reason}.".lstrip(), hint)
 
 

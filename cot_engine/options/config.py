@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from cot_engine.backends.local.amount import SHARE, parse_memory
 from cot_engine.core.options import (
     Group,
     OneOf,
@@ -121,6 +122,10 @@ class RunConfig(SearchOptions):
     )
     in_flight: int = option(
         32, "running", number(1, MAX_N, whole=True), "Searches at a time. [{}]", "N"
+    )
+    memory: float | str = option(
+        *(SHARE, "running", lambda name, value: parse_memory(value)),
+        *("What keys and values may take: a share of what is free, or bytes. [{}]", "AMOUNT"),
     )
     allow_url: AllowUrl = option(False, "reading", _allow_url, "Read pictures from http(s).")
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from tiny_models import build, picture
 
+from cot_engine.backends.local.amount import parse_memory
 from cot_engine.backends.local.backend import LocalBackend
 from cot_engine.backends.local.kv import BLOCK
 from cot_engine.backends.local.loading import load
-from cot_engine.backends.local.memory import budget_tokens, parse_memory
+from cot_engine.backends.local.memory import budget_tokens
 from cot_engine.backends.local.opener import Local
 from cot_engine.backends.local.prefix import walk
 from cot_engine.core.boundaries import Until
@@ -191,7 +192,7 @@ def test_nonsense_is_refused_before_anything_is_loaded(value):
 
 def test_a_share_or_an_amount(loaded):
     shape = loaded.adapter.kv_shape()
-    amounts = [parse_memory(v) for v in (None, 0.5, "0.5", "20GB", "1.5 M", 4096, "300kb")]
+    amounts = [parse_memory(v) for v in (0.9, 0.5, "0.5", "20GB", "1.5 M", 4096, "300kb")]
     assert amounts == [0.9, 0.5, 0.5, 20e9, 1.5e6, 4096, 3e5]
     assert budget_tokens("1MB", shape) == 10**6 // shape.bytes_per_token
     assert budget_tokens(0.5, shape) > 10**4

@@ -109,6 +109,7 @@ def test_every_field_counts_in_the_hash():
         "top_k": 3,
         "seed": 3,
         "in_flight": 3,
+        "memory": "1GB",
     }
     hashes = {replace(RunConfig(), **{key: other.get(key, "other")}).hash() for key in KEYS}
     assert len(hashes | {RunConfig().hash()}) == len(KEYS) + 1

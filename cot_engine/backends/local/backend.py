@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from cot_engine.backends.local.amount import SHARE
 from cot_engine.backends.local.jobs import Choosing, Job, Scope, Sequence, Writing
 from cot_engine.backends.local.loading import Loaded
 from cot_engine.backends.local.prefix import Node, insert, matched
@@ -67,7 +68,7 @@ class LocalBackend:
         max_rows: int | None = None,
         prefill_columns: int | None = None,
         on_notice: Callable[[str], None] | None = None,
-        memory: float | str | None = None,
+        memory: float | str = SHARE,
     ) -> None:
         self.adapter = loaded.adapter
         self.text = loaded.text

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cot_engine.backends.local.amount import SHARE, parse_memory
+
 if TYPE_CHECKING:
     from cot_engine.backends.local.backend import LocalBackend
 
@@ -32,7 +34,7 @@ class Local:
     dtype: str = "auto"
     quantize: Literal["8bit", "4bit"] | None = None
     max_rows: int | None = None
-    memory: float | str | None = None
+    memory: float | str = SHARE
 
     def open(
         self, model: str | Path, *, on_notice: Callable[[str], None] | None = None
@@ -41,7 +43,6 @@ class Local:
         name that was given. Raises ModelError, and InputError for a parameter that will not do."""
         from cot_engine.backends.local import loading
         from cot_engine.backends.local.backend import LocalBackend
-        from cot_engine.backends.local.memory import parse_memory
 
         parse_memory(self.memory)  # before the model is loaded
         loaded = loading.load(model_path(model), self.device, self.dtype, self.quantize)

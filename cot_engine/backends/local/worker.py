@@ -47,7 +47,7 @@ class Worker:
         prefill_columns: int,
         context: int,
         notice: Callable[[str], None],
-        memory: float | str | None = None,
+        memory: float | str,
     ) -> None:
         self.adapter = adapter
         self.text = text
