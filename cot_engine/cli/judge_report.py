@@ -41,7 +41,7 @@ def run(
     quiet: bool,
 ) -> None:
     from cot_engine.ablation.data import load_data
-    from cot_engine.engine.facade import model_path
+    from cot_engine.engine.facade import model_path, profile_path
     from cot_engine.judging.profile import Profile
     from cot_engine.report.judge_report import STRATEGIES, Examination, judges_of
 
@@ -50,7 +50,7 @@ def run(
             raise ConfigError(f"{name} is {value}.", f"It must be from {least} to {most}.")
     config = load_config(config_file, os.environ, flags)
     folder = model_path(config.model)
-    profile = Profile.of(folder)
+    profile = Profile.of(profile_path(config.model))
     todo = Examination(
         config,
         tuple(dict.fromkeys(map(profile.name_of, judges))) or judges_of(profile),

@@ -45,14 +45,14 @@ def run(
 ) -> None:
     from cot_engine.cli import process
     from cot_engine.cli.display import make_display
-    from cot_engine.engine.facade import BUNDLED, model_path
+    from cot_engine.engine.facade import BUNDLED, model_path, profile_path
     from cot_engine.judging.profile import Profile
     from cot_engine.options.resolve import resolve
 
     sources, question = split(words, more_images)
     check_question(question)
     config = load_config(config_file, os.environ, flags)
-    call = resolve(Profile.of(model_path(config.model)), config)
+    call = resolve(Profile.of(profile_path(config.model)), config)
     read = [("the model", model_path(config.model)), *files_of(config_file, os.environ, flags)]
     read += [("the picture", source) for source in sources]
     check_outputs([("--trace", trace)], read)
@@ -176,13 +176,17 @@ def _search(
 ) -> tuple[Answer, TraceError | None]:
     """The answer, and what went wrong with the trace if something did."""
     from cot_engine.core.trace import TraceFile
-    from cot_engine.engine.facade import Engine
+    from cot_engine.engine.facade import Engine, profile_path
+    from cot_engine.options.resolve import resolve
 
     file: TraceFile | None = None
+    folder = profile_path(call.config.model)
     with ExitStack() as stack:
         engine = stack.enter_context(
             Engine.from_pretrained(**call.config.of_engine, on_notice=display.notice)
         )
+        if profile_path(call.config.model) != folder:  # it came with a download just now
+            call = resolve(engine.profile, call.config)
         if trace is not None:
             file = TraceFile(trace)
         last: list[Heard] = []

@@ -89,7 +89,7 @@ def _print_tree(trace: Trace) -> None:
 
 def _rejudge(trace: Trace, options: dict[str, Any], quiet: bool) -> Rejudged:
     from cot_engine.cli.display import make_display
-    from cot_engine.engine.facade import BUNDLED, Engine, model_path
+    from cot_engine.engine.facade import BUNDLED, Engine, profile_path
     from cot_engine.judging.profile import Profile
     from cot_engine.options.layers import load_config
     from cot_engine.options.resolve import check_tournament
@@ -110,7 +110,7 @@ def _rejudge(trace: Trace, options: dict[str, Any], quiet: bool) -> Rejudged:
         )
     elif model is None:
         config = replace(config, model=named)
-    profile = Profile() if refusal else Profile.of(model_path(config.model))
+    profile = Profile() if refusal else Profile.of(profile_path(config.model))
     try:
         part = Named(profile.name_of(judge), profile.make_judge(judge))
         if model is None:

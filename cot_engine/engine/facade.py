@@ -23,6 +23,7 @@ from cot_engine import plugins
 from cot_engine.backends.local.amount import SHARE
 from cot_engine.backends.local.opener import BUNDLED as BUNDLED
 from cot_engine.backends.local.opener import model_path as model_path
+from cot_engine.backends.local.opener import profile_path as profile_path
 from cot_engine.backends.opening import open_backend
 from cot_engine.backends.protocol import Backend, Opener
 from cot_engine.core.answers import Answer
@@ -94,10 +95,17 @@ class Engine:
         know, such as a batch that was halved for lack of memory. Raises ModelError, and
         ConfigError or UnknownNameError for a profile in the folder that will not do.
         """
-        profile = Profile.of(model_path(model))  # before what takes long
+        folder = profile_path(model)
+        profile = Profile.of(folder)  # before what takes long
         asked = {"device": device, "dtype": dtype, "quantize": quantize, "memory": memory}
         parameters |= {k: v for k, v in asked.items() if v not in ("auto", None, SHARE)}
         opened = open_backend(model, backend, parameters, on_notice=on_notice)
+        if (now := profile_path(model)) != folder:  # it came with the weights, a moment ago
+            try:
+                profile = Profile.of(now)
+            except BaseException:
+                opened.close()
+                raise
         return cls(opened, profile=profile, in_flight=in_flight)
 
     # --- one problem ---

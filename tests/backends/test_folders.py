@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import resource
+import shutil
+import subprocess
+import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+import transformers as tf
 from safetensors.torch import load_file, save_file
 from tiny_models import build, picture
 from tokenizers import Tokenizer, models
 
 from cot_engine.backends.local import loading
 from cot_engine.backends.local.folder import check_packed
+from cot_engine.backends.local.hub import cached
 from cot_engine.backends.local.opener import Local
 from cot_engine.core.boundaries import Until
 from cot_engine.core.requests import Generate, Prompt
+from cot_engine.engine.facade import Engine
 from cot_engine.errors import InputError, ModelError
 
 
@@ -170,6 +179,19 @@ def test_quantised_already(copy):
     change_json(folder / "config.json", lambda c: c.update(quantization_config=settings))
     with pytest.raises(InputError, match=r"quantised already .'bitsandbytes'"):
         loading.load(folder, device="cpu", quantize="4bit")
+
+
+def test_a_quantised_folder_on_a_cpu(builds, tmp_path):
+    """Half of it stayed in the dtype it was saved in: the first picture failed."""
+    pytest.importorskip("bitsandbytes")
+    folder = shutil.copytree(builds("llava"), tmp_path / "packed")
+    how = tf.BitsAndBytesConfig(load_in_8bit=True)
+    network = tf.LlavaForConditionalGeneration.from_pretrained(
+        folder, quantization_config=how, device_map={"": "cpu"}, dtype=torch.bfloat16
+    )
+    network.save_pretrained(folder)
+    with Local(device="cpu").open(folder) as backend:
+        assert len(write(backend).generations) == 1
 
 
 def test_files_of_weights_that_did_not_come(copy):
@@ -339,6 +361,98 @@ def test_the_image_processor_of_early_2025(copy, builds):
         for where in (folder, builds("qwen2_5_vl"))
     ]
     assert torch.equal(*(torch.as_tensor(each["pixel_values"]) for each in pixels))
+
+
+# --- hub names ------------------------------------------------------------------------------------
+
+HUB = {
+    "gated": ["config.json", "model.safetensors"],
+    "pickled": ["config.json", "pytorch_model.bin"],
+    "lora": ["adapter_config.json", "adapter_model.safetensors"],
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as a refusal takes."""
+
+    def do_GET(self):
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        name = next((name for name in HUB if name in parts), None)
+        files = HUB.get(name, ())
+        if name is None:
+            self.say(404, {"error": "Repository not found"}, "RepoNotFound")
+        elif parts[0] != "api":
+            self.say(403, {"error": "Restricted."}, "GatedRepo", "Ask the authors first.")
+        elif "tree" in parts:
+            entry = {"type": "file", "oid": "0" * 40, "size": 2}
+            self.say(200, [{**entry, "path": file} for file in files])
+        else:
+            names = [{"rfilename": file} for file in files]
+            self.say(200, {"id": f"nobody/{name}", "sha": "a" * 40, "siblings": names})
+
+    do_HEAD = do_GET
+
+    def say(self, status, body, code="", message=""):
+        written = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(written)))
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", message)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(written)
+
+    def log_message(self, *_):
+        pass
+
+
+ASKING = """
+import sys
+from cot_engine.backends.local.hub import find_folder
+from cot_engine.errors import ModelError
+for name in sys.argv[1:]:
+    try:
+        find_folder(f"nobody/{name}")
+    except ModelError as error:
+        print(error)
+sys.exit("torch" in sys.modules)
+"""
+
+
+def test_what_the_hub_has_against_it_is_passed_on(tmp_path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        there = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(
+            [sys.executable, "-c", ASKING, "misspelt", *HUB],
+            env={**os.environ, **there, "HF_HOME": str(tmp_path), "HF_TOKEN": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    misspelt, gated, pickled, lora = done.stdout.splitlines()
+    assert "the hub knows no model of that name" in misspelt and "search=misspelt" in misspelt
+    assert "behind a gate" in gated and "Ask the authors first." in gated and "HF_TOKEN" in gated
+    assert "only pickled ones (pytorch_model.bin)" in pickled
+    assert "holds an adapter" in lora
+
+
+def test_a_hub_name_has_the_profile_of_its_folder(builds, tmp_path, monkeypatch):
+    """The same weights judged otherwise by name and by folder."""
+    repository = tmp_path / "models--nobody--tiny"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    shutil.copytree(builds("llava"), snapshot)
+    (snapshot / "cot_engine.json").write_text('{"likelihood_weight": 1.25}')
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with Engine.from_pretrained("nobody/tiny", device="cpu") as engine:
+        assert engine.profile.likelihood_weight == 1.25
+    (snapshot / "model.safetensors").unlink()
+    assert cached("nobody/tiny") is None  # a download that was cut off goes on
 
 
 # --- config.json ----------------------------------------------------------------------------------

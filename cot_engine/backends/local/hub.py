@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -48,7 +49,11 @@ def cached(name: str | Path) -> Path | None:
         from huggingface_hub import snapshot_download
 
         found = Path(snapshot_download(str(name), allow_patterns=WANTED, local_files_only=True))
-        if any(found.glob("*.safetensors")) and (found / "config.json").is_file():
+        index = found / "model.safetensors.index.json"
+        needed = {"config.json"}
+        if index.is_file():
+            needed |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if any(found.glob("*.safetensors")) and all((found / file).is_file() for file in needed):
             return found
     return None
 

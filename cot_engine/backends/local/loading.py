@@ -76,7 +76,7 @@ def load(
     _check_built(folder, name, parsed, headers, packed is not None)
     if wanted is not None:
         wanted.llm_int8_skip_modules = list(kind.spared)
-    network, unused = _network(folder, name, where, kept, wanted, packed is not None)
+    network, unused = _network(folder, name, where, kept, wanted, packed)
     adapter = kind(network, processor)
     _check_vocabulary(folder, adapter)
     notes = [*unused, *_said(folder)]
@@ -183,7 +183,7 @@ def _network(
     device: torch.device,
     dtype: torch.dtype,
     quantization: Any,
-    packed: bool,
+    packed: str | None,
 ) -> tuple[Any, list[str]]:
     """The model, and what to say of weights that it does not use."""
     import transformers
@@ -191,7 +191,7 @@ def _network(
     kwargs: dict[str, Any] = {}
     if quantization is not None:
         kwargs["quantization_config"] = quantization
-    if quantization is not None or packed:
+    if quantization is not None or packed is not None:
         kwargs["device_map"] = {"": device}
     with _quietly(), _explained(folder, "the weights cannot be loaded", _AGAIN):
         model, report = getattr(transformers, name).from_pretrained(
@@ -207,6 +207,10 @@ def _network(
     notes = _check(folder, model, report)
     if "device_map" not in kwargs:
         model = model.to(device)
+    elif packed == "bitsandbytes":  # what is not quantised keeps the dtype it was saved in
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
     _check_numbers(folder, model)
     return model.eval().requires_grad_(False), notes
 

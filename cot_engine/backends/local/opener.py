@@ -20,6 +20,13 @@ def model_path(model: str | Path) -> str | Path:
     return Path(__file__).parents[2] / "bundled" if model == BUNDLED else model
 
 
+def profile_path(model: str | Path) -> str | Path:
+    """Where a model's profile would be: `model_path`, of a hub name what has been downloaded."""
+    from cot_engine.backends.local.hub import cached
+
+    return cached(model) or model_path(model)
+
+
 @dataclass(frozen=True, slots=True)
 class Local:
     """One model in this process, from a folder, by a name on the Hugging Face hub, or "bundled".
