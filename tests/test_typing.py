@@ -58,7 +58,6 @@ def test_every_mistake_is_reported_and_nothing_else(found):
     assert found["mistakes.py"] == {(at, code) for at, code in marked if code and " " not in code}
 
 
-@pytest.mark.xfail(strict=True, reason="README's strategy must say that what it returns is a Beam")
 def test_the_programs_of_the_readme_pass(found):
     assert not {name: errors for name, errors in found.items() if name.startswith("readme")}
 
