@@ -61,6 +61,10 @@ def _share(name: str, value: Any) -> None:
         raise ConfigError(f"{name} is 0.", "It must be more than 0 and at most 1 (1: off).")
 
 
+def _memory(name: str, value: Any) -> None:
+    parse_memory(value)
+
+
 def _allow_url(name: str, value: Any) -> None:
     if not isinstance(value, bool) and value != "inner":
         raise ConfigError(f"{name} is {shown(value)}.", 'It must be true, false or "inner".')
@@ -124,7 +128,7 @@ class RunConfig(SearchOptions):
         32, "running", number(1, MAX_N, whole=True), "Searches at a time. [{}]", "N"
     )
     memory: float | str = option(
-        *(SHARE, "running", lambda name, value: parse_memory(value)),
+        *(SHARE, "running", _memory),
         *("What keys and values may take: a share of what is free, or bytes. [{}]", "AMOUNT"),
     )
     allow_url: AllowUrl = option(False, "reading", _allow_url, "Read pictures from http(s).")

@@ -54,6 +54,7 @@ class Local:
         parse_memory(self.memory)  # before the model is loaded
         loaded = loading.load(model_path(model), self.device, self.dtype, self.quantize)
         loaded = replace(loaded, name=str(model))
-        for note in loaded.notes if on_notice is not None else ():
-            on_notice(note)
+        if on_notice is not None:
+            for note in loaded.notes:
+                on_notice(note)
         return LocalBackend(loaded, self.max_rows, on_notice=on_notice, memory=self.memory)

@@ -302,5 +302,5 @@ def _image_processor(folder: Path) -> Any:
 
     settings, _ = ImageProcessingMixin.get_image_processor_dict(folder)
     renamed = settings.get("image_processor_type") == "Qwen2_5_VLImageProcessor"
-    kind = Qwen2VLImageProcessorPil if renamed else AutoImageProcessor
+    kind: Any = Qwen2VLImageProcessorPil if renamed else AutoImageProcessor
     return kind.from_pretrained(folder, **({} if renamed else {"trust_remote_code": False}))
