@@ -18,7 +18,7 @@ import pytest
 import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
-from tiny_models import build, picture
+from tiny_models import CLIP, build, enliven, picture
 from tokenizers import Tokenizer, models
 
 from cot_engine.backends.local import loading
@@ -337,6 +337,24 @@ def test_places_and_features_are_compared(copy, architecture, name, value, likel
         with pytest.raises(ModelError, match=r"places for a picture of which .* \d+ features") as e:
             write(backend)
     assert likely in e.value.hint
+
+
+def test_a_tower_without_a_class_token(copy):
+    """Where the folder says nothing of additional tokens: CLIP has one, SigLIP none (it was 730
+    places for 729 features)."""
+    folder = copy()
+    config = tf.LlavaConfig.from_pretrained(folder)
+    sizes = {name: value for name, value in CLIP.items() if name != "projection_dim"}
+    config.vision_config = tf.SiglipVisionConfig(**sizes, vision_use_head=False)
+    config.vision_feature_select_strategy = "full"
+    network = tf.LlavaForConditionalGeneration(config)
+    enliven(network)
+    network.save_pretrained(folder)
+    names = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+    change_json(folder / "processor_config.json", lambda c: [c.pop(name) for name in names])
+    with Local(device="cpu").open(folder) as backend:
+        assert write(backend)
+        assert backend.adapter.prepare(picture(0).pixels, "0").tokens == 16
 
 
 def test_an_image_token_that_is_not_the_tokenizers(copy):
