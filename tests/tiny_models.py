@@ -18,6 +18,7 @@ import transformers as tf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
@@ -265,6 +266,52 @@ def _qwen3() -> tuple[Any, Any]:
     return _qwen(tf.Qwen3VLConfig, tf.Qwen3VLForConditionalGeneration, vision, 8, head_dim=16)
 
 
+def _qwen3_moe() -> tuple[Any, Any]:
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "out_hidden_size": 64,
+        "num_heads": 2,
+        "intermediate_size": 48,
+        "patch_size": 8,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 1],
+    }
+    experts = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+    kinds = tf.Qwen3VLMoeConfig, tf.Qwen3VLMoeForConditionalGeneration
+    return _qwen(*kinds, vision, 8, head_dim=16, mlp_only_layers=[1], **experts)
+
+
+def _internvl() -> tuple[Any, Any]:
+    tok = tokenizer(
+        {
+            "context_image_token": "<IMG_CONTEXT>",
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "video_token": "<video>",
+        }
+    )
+    images = GotOcr2ImageProcessorPil(
+        size=_square(28), crop_to_patches=True, min_patches=1, max_patches=4, **NORM
+    )
+    config = tf.InternVLConfig(
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": [28, 28],
+            "patch_size": [7, 7],
+        },
+        text_config=tf.Qwen3Config(vocab_size=len(tok), head_dim=16, **TEXT),
+        image_token_id=tok.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    model = tf.InternVLForConditionalGeneration(config)
+    return model, Parts(images, tok, TEMPLATE.replace("IMAGE", "<IMG_CONTEXT>\n"))
+
+
 IDEFICS = {
     "fake_image_token": "<fake_token_around_image>",
     "image_token": "<image>",
@@ -351,6 +398,8 @@ BUILDERS = {
     "qwen2_vl": _qwen2,
     "qwen2_5_vl": _qwen25,
     "qwen3_vl": _qwen3,
+    "qwen3_vl_moe": _qwen3_moe,
+    "internvl": _internvl,
     "idefics3": lambda: _idefics(False),
     "smolvlm": lambda: _idefics(True),
     "gemma3": _gemma3,
@@ -375,7 +424,7 @@ def enliven(model: torch.nn.Module, seed: int = 0) -> None:
                 )
                 value.copy_(noise * (2.5 / math.sqrt(scale * value.shape[-1])))
             else:
-                fan_in = math.prod(value.shape[1:])
+                fan_in = value.shape[-1] if "experts" in name else math.prod(value.shape[1:])
                 value.copy_(noise * (1.5 / math.sqrt(fan_in)))
 
 

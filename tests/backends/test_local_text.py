@@ -83,7 +83,9 @@ def stock(adapter, monkeypatch):
     if isinstance(processor, tf.ProcessorMixin):
         return processor
     family = type(adapter.model).__name__.removesuffix("ForConditionalGeneration")
-    module = import_module(type(adapter.model).__module__.replace("modeling", "processing"))
+    family = family.removesuffix("Moe")  # which has the processor of those without experts
+    where = type(adapter.model).__module__.replace("modeling", "processing").replace("_moe", "")
+    module = import_module(where)
     monkeypatch.setattr(tf.ProcessorMixin, "check_argument_for_proper_class", lambda *_: None)
     monkeypatch.setattr(module, "num2words", str, raising=False)
     return getattr(module, f"{family}Processor")(
@@ -91,7 +93,7 @@ def stock(adapter, monkeypatch):
         tokenizer=processor.tokenizer,
         video_processor=SimpleNamespace(merge_size=2, num_frames=1, fps=1),
         chat_template=processor.chat_template,
-        **({"image_seq_len": 4} if family == "SmolVLM" else {}),
+        **{"SmolVLM": {"image_seq_len": 4}, "InternVL": {"image_seq_length": 4}}.get(family, {}),
     )
 
 

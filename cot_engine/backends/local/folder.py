@@ -19,7 +19,7 @@ _TEXT_LAYER = re.compile(
     r"^(?:model\.)?(?:language_model\.|text_model\.)?(?:model\.)?layers\.(\d+)\."
 )
 _VISION_LAYER = re.compile(
-    r"^((?:.*\.)?(?:vision_tower|vision_model|visual)\b.*?(?:layers|blocks))\.(\d+)\."
+    r"^((?:.*\.)?(?:vision_tower|vision_model|visual)\b.*?(?:layers?|blocks))\.(\d+)\."
 )
 _BELONG = "config.json and weights belong together: take both from the same checkpoint."
 _LAYERS = ("num_hidden_layers", "depth")

@@ -57,6 +57,8 @@ class Flops:
         self._logits = linear(1, text.hidden_size, text.vocab_size)
         mlp = 3 * linear(1, text.hidden_size, text.intermediate_size)
         self._token = 2 * linear(1, text.hidden_size, self.queries) + mlp
+        # A layer of experts: those that a token goes through, and what chooses them.
+        self._experts = _sparse(text) * (_active(text) - mlp)
         self._keys_and_values = 2 * linear(1, text.hidden_size, self.keys)
 
     def prefill(self, tokens: int, context: int, crossed: int = 0) -> int:
@@ -64,6 +66,7 @@ class Flops:
         cross-attention layers (Mllama). Without the vocabulary projection: see `head`."""
         seen = attention(tokens, context + tokens, self.queries)
         flops = self.self_layers * (tokens * (self._token + self._keys_and_values) + seen)
+        flops += tokens * self._experts
         if crossed:
             beside = attention(tokens, crossed, self.queries)
             flops += self.cross_layers * (tokens * self._token + beside)
@@ -86,3 +89,19 @@ class Flops:
     def crossing(self, tokens: int) -> int:
         """The cross-attention layers' keys and values of `tokens` vision tokens."""
         return self.cross_layers * tokens * self._keys_and_values
+
+
+def _sparse(text: Any) -> int:
+    """How many layers have experts."""
+    every = getattr(text, "decoder_sparse_step", 0) if getattr(text, "num_experts", 0) else 0
+    dense = getattr(text, "mlp_only_layers", None) or ()
+    layers = range(text.num_hidden_layers) if every else ()
+    return sum((layer + 1) % every == 0 and layer not in dense for layer in layers)
+
+
+def _active(text: Any) -> int:
+    """Of one token in a layer of experts."""
+    if not getattr(text, "num_experts", 0):
+        return 0
+    each = 3 * linear(1, text.hidden_size, text.moe_intermediate_size)
+    return text.num_experts_per_tok * each + linear(1, text.hidden_size, text.num_experts)

@@ -18,6 +18,8 @@ ARCHITECTURES = {
     "Qwen2VLForConditionalGeneration": ("qwen2_vl", "Qwen/Qwen2-VL-2B-Instruct"),
     "Qwen2_5_VLForConditionalGeneration": ("qwen2_vl", "Qwen/Qwen2.5-VL-3B-Instruct"),
     "Qwen3VLForConditionalGeneration": ("qwen3_vl", "Qwen/Qwen3-VL-2B-Instruct"),
+    "Qwen3VLMoeForConditionalGeneration": ("qwen3_vl_moe", "Qwen/Qwen3-VL-30B-A3B-Instruct"),
+    "InternVLForConditionalGeneration": ("internvl", "OpenGVLab/InternVL3-1B-hf"),
     "Idefics3ForConditionalGeneration": ("idefics3", "HuggingFaceM4/Idefics3-8B-Llama3"),
     "SmolVLMForConditionalGeneration": ("idefics3", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"),
     "Gemma3ForConditionalGeneration": ("gemma3", "google/gemma-3-4b-it"),
@@ -30,6 +32,7 @@ CONVERTED = {
     "LlavaLlamaForCausalLM": "llava-hf/llava-1.5-7b-hf",
     "LlavaMistralForCausalLM": "llava-hf/llava-v1.6-mistral-7b-hf",
     "LlavaQwenForCausalLM": "llava-hf/llava-interleave-qwen-0.5b-hf",
+    "InternVLChatModel": "OpenGVLab/InternVL3-1B-hf",
 }
 """Architectures of the makers' own programs, and where such a model is in transformers' format."""
 
