@@ -255,6 +255,19 @@ def test_a_template_that_cannot_be_used(copy, kind):
     refused(folder, "chat template cannot be used", SAID[kind], hint="chat_template.jinja")
 
 
+def test_a_template_without_an_end(copy, monkeypatch):
+    folder, many = copy(), "{% for i in range(99999) %}"
+    (folder / "chat_template.jinja").write_text(many * 3 + "{{ i }}" + "{% endfor %}" * 3)
+    monkeypatch.setattr("cot_engine.backends.local.text._PATIENCE", 0.2)
+    before = threading.active_count()
+    refused(folder, "has not come to its end in 0.2 seconds")
+    for _ in range(100):
+        if threading.active_count() == before:
+            return
+        time.sleep(0.05)
+    raise AssertionError("it still runs")
+
+
 def test_named_templates(copy, builds):
     folder = copy()
     usual = (folder / "chat_template.jinja").read_text()
@@ -483,11 +496,13 @@ def test_a_hub_name_has_the_profile_of_its_folder(builds, tmp_path, monkeypatch)
         ({"architectures": "LlavaForConditionalGeneration"}, "says 'LlavaFor", "original"),
         ({"architectures": ["LlavaLlamaForCausalLM"]}, "own program", "llava-hf/llava-1.5-7b-hf"),
         (
-            {"architectures": ["InternVLChatModel"], "auto_map": {"AutoModel": "x.Y"}},
+            {"architectures": ["OvisChatModel"], "auto_map": {"AutoModel": "x.Y"}},
             "own code, which is never run",
             "-hf",
         ),
         ({"architectures": ["LavaForConditionalGeneration"]}, "not supported", "mean LlavaFor"),
+        ({"architectures": ["InternVLChatModel"]}, "own program", "InternVL3-1B-hf"),
+        ({"architectures": ["Gemma3nForConditionalGeneration"]}, "share keys", "Supported"),
         ({"model_type": "llava_of_tomorrow"}, "llava_of_tomorrow", "config.json"),
         ({"quantization": {"bits": 4, "group_size": 64}}, "format of MLX", "original"),
         ({"quantization_config": {"quant_method": "fp8"}}, "need a GPU", "original"),

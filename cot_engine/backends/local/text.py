@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,6 +17,7 @@ FALLBACK = "USER: {images}{text} ASSISTANT:"  # for models without a chat templa
 _SENTINEL = "0cot0text0"
 _PADDED = f" \n\t{_SENTINEL}\t\n "  # by which one sees whether a template trims
 _THINKS = ("<think>", "<thinking>")
+_PATIENCE = 10.0  # seconds for two short prompts
 _MEND = (
     "Take chat_template.jinja (or chat_template.json) from the original checkpoint. Without any "
     "template in the folder a plain one is used, and said to be."
@@ -177,9 +180,29 @@ class ChatText:
 
     def check(self) -> None:
         """Raise ModelError for a template that does not write a question, without pictures or with
-        one, as a model like this can be asked."""
-        for images in (0, 1):
-            self._halves(images)
+        one, as a model like this can be asked; it is a program, and may never come to its end."""
+        failed: list[BaseException] = []
+
+        def render() -> None:
+            try:
+                for images in (0, 1):
+                    self._halves(images)
+            except BaseException as error:  # told to whoever waits
+                failed.append(error)
+
+        thread = threading.Thread(target=render, daemon=True)
+        thread.start()
+        thread.join(_PATIENCE)
+        if thread.is_alive():
+            stop = ctypes.pythonapi.PyThreadState_SetAsyncExc
+            stop(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+            raise ModelError(
+                f"The model's chat template cannot be used: it has not come to its end in "
+                f"{_PATIENCE:g} seconds.",
+                _MEND,
+            )
+        if failed:
+            raise failed[0]
 
     def _render(self, images: int) -> tuple[str, str, bool, bool]:
         """What the template writes before and after the user's text, and whether it trims that on

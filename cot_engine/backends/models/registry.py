@@ -37,6 +37,20 @@ CONVERTED = {
 """Architectures of the makers' own programs, and where such a model is in transformers' format."""
 
 
+LACKING = {
+    "Gemma3nForConditionalGeneration": "layers that share keys and values",
+    "Gemma4ForConditionalGeneration": "heads of two sizes and layers that share keys and values",
+    "Llama4ForConditionalGeneration": "attention in chunks",
+    "Qwen3_5ForConditionalGeneration": "a recurrent state, which cannot be forked at any token",
+    "Lfm2VlForConditionalGeneration": "a recurrent state, which cannot be forked at any token",
+    "LlavaOnevisionForConditionalGeneration": "pictures that take fewer tokens beside others",
+    "PaliGemmaForConditionalGeneration": "a prompt seen in both directions, and no chat template",
+    "Mistral3ForConditionalGeneration": "pictures of any shape, as its processor prepares them",
+    "Glm4vForConditionalGeneration": "end tokens that its config.json does not name",
+}
+"""Architectures that transformers has, and what of them has no place here yet."""
+
+
 def known(architecture: str, config: dict[str, Any]) -> None:
     """Raise ModelError for an architecture that has no family here, in the light of config.json."""
     if architecture in ARCHITECTURES:
@@ -52,6 +66,11 @@ def known(architecture: str, config: dict[str, Any]) -> None:
             f"The architecture {architecture!r} comes with its own code, which is never run.",
             "Look for a conversion to an architecture of transformers (often called NAME-hf). "
             + supported,
+        )
+    if architecture in LACKING:
+        raise ModelError(
+            f"The architecture {architecture!r} is not supported: it has {LACKING[architecture]}.",
+            supported,
         )
     near = difflib.get_close_matches(architecture, ARCHITECTURES, 1, 0.8)
     raise ModelError(
