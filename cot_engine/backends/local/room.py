@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
+from collections.abc import Callable
 
 from cot_engine.backends.local.decode import Batch
 from cot_engine.backends.local.jobs import DecodeRow, Job
@@ -18,14 +19,20 @@ from cot_engine.backends.local.prefill import Planned, Prefill, columns_of, plan
 
 
 class Room:
-    """`active` are the requests in flight, whose prefixes stay. `lock` guards the trees."""
+    """`active` gives the requests in flight, whose prefixes stay. `lock` guards the trees."""
 
     def __init__(
-        self, memory: Memory, batch: Batch, prefill: Prefill, lock: threading.Lock
+        self,
+        memory: Memory,
+        batch: Batch,
+        prefill: Prefill,
+        lock: threading.Lock,
+        active: Callable[[], set[Job]],
     ) -> None:
-        self.memory, self.batch, self.prefill, self.lock = memory, batch, prefill, lock
+        self.memory, self.batch, self.prefill = memory, batch, prefill
+        self.lock, self.active = lock, active
 
-    def planned(self, jobs: list[Job], columns: int, active: set[Job]) -> list[Planned] | None:
+    def planned(self, jobs: list[Job], columns: int) -> list[Planned] | None:
         """What the next pass over prompts computes; None if rows must end before it has room."""
         rows = self.batch.slots.tokens + _owed(self.batch.rows)
 
@@ -37,7 +44,7 @@ class Room:
             return wanted
         self.prefill.clear()
         with self.lock:
-            self.memory.make_room(min(takes(wanted), self.memory.limit // 4), rows, active)
+            self.memory.make_room(min(takes(wanted), self.memory.limit // 4), rows, self.active())
         room = self.memory.room(rows)
         parts = plan(
             jobs,
@@ -46,14 +53,14 @@ class Room:
         if takes(parts) <= room:
             return parts
         with self.lock:
-            fits = self.memory.make_room(takes(parts), rows, active)
+            fits = self.memory.make_room(takes(parts), rows, self.active())
         if fits or not self.batch.rows:
             return parts
         self.batch.trim()
         rows = self.batch.slots.tokens + _owed(self.batch.rows)
         return parts if self.memory.room(rows) >= takes(parts) else None
 
-    def seated(self, waiting: deque[DecodeRow], most: int, active: set[Job]) -> list[DecodeRow]:
+    def seated(self, waiting: deque[DecodeRow], most: int) -> list[DecodeRow]:
         """The rows that join now. Those for which there is no room any more wait again."""
         batch = self.batch
         longest = max((row.length for row in batch.rows), default=0) + 1
@@ -64,7 +71,7 @@ class Room:
         if fitting < len(rows):
             self.prefill.clear()
             with self.lock:
-                self.memory.make_room(self._slots(rows), 0, active)
+                self.memory.make_room(self._slots(rows), 0, self.active())
             fitting = max(1, self._fitting(rows))
         batch.room = self.memory.room(self.prefill.slots.tokens)
         needed = self._slots(rows[:fitting])  # and what they hand over
@@ -92,11 +99,11 @@ class Room:
             count = min(count - 1, room // max(1, self._slots(rows[:count]) // count))
         return max(0, count)
 
-    def let_go(self, active: set[Job]) -> bool:
+    def let_go(self) -> bool:
         """Let go of all that nobody in flight stands on; whether there was anything."""
         before = self.memory.count()
         with self.lock:
-            self.memory.make_room(self.memory.limit, 0, active)
+            self.memory.make_room(self.memory.limit, 0, self.active())
         return self.memory.most < before
 
 

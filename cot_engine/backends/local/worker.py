@@ -60,7 +60,7 @@ class Worker:
         self.memory = Memory(budget_tokens(memory, shape), shape)
         self.prefill = Prefill(adapter, shape, self.lock, self.memory)
         self.batch = Batch(adapter, shape)
-        self.room = Room(self.memory, self.batch, self.prefill, self.lock)
+        self.room = Room(self.memory, self.batch, self.prefill, self.lock, self._in_flight)
         self.queue: deque[Job] = deque()  # there is no room yet to begin them
         self.jobs: list[Job] = []  # whose prompts are not computed yet
         self.waiting: deque[DecodeRow] = deque()  # rows without a slot
@@ -190,7 +190,7 @@ class Worker:
             if end.hidden is None and not end.redo and (end.paid or not end.pending):
                 with self.lock:
                     recompute_end(end)
-        parts = self.room.planned(self.jobs, self.prefill_columns, self._in_flight())
+        parts = self.room.planned(self.jobs, self.prefill_columns)
         if parts is None:
             return False
         if parts:
@@ -215,7 +215,7 @@ class Worker:
         jobs = list({id(p.job): p.job for p in parts}.values())
         if not out_of_memory(error):
             self._fail(jobs, error)
-        elif self.batch.trim() or self.room.let_go(self._in_flight()):
+        elif self.batch.trim() or self.room.let_go():
             pass  # there is room now that nobody used
         elif len(parts) > 1:
             self.prefill_columns = max(1, min(self.prefill_columns, columns_of(parts)) // 2)
@@ -276,7 +276,7 @@ class Worker:
     # --- rows ------------------------------------------------------------------------------------
 
     def _decode(self) -> None:
-        joining = self.room.seated(self.waiting, self.max_rows, self._in_flight())
+        joining = self.room.seated(self.waiting, self.max_rows)
         drawn: list[list[Any]] = []
         began = time.monotonic()
 
@@ -304,7 +304,7 @@ class Worker:
     def _decode_failed(self, error: BaseException) -> None:
         rows = self._rows()
         self.calm = 0
-        if out_of_memory(error) and (self.batch.trim() or self.room.let_go(self._in_flight())):
+        if out_of_memory(error) and (self.batch.trim() or self.room.let_go()):
             pass
         elif out_of_memory(error) and self.max_rows > 1 and len(rows) > 1:
             self._halve_rows()
