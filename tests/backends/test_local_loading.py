@@ -138,7 +138,7 @@ def test_no_such_model(name):
     assert "hf download" in caught.value.hint
 
 
-def test_a_misspelt_model_names_its_near_misses(tmp_path):
+def test_a_misspelt_model_names_its_near_misses(tmp_path, monkeypatch):
     (tmp_path / "llava-7b").mkdir()
     (tmp_path / "llava-7b" / "config.json").write_text("{}")
     (tmp_path / "notes").mkdir()
@@ -147,6 +147,9 @@ def test_a_misspelt_model_names_its_near_misses(tmp_path):
     assert caught.value.hint.startswith(f"Did you mean {tmp_path / 'llava-7b'}?")
     with pytest.raises(ModelError, match="Did you mean bundled"):
         reload("bundeld")
+    monkeypatch.chdir(tmp_path.parent)  # a path that might be a hub name
+    with pytest.raises(ModelError, match=f"Did you mean {tmp_path.name}/llava-7b"):
+        reload(f"{tmp_path.name}/lava-7b")
 
 
 def test_wrong_options(folder):

@@ -31,9 +31,9 @@ def find_folder(model: str | Path) -> Path:
         _fit(str(folder), [path.name for path in folder.iterdir()])
         return folder
     name = str(model)
-    if _is_hub_name(name) and not os.path.isfile(folder):
-        return cached(name) or _download(name)
     near = f"Did you mean {' or '.join(known)}? " if (known := _near(folder)) else ""
+    if _is_hub_name(name) and not os.path.isfile(folder):
+        return cached(name) or _download(name, near)
     raise ModelError(f"There is no model folder {name!r}.", near + _NAME)
 
 
@@ -58,8 +58,9 @@ def cached(name: str | Path) -> Path | None:
     return None
 
 
-def _download(name: str) -> Path:
-    """Fetch it, with the token of HF_TOKEN and no other."""
+def _download(name: str, near: str) -> Path:
+    """Fetch it, with the token of HF_TOKEN and no other. `near` is what to say of folders whose
+    names resemble it."""
     from huggingface_hub import HfApi, snapshot_download
 
     token = os.environ.get("HF_TOKEN") or False
@@ -70,10 +71,10 @@ def _download(name: str) -> Path:
     except ModelError:
         raise
     except Exception as error:  # whatever the hub, the net and the disk have to say
-        raise _refused(name, error) from error
+        raise _refused(name, error, near + _NAME) from error
 
 
-def _refused(name: str, error: Exception) -> ModelError:
+def _refused(name: str, error: Exception, hint: str) -> ModelError:
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{name}"
@@ -89,20 +90,20 @@ def _refused(name: str, error: Exception) -> ModelError:
             f"There is no model folder {name!r}, and the hub knows no model of that name that this "
             "token may see.",
             f"Check its spelling at https://huggingface.co/models?search={name.split('/')[1]}; "
-            f"for a private one set HF_TOKEN. {_NAME}",
+            f"for a private one set HF_TOKEN. {hint}",
         )
     if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
         return ModelError(
             f"There is no model folder {name!r}, it is not in the hub's cache, and the hub cannot "
             f"be asked: {why}",
-            _NAME,
+            hint,
         )
     if isinstance(error, errors.HFValidationError):
-        return ModelError(f"There is no model folder {name!r}, and no hub has it: {why}", _NAME)
+        return ModelError(f"There is no model folder {name!r}, and no hub has it: {why}", hint)
     return ModelError(
         f"There is no model folder {name!r}, and the hub did not send it: {type(error).__name__}: "
         f"{why}",
-        f"Try again (what has come already is kept), or: hf download {name}. {_NAME}",
+        f"Try again (what has come already is kept), or: hf download {name}. {hint}",
     )
 
 
