@@ -503,7 +503,7 @@ def test_a_hub_name_has_the_profile_of_its_folder(builds, tmp_path, monkeypatch)
         ({"architectures": ["LavaForConditionalGeneration"]}, "not supported", "mean LlavaFor"),
         ({"architectures": ["InternVLChatModel"]}, "own program", "InternVL3-1B-hf"),
         ({"architectures": ["Gemma3nForConditionalGeneration"]}, "share keys", "Supported"),
-        ({"model_type": "llava_of_tomorrow"}, "llava_of_tomorrow", "config.json"),
+        ({"model_type": "llava_of_tomorrow"}, "'llava_of_tomorrow'", "A newer transformers"),
         ({"quantization": {"bits": 4, "group_size": 64}}, "format of MLX", "original"),
         ({"quantization_config": {"quant_method": "fp8"}}, "need a GPU", "original"),
         ({"vision_config": {"model_type": "pixtral"}}, "'pixtral' vision tower", "clip_vision"),
@@ -522,6 +522,12 @@ def test_what_reads_quantised_weights_is_not_installed(tmp_path, method):
     with pytest.raises(ModelError, match=f"quantised with {method}, and what reads") as caught:
         check_packed(tmp_path, config, None, "cpu")
     assert caught.value.hint.startswith("Install it: pip install")
+
+
+def test_a_processor_that_is_none(copy):
+    folder = copy("gemma3")
+    change_json(folder / "processor_config.json", lambda c: c.update(processor_class="X"))
+    refused(folder, "is no processor of pictures and text", hint="original checkpoint")
 
 
 def test_pickled_and_foreign_formats(tmp_path):

@@ -64,8 +64,14 @@ def load(
     wanted = None if quantize is None else _quantization(quantize, kept)
     packed = check_packed(folder, config, quantize, where.type)
     headers = read_headers(folder)
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig, __version__
 
+    if (type_ := config.get("model_type")) not in list(CONFIG_MAPPING):
+        raise ModelError(
+            f"{folder}: config.json gives model_type as {shown(type_)}, which transformers "
+            f"{__version__} does not know.",
+            f"{_CONFIG} A newer transformers may know it.",
+        )
     with _explained(folder, "config.json cannot be read", _CONFIG):
         parsed = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     kind = adapter_for(name, parsed)
@@ -143,10 +149,11 @@ def _explained(folder: Path, what: str, hint: str) -> Any:
             "Use --quantize 8bit or 4bit, or a smaller model.",
         ) from error
     except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()][:2]
+        why = " ".join(lines).partition(" Should contain one of ")[0] or repr(error)
         if isinstance(error, ImportError):
             hint = "Install what it asks for, in the environment of cot-engine."
-        raise ModelError(f"{folder}: {what}: {cut(lines[0].strip(), 300)}", hint) from error
+        raise ModelError(f"{folder}: {what}: {cut(why, 300)}", hint) from error
 
 
 @contextlib.contextmanager
@@ -314,6 +321,9 @@ def _processor(folder: Path, kind: type[Adapter], parsed: Any) -> Any:
         from transformers import ProcessorMixin
 
         processor = kind.load_processor(folder, parsed)
+        if not all(hasattr(processor, part) for part in ("tokenizer", "image_processor")):
+            made = f"{_IMAGES[1]} makes a {type(processor).__name__} of it, which is no processor"
+            raise ModelError(f"{folder}: {made} of pictures and text.", _WORDS)
         # The processor's own wins, wherever it stands; transformers asks the tokenizer last.
         own = ProcessorMixin.get_processor_dict(folder)[0].get("chat_template")
         processor.chat_template = own or processor.tokenizer.chat_template
