@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,20 +18,21 @@ from cot_engine.backends.local.folder import (
     read_headers,
 )
 from cot_engine.backends.local.hub import find_folder
+from cot_engine.backends.local.libraries import explained, quietly
+from cot_engine.backends.local.processor import (
+    check_words,
+    end_tokens,
+    load_processor,
+    template_of,
+    ungranted,
+)
 from cot_engine.backends.local.text import ChatText
 from cot_engine.backends.models.family import Adapter
 from cot_engine.backends.models.registry import adapter_for, known
 from cot_engine.errors import InputError, ModelError, cut, install, shown
-from cot_engine.files.reading import read_json
 
 _AGAIN = "The files may be damaged or incomplete: download them again."
 _CONFIG = "Compare config.json with that of the original checkpoint."
-_WORDS = (
-    "Take tokenizer.json, tokenizer_config.json, the chat template and the processor's files from "
-    "the original checkpoint."
-)
-_IMAGES = ("preprocessor_config.json", "processor_config.json")
-_ORDINARY = "The answer is a red square"
 
 Quantize = Literal["8bit", "4bit"]
 
@@ -72,30 +71,30 @@ def load(
             f"{__version__} does not know.",
             f"{_CONFIG} A newer transformers may know it.",
         )
-    with _explained(folder, "config.json cannot be read", _CONFIG):
+    with explained(folder, "config.json cannot be read", _CONFIG):
         parsed = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     kind = adapter_for(name, parsed)
     check_sizes(folder, parsed, headers, packed is not None)
-    processor = _processor(folder, kind, parsed)
-    template = _template(processor.chat_template, folder)
-    _check_words(folder, processor.tokenizer)
+    processor = load_processor(folder, kind, parsed)
+    template = template_of(processor.chat_template, folder)
+    check_words(folder, processor.tokenizer)
     _check_built(folder, name, parsed, headers, packed is not None)
     if wanted is not None:
         wanted.llm_int8_skip_modules = list(kind.spared)
     network, unused = _network(folder, name, where, kept, wanted, packed)
     adapter = kind(network, processor)
     _check_vocabulary(folder, adapter)
-    notes = [*unused, *_said(folder)]
+    notes = [*unused, *ungranted(folder)]
     if quantize and where.type == "cpu":
         notes.append(f"{quantize} weights save memory on a CPU; they do not make it faster.")
-    eos = _eos(folder, config, processor.tokenizer)
+    eos = end_tokens(folder, config, processor.tokenizer)
     if not eos:
         notes.append("The model's files name no end token: every reply goes on to its limit.")
     text = ChatText(processor.tokenizer, adapter.image_tag, template, eos)
     if not template:
         notes.append("The model has no chat template; 'USER: ... ASSISTANT:' is used.")
     text.check()
-    with _explained(folder, "the weights cannot be read", _AGAIN):
+    with explained(folder, "the weights cannot be read", _AGAIN):
         digest = digest_of(sorted(folder.glob("*.safetensors")))
     return Loaded(adapter, text, name, str(model), digest, tuple(notes))
 
@@ -136,48 +135,11 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return known[dtype]
 
 
-@contextlib.contextmanager
-def _explained(folder: Path, what: str, hint: str) -> Any:
-    """Turn whatever a damaged checkpoint raises in the libraries into a ModelError."""
-    try:
-        yield
-    except (ModelError, InputError, KeyboardInterrupt, MemoryError):
-        raise
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"Not enough memory on the device for {folder}.",
-            "Use --quantize 8bit or 4bit, or a smaller model.",
-        ) from error
-    except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()][:2]
-        why = " ".join(lines).partition(" Should contain one of ")[0] or repr(error)
-        if isinstance(error, ImportError):
-            hint = "Install what it asks for, in the environment of cot-engine."
-        raise ModelError(f"{folder}: {what}: {cut(why, 300)}", hint) from error
-
-
-@contextlib.contextmanager
-def _quietly() -> Any:
-    """transformers warns of what is an error or a note here."""
-    import transformers
-
-    logger = logging.getLogger("transformers")
-    level, bar = logger.level, transformers.utils.logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bar:
-            transformers.utils.logging.enable_progress_bar()
-
-
 def _check_built(folder: Path, name: str, parsed: Any, headers: Headers, packed: bool) -> None:
     """Build the network without memory behind it, and hold its size against the weights'."""
     import transformers
 
-    with _quietly(), _explained(folder, "config.json describes no network", _CONFIG):
+    with quietly(), explained(folder, "config.json describes no network", _CONFIG):
         with torch.device("meta"):
             built = getattr(transformers, name)(parsed)
         count = sum(parameter.numel() for parameter in built.parameters())
@@ -200,7 +162,7 @@ def _network(
         kwargs["quantization_config"] = quantization
     if quantization is not None or packed is not None:
         kwargs["device_map"] = {"": device}
-    with _quietly(), _explained(folder, "the weights cannot be loaded", _AGAIN):
+    with quietly(), explained(folder, "the weights cannot be loaded", _AGAIN):
         model, report = getattr(transformers, name).from_pretrained(
             folder,
             dtype=dtype,
@@ -303,49 +265,6 @@ def _quantization(quantize: str, dtype: torch.dtype) -> Any:
     raise InputError(f"There is no quantisation {quantize!r}.", "Use 8bit or 4bit.")
 
 
-def _processor(folder: Path, kind: type[Adapter], parsed: Any) -> Any:
-    """Tokenizer and image processor; `chat_template` is what transformers' processor would use."""
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(
-            f"{folder}: its tokenizer has no tokenizer.json.",
-            "Take it from the original checkpoint, or convert the tokenizer: "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers.",
-        )
-    if not any((folder / name).is_file() for name in _IMAGES):
-        raise ModelError(
-            f"{folder} does not say how pictures are prepared: it has neither {_IMAGES[0]} nor "
-            f"{_IMAGES[1]}.",
-            "Take them from the original checkpoint; training often leaves them out.",
-        )
-    with _quietly(), _explained(folder, "its processor or tokenizer cannot be loaded", _WORDS):
-        from transformers import ProcessorMixin
-
-        processor = kind.load_processor(folder, parsed)
-        if not all(hasattr(processor, part) for part in ("tokenizer", "image_processor")):
-            made = f"{_IMAGES[1]} makes a {type(processor).__name__} of it, which is no processor"
-            raise ModelError(f"{folder}: {made} of pictures and text.", _WORDS)
-        # The processor's own wins, wherever it stands; transformers asks the tokenizer last.
-        own = ProcessorMixin.get_processor_dict(folder)[0].get("chat_template")
-        processor.chat_template = own or processor.tokenizer.chat_template
-    if not getattr(processor.tokenizer, "is_fast", False):
-        raise ModelError(f"{folder}: its tokenizer does not use its tokenizer.json.", _WORDS)
-    return processor
-
-
-def _check_words(folder: Path, tokenizer: Any) -> None:
-    """Refuse a tokenizer that loses words: the model would answer another question."""
-    with _explained(folder, "its tokenizer cannot spell ordinary words", _WORDS):
-        ids = tokenizer.backend_tokenizer.encode(_ORDINARY, add_special_tokens=False).ids
-        written = tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
-    lost = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids
-    if lost or "".join(written.split()).lower() != "".join(_ORDINARY.split()).lower():
-        raise ModelError(
-            f"{folder}: its tokenizer cannot spell ordinary words: of {_ORDINARY!r} it makes "
-            f"{shown(written)}.",
-            _WORDS,
-        )
-
-
 def _check_vocabulary(folder: Path, adapter: Adapter) -> None:
     """Refuse tokens that have no embedding, and an image token that is not the tokenizer's."""
     tokenizer, rows = adapter.processor.tokenizer, adapter.embed.weight.shape[0]
@@ -365,41 +284,3 @@ def _check_vocabulary(folder: Path, adapter: Adapter) -> None:
             f"image_token_id); the tokenizer's {tag!r} is {vocabulary.get(tag)}.",
             "Pictures would not be seen. Take both files from the same checkpoint.",
         )
-
-
-def _template(found: Any, folder: Path) -> str | None:
-    if isinstance(found, dict):
-        if "default" not in found:
-            raise ModelError(
-                f"{folder} has {len(found)} chat templates and none called 'default': "
-                f"{cut(', '.join(map(str, found)))}.",
-                "Write the one to use to chat_template.jinja in that folder.",
-            )
-        found = found["default"]
-    if found and not isinstance(found, str):
-        raise ModelError(f"{folder}: its chat template is {shown(found)}, not a text.", _WORDS)
-    return found or None
-
-
-def _eos(folder: Path, config: dict[str, Any], tokenizer: Any) -> set[int]:
-    """The end tokens that the folder's files name, and none that a library assumes."""
-    inner = config.get("text_config")
-    found: set[int] = set()
-    for values in (_generation(folder), config, inner if isinstance(inner, dict) else {}):
-        value = values.get("eos_token_id")
-        found.update(i for i in (value if isinstance(value, list) else [value]) if type(i) is int)
-    return found | ({tokenizer.eos_token_id} - {None})
-
-
-def _generation(folder: Path) -> dict[str, Any]:
-    path = folder / "generation_config.json"
-    found = read_json(path, "generation config", ModelError) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
-
-
-def _said(folder: Path) -> list[str]:
-    """What of the folder's wishes is not granted."""
-    penalty = _generation(folder).get("repetition_penalty")
-    if penalty in (None, 1):
-        return []
-    return [f"generation_config.json's repetition_penalty of {shown(penalty)} is not applied."]
