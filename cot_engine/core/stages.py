@@ -19,7 +19,7 @@ from cot_engine.files.reading import read_toml
 Detail = Literal["brief", "normal", "full"]
 DETAILS: tuple[Detail, ...] = ("brief", "normal", "full")
 _LENGTH_FACTOR = {"brief": 0.5, "normal": 1.0, "full": 2.0}
-_LONGEST = 16_384  # tokens that a stage may have
+LONGEST = 16_384  # tokens that a stage may have
 _TAG = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
 
 
@@ -48,10 +48,10 @@ class Stage:
                 f"A stage's tag is {shown(self.tag)}.",
                 "Use 1 to 32 capital letters, digits or underscores, a letter first.",
             )
-        if not (type(self.length) is int and 1 <= self.length <= _LONGEST):
+        if not (type(self.length) is int and 1 <= self.length <= LONGEST):
             raise ConfigError(
                 f"Stage {self.tag} has length {shown(self.length)}.",
-                f"It must be 1 to {_LONGEST} tokens.",
+                f"It must be 1 to {LONGEST} tokens.",
             )
         if self.width is not None and not (type(self.width) is int and 1 <= self.width <= 1024):
             raise ConfigError(
@@ -125,7 +125,7 @@ class Plan:
         """The plan for one problem: stages that need an image dropped, lengths by detail."""
         kept = tuple(stage for stage in self.stages if images or not stage.needs_image)
         factor = _LENGTH_FACTOR[detail]
-        lengths = (min(max(1, round(s.length * factor)), _LONGEST) for s in kept)
+        lengths = (min(max(1, round(s.length * factor)), LONGEST) for s in kept)
         return Plan(tuple(replace(s, length=n) for s, n in zip(kept, lengths, strict=True)))
 
     @classmethod

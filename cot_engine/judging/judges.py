@@ -21,8 +21,8 @@ from cot_engine.core.match import Verdict
 from cot_engine.core.parts import OutOfBudget as OutOfBudget
 from cot_engine.core.problem import Problem
 from cot_engine.core.requests import GREEDY, Prompt
-from cot_engine.core.stages import Plan
-from cot_engine.errors import ConfigError
+from cot_engine.core.stages import LONGEST, Plan
+from cot_engine.errors import ConfigError, shown
 from cot_engine.judging import prompts
 from cot_engine.judging.prompts import FORMS, Form
 from cot_engine.judging.protocol import Ask, Case, Judge, Pair, Scorer
@@ -91,6 +91,12 @@ class RationaleJudge:
 
     length: int = 200
     symmetric: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not (type(self.length) is int and 1 <= self.length <= LONGEST):
+            raise ConfigError(
+                f"length is {shown(self.length)}.", f"It must be 1 to {LONGEST} tokens."
+            )
 
     async def compare(self, pairs: Sequence[Pair], case: Case, ask: Ask) -> list[Verdict]:
         async def judged(head: Prompt, tails: list[str]) -> list[Verdict]:

@@ -18,6 +18,10 @@ from cot_engine.search.concurrency import gather
 
 T = TypeVar("T")
 
+PATIENCE = 0.5
+"""Seconds that lanes wait for one that neither asks nor ends: it may be waiting for one of them,
+for a lock that their judge holds, or for the world. Then they go on without it."""
+
 
 @dataclass(eq=False)
 class _Call:
@@ -42,7 +46,7 @@ class Lane:
         """What `send` gives, sent when every lane waits."""
         call = _Call(send, asyncio.get_running_loop().create_future())
         self.waiting.append(call)
-        self.lanes.look()
+        self.lanes.look_soon()
         try:
             answer: T = await call.answer
             return answer
@@ -63,7 +67,7 @@ class Lane:
                 return await coroutine
             finally:
                 self.running -= 1
-                self.lanes.look()
+                self.lanes.look_soon()
 
         try:
             return await gather(map(ended, many))
@@ -79,15 +83,36 @@ class Lanes:
     def __init__(self, count: int) -> None:
         self.each = [Lane(self) for _ in range(count)]
         self.sending: asyncio.Task[None] | None = None
+        self.looking: asyncio.Handle | None = None
+        self.patience: asyncio.TimerHandle | None = None
 
-    def look(self) -> None:
+    def look_soon(self) -> None:
+        """Look once whoever can run now has had a turn: a judge may ask several things at once, in
+        tasks that nobody counts."""
+        if self.looking is None:
+            self.looking = asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
         """Send what is asked, if every lane waits."""
-        if self.sending is None and all(lane.waits for lane in self.each):
-            calls = [call for lane in self.each for call in lane.waiting]
-            for lane in self.each:
-                lane.waiting.clear()
-            if calls:
-                self.sending = asyncio.ensure_future(self._send(calls))
+        self.looking = None
+        if self.sending is not None or not any(lane.waiting for lane in self.each):
+            return
+        if all(lane.waits for lane in self.each):
+            self._send_all()
+        elif self.patience is None:
+            self.patience = asyncio.get_running_loop().call_later(PATIENCE, self._send_all)
+
+    def _send_all(self) -> None:
+        if self.patience is not None:
+            self.patience.cancel()
+            self.patience = None
+        if self.sending is not None:
+            return
+        calls = [call for lane in self.each for call in lane.waiting]
+        for lane in self.each:
+            lane.waiting.clear()
+        if calls:
+            self.sending = asyncio.ensure_future(self._send(calls))
 
     async def _send(self, calls: list[_Call]) -> None:
         for call in calls:
@@ -104,6 +129,7 @@ class Lanes:
                 call.answer.set_exception(error)
             else:
                 call.answer.set_result(task.result())
+        self.look_soon()  # what was asked meanwhile
 
 
 class InOrder:

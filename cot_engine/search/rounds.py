@@ -80,7 +80,7 @@ class Rounds:
                 return exhausted  # the others are under way, and paid for
             finally:
                 lanes.each[k].over = True
-                lanes.look()
+                lanes.look_soon()
                 order.over(k)
 
         replies = await gather(map(carried_out, range(count)))

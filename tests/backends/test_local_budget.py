@@ -181,7 +181,8 @@ def test_an_allocator_that_fails_anywhere_costs_no_more_than_what_it_says(
 
 
 @pytest.mark.parametrize(
-    "value", ["", "much", "0", 0, -1, "-3GB", "nan", "1e400", True, "20 GiB x"]
+    "value",
+    ["", "much", "0", 0, -1, "-3GB", "nan", "1e400", True, "20 GiB x", "1.5", "1B", 4096, "1e3"],
 )
 def test_nonsense_is_refused_before_anything_is_loaded(value):
     with pytest.raises(ConfigError, match="memory is"):
@@ -192,7 +193,7 @@ def test_nonsense_is_refused_before_anything_is_loaded(value):
 
 def test_a_share_or_an_amount(loaded):
     shape = loaded.adapter.kv_shape()
-    amounts = [parse_memory(v) for v in (0.9, 0.5, "0.5", "20GB", "1.5 M", 4096, "300kb")]
-    assert amounts == [0.9, 0.5, 0.5, 20e9, 1.5e6, 4096, 3e5]
+    amounts = [parse_memory(v) for v in (0.9, 0.5, "0.5", "20GB", "1.5 M", 65536, "300kb")]
+    assert amounts == [0.9, 0.5, 0.5, 20e9, 1.5e6, 65536, 3e5]
     assert budget_tokens("1MB", shape) == 10**6 // shape.bytes_per_token
     assert budget_tokens(0.5, shape) > 10**4

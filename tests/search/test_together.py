@@ -201,3 +201,48 @@ def test_the_same_chain_may_be_grown_and_judged_in_several_of_them():
     one, two = (event for event in answer.trace if isinstance(event, Grown))
     assert [c.id for c in (*one.chains, *two.chains)] == [f"r.{k}" for k in range(5)]
     check_strategy(Twofold())
+
+
+class Gathers(SelfJudge):
+    """Asks of each pair apart, all at once, in tasks that nobody else counts."""
+
+    async def compare(self, pairs, case, ask):
+        one = SelfJudge.compare
+        return [v for [v] in await asyncio.gather(*(one(self, [p], case, ask) for p in pairs))]
+
+
+class Locked(SelfJudge):
+    """Lets one in at a time, as who spares a remote judge does."""
+
+    def __init__(self):
+        object.__setattr__(self, "least_mass", 1e-3)
+        object.__setattr__(self, "prompt", "full")
+        self.__dict__["lock"] = asyncio.Semaphore(1)
+
+    async def compare(self, pairs, case, ask):
+        async with self.lock:
+            return await SelfJudge.compare(self, pairs, case, ask)
+
+
+@dataclass(frozen=True)
+class Selects:
+    many: int = 1
+
+    def search(self, task):
+        beam = yield Expand(task.start, until=task.plan.stages[0], n=5)
+        picked = yield tuple(Select(beam[k:]) for k in range(self.many))
+        return (yield Expand(picked[0], until="end"))[0]
+
+
+@pytest.mark.parametrize("many", [1, 3])
+@pytest.mark.parametrize("judge", [Gathers, Locked])
+def test_a_judge_that_gathers_or_locks_does_not_hang(many, judge):
+    apart = solve(Selects(1), judge=SelfJudge(), tournament="round-robin")
+
+    async def within():
+        work = asyncio.to_thread(
+            solve, Selects(many), Slow(), judge=judge(), tournament="round-robin"
+        )
+        return await asyncio.wait_for(work, 20)
+
+    assert asyncio.run(within()).text == apart.text

@@ -140,10 +140,11 @@ class Worker:
                 continue
             job.fail(
                 ModelError(
-                    f"This takes the memory of {self.memory.alone(job):,} tokens at least: prompt,"
-                    f" reply so far, and one row to write it; there is room for"
-                    f" {self.memory.limit:,}.",
-                    "Use a smaller image, fewer tokens a stage, more --memory, or --quantize.",
+                    f"This takes the memory of {self.memory.alone(job):,} tokens at least: all that"
+                    f" it asks ({len(job.sequences)} prompts, replies so far included), and one row"
+                    f" to compute it; there is room for {self.memory.limit:,}.",
+                    "Use more --memory, fewer candidates, a smaller image, fewer tokens a stage, or"
+                    " --quantize.",
                 )
             )
 
