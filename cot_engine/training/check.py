@@ -201,7 +201,9 @@ def load_tokenizer(model: str) -> Tokenizer:
     from cot_engine.backends.local.loading import find_folder
     from cot_engine.engine.facade import model_path
 
-    file = find_folder(model_path(model)) / "tokenizer.json"
+    file = Path(model_path(model)).expanduser() / "tokenizer.json"
+    if not file.is_file():  # a folder of a tokenizer alone will do
+        file = find_folder(model_path(model)) / "tokenizer.json"
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exceptions
