@@ -86,8 +86,8 @@ _ALONE = re.compile(r"\s*(?:attempt\s*)?([12])\s*[.!]?\s*", re.IGNORECASE)
 class RationaleJudge:
     """The model itself, in writing: a reason, then a choice, as the published method does.
 
-    The margin is 1, -1 or 0. A reply without exactly one choice is unreadable, hence a tie. `length`
-    is the most tokens of a reply; raises ConfigError for one that cannot be.
+    The margin is 1, -1 or 0. A reply without exactly one choice is unreadable, hence a tie.
+    `length` is the most tokens of a reply; raises ConfigError for one that cannot be.
     """
 
     length: int = 200
