@@ -2,7 +2,8 @@
 
 Each lane runs until it waits for the model or is over. When all do, what they ask is sent at once,
 in the lanes' order; when all of it is answered they go on. So a backend gets the same requests in
-the same order every time, and what it charges for a shared prefix is charged to the same one.
+the same order every time, and what it charges for a shared prefix is charged to the same one. That
+holds as long as a part asks within PATIENCE; what waits longer for the world may come a turn later.
 """
 
 from __future__ import annotations
