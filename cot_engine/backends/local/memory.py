@@ -9,21 +9,15 @@ search costs must not depend on what ran beside it.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Iterable
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 
-from cot_engine.backends.local.amount import parse_memory
+from cot_engine.backends.local.amount import free_ram, parse_memory
 from cot_engine.backends.local.jobs import Job, Scope, Writing
 from cot_engine.backends.local.kv import BLOCK, KVShape
 from cot_engine.backends.local.prefix import let_go, walk
-
-UNKNOWN = 8 << 30
-"""Bytes that are taken for free where the system does not say."""
 
 
 def budget_tokens(memory: float | str, shape: KVShape) -> int:
@@ -40,19 +34,7 @@ def free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    known = []
-    # Each system has some of these; a container's limit is below what its machine has.
-    with suppress(OSError, ValueError, AttributeError):
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        known += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    with suppress(OSError, ValueError, AttributeError):
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text("ascii"))  # "max" is no limit
-        known.append(limit - int((group / "memory.current").read_text("ascii")))
-    with suppress(OSError, ValueError, AttributeError):
-        if not known:
-            known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    return max(1 << 20, min(known, default=UNKNOWN))
+    return free_ram()
 
 
 class Memory:
