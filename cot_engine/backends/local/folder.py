@@ -43,9 +43,10 @@ _PACKAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """The names and shapes of all weights in a folder."""
+    """The names and shapes of all weights in a folder, and the bytes that they take there."""
 
     shapes: dict[str, tuple[int, ...]]
+    stored: int
 
     @property
     def numbers(self) -> int:
@@ -153,12 +154,14 @@ def read_headers(folder: Path) -> Headers:
             "model.safetensors.index.json and its files).",
         )
     shapes: dict[str, tuple[int, ...]] = {}
+    stored = 0
     for path in files:
-        shapes |= _header(path)
-    return Headers(shapes)
+        more, size = _header(path)
+        shapes, stored = shapes | more, stored + size
+    return Headers(shapes, stored)
 
 
-def _header(path: Path) -> dict[str, tuple[int, ...]]:
+def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], int]:
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -181,7 +184,7 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
             f"{size:,} of {8 + length + ends:,} bytes.",
             "The download was not finished: go on with it.",
         )
-    return shapes
+    return shapes, ends
 
 
 def check_sizes(folder: Path, parsed: Any, headers: Headers, packed: bool) -> None:

@@ -1,0 +1,124 @@
+"""How many places a picture takes in a prompt, by the small files of a checkpoint alone.
+
+What the adapter of a family finds out by preparing the picture, without torch and without pixels.
+`config` is config.json, `images` what the folder says of its image processor. Tests hold each
+formula against the processor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+Files = dict[str, Any]
+Formula = Callable[[Files, Files, int, int], int]
+
+
+def places(family: str, config: Files, images: Files, width: int, height: int) -> int | None:
+    """Of a picture of these sizes in pixels; None where the files do not say."""
+    try:
+        return FAMILIES[family](config, images, width, height)
+    except (LookupError, TypeError, ValueError, ArithmeticError):
+        return None
+
+
+def crossed(config: Files) -> int:
+    """How many vision tokens cross-attention layers hold of a picture: all tiles, padding too."""
+    vision = config.get("vision_config", {})
+    each = (vision.get("image_size", 448) // vision.get("patch_size", 14)) ** 2 + 1
+    return int(vision.get("max_num_tiles", 4) * each)
+
+
+def _llava(config: Files, images: Files, width: int, height: int) -> int:
+    vision = config["vision_config"]
+    own = vision.get("model_type", "clip_vision_model") == "clip_vision_model"
+    default = config.get("vision_feature_select_strategy", "default") == "default"
+    return int((vision["image_size"] // vision["patch_size"]) ** 2 + own - default)
+
+
+def _llava_next(config: Files, images: Files, width: int, height: int) -> int:
+    """The whole picture, and its tiles without their padding, each row with a token for its end."""
+
+    def gain(size: tuple[int, int]) -> tuple[int, int]:
+        scale = min(size[1] / width, size[0] / height)
+        used = min(int(width * scale) * int(height * scale), width * height)
+        return used, used - size[0] * size[1]
+
+    pinpoints = images.get("image_grid_pinpoints") or config["image_grid_pinpoints"]
+    best = max(pinpoints, key=gain)
+    side = config["vision_config"]["image_size"]
+    patches = side // config["vision_config"]["patch_size"]
+    rows, columns = (size // side * patches for size in best)
+    if width / height > columns / rows:
+        rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
+    else:
+        columns -= (columns - int(round(width * (rows / height), 7))) // 2 * 2
+    return rows * columns + rows + _llava(config, images, width, height)
+
+
+def _qwen(config: Files, images: Files, width: int, height: int) -> int:
+    """Neighbouring patches make a token; sizes are rounded to whole ones, within bounds."""
+    vision, size = config["vision_config"], images.get("size") or {}
+    factor = images.get("patch_size", vision.get("patch_size", 14)) * images.get("merge_size", 2)
+    least = images.get("min_pixels") or size.get("shortest_edge", 56 * 56)
+    most = images.get("max_pixels") or size.get("longest_edge", 28 * 28 * 1280)
+    down, across = round(height / factor), round(width / factor)
+    scale = math.sqrt(height * width / most)
+    if down * across * factor**2 > most:
+        down = max(1, math.floor(height / scale / factor))
+        across = max(1, math.floor(width / scale / factor))
+    elif down * across * factor**2 < least:
+        scale = math.sqrt(least / (height * width))
+        down, across = math.ceil(height * scale / factor), math.ceil(width * scale / factor)
+    return down * across
+
+
+def _internvl(config: Files, images: Files, width: int, height: int) -> int:
+    """The tiles of the grid whose shape is nearest, and the whole picture if they are several."""
+    vision, size = config["vision_config"], images["size"]
+    side, patch = vision.get("image_size", 448), vision.get("patch_size", 14)
+    (tall, wide), (down, across) = (s if isinstance(s, list) else [s, s] for s in (side, patch))
+    each = int((tall // down) * (wide // across) * config.get("downsample_ratio", 0.5) ** 2)
+    least, most = images.get("min_patches", 1), images.get("max_patches", 12)
+    sides = range(1, most + 1)
+    grids = sorted(
+        ((a, b) for a in sides for b in sides if least <= a * b <= most), key=lambda g: g[0] * g[1]
+    )
+    best, off = (1, 1), math.inf
+    for grid in grids:
+        now = abs(width / height - grid[0] / grid[1])
+        covered = size["height"] * size["width"] * grid[0] * grid[1]
+        if now < off or (now == off and width * height > 0.5 * covered):
+            best, off = grid, now
+    tiles = best[0] * best[1]
+    return each * (tiles + (tiles > 1))
+
+
+def _idefics3(config: Files, images: Files, width: int, height: int) -> int:
+    """As many tiles as the picture fills, once it was brought to the size of the longest edge."""
+    vision = config["vision_config"]
+    each = (vision["image_size"] // vision["patch_size"]) ** 2 // config.get("scale_factor", 2) ** 2
+    if not images.get("do_image_splitting", True):
+        return int(each)
+    tile = images["max_image_size"]["longest_edge"]
+    long = min(images["size"]["longest_edge"], 4096)
+    short = int(long * min(width, height) / max(width, height))
+    short += short % 2
+    across = math.ceil(long / tile)
+    tiles = across * math.ceil(int(across * tile * short / long) / tile)
+    return int(each * (tiles + (tiles > 1)))
+
+
+FAMILIES: dict[str, Formula] = {
+    "llava": _llava,
+    "llava_next": _llava_next,
+    "mllama": lambda *_: 1,
+    "qwen2_vl": _qwen,
+    "qwen3_vl": _qwen,
+    "qwen3_vl_moe": _qwen,
+    "internvl": _internvl,
+    "idefics3": _idefics3,
+    "gemma3": lambda config, *_: config.get("mm_tokens_per_image", 256),
+}
+"""By the file of the family, as the registry has it."""
