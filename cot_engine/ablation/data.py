@@ -150,10 +150,10 @@ def load_data(
     return _from_file(path, n, split, rule or "auto", allow_url)
 
 
-def check_n(n: int | None) -> None:
+def check_n(n: int | None, name: str = "n") -> None:
     """Raises ConfigError for anything but None and a whole number from 1."""
     if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
-        raise ConfigError(f"n is {n!r}.", "It must be a whole number, 1 or more.")
+        raise ConfigError(f"{name} is {n!r}.", "It must be a whole number, 1 or more.")
 
 
 # --- scenes --------------------------------------------------------------------------------------

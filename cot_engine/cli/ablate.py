@@ -15,6 +15,7 @@ from cot_engine.files.locking import held
 from cot_engine.files.outputs import check_outputs, side_files
 
 if TYPE_CHECKING:
+    from cot_engine.ablation.data import DataSet
     from cot_engine.ablation.grid import Ablation
     from cot_engine.ablation.records import ResultRow
     from cot_engine.ablation.runner import Work
@@ -34,14 +35,16 @@ def run(
     ray_address: str | None,
     wait: bool,
     retry: bool,
+    dry_run: bool,
     quiet: bool,
 ) -> None:
-    from cot_engine.ablation.data import load_data
+    from cot_engine.ablation.data import check_n, load_data
     from cot_engine.ablation.store import Store
     from cot_engine.engine.facade import model_path
 
     if workers not in ("local", "ray"):
         raise ConfigError(f"workers is {workers!r}.", "It must be local or ray.")
+    check_n(problems, "problems")
     ablation = _read(config, flags)
     path = Path(store or f"{ablation.name}.sqlite")
     data_file = ("the data", ablation.folder / str(ablation.data["source"]))
@@ -53,16 +56,21 @@ def run(
         if not quiet:
             print(text, file=sys.stderr, flush=True)
 
+    def read() -> DataSet:
+        n = {"n": problems} if problems is not None else {}
+        given = {**ablation.data, **n, "folder": ablation.folder}
+        data = load_data(**given, allow_url=ablation.run.allow_url)
+        for note in data.notes:
+            tell(f"Note: {note}")
+        return data
+
+    if dry_run:
+        _dry_run(ablation, read())
+        return
     hint = "Wait for it to end (--wait does), stop it, or use another --store."
     lock = held(path, "the store", hint, wait=wait, tell=tell)
     with lock, Store(path, create=True) as opened:
-        data = load_data(
-            **ablation.data | ({"n": problems} if problems is not None else {}),
-            folder=ablation.folder,
-            allow_url=ablation.run.allow_url,
-        )
-        for note in data.notes:
-            tell(f"Note: {note}")
+        data = read()
         tell(f"Loading {ablation.run.model}")
         work = _run(ablation, data, opened, workers, ray_address, retry, quiet)
         failed = _print_result(opened, work)
@@ -72,6 +80,20 @@ def run(
             f"The same command tries them again; cot-engine report {shlex.quote(str(path))} names"
             " them all.",
         )
+
+
+def _dry_run(ablation: Ablation, data: DataSet) -> None:
+    from cot_engine.backends.local.needs import PICTURE
+    from cot_engine.cli.needs import dry_run
+
+    options = {
+        "searches": len(ablation.cells) * len(data.items) * len(ablation.seeds),
+        "problems": len(data.items),
+        "seeds": list(ablation.seeds),
+        "cells": [cell.label for cell in ablation.cells],
+        "in_flight": ablation.run.in_flight,
+    }
+    dry_run(ablation.run, options, [PICTURE], False)
 
 
 def _read(config: str, flags: dict[str, Any]) -> Ablation:
@@ -96,7 +118,7 @@ def _read(config: str, flags: dict[str, Any]) -> Ablation:
 
 def _run(
     ablation: Ablation,
-    data: Any,
+    data: DataSet,
     store: Store,
     workers: str,
     ray_address: str | None,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cot_engine.cli.data import data
-from cot_engine.cli.options import Action, Json, Quiet, Verbose, flags
+from cot_engine.cli.options import Action, DryRun, Json, Quiet, Verbose, flags
 from cot_engine.cli.options import option as _option
 from cot_engine.cli.options import usage as _usage
 from cot_engine.cli.training import train, train_judge
@@ -61,6 +61,7 @@ def solve(
     allow_incomplete: Annotated[
         bool, _option("--allow-incomplete", help="Exit 0, not 4, with an answer that was cut.")
     ] = False,
+    dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -74,7 +75,7 @@ def solve(
     from cot_engine.cli.solve import run
 
     more: dict[str, Any] = {"trace": trace, "allow_incomplete": allow_incomplete}
-    more |= {"json": json, "quiet": quiet}
+    more |= {"dry_run": dry_run, "json": json, "quiet": quiet}
     return partial(run, words, image or [], config, options, **more)
 
 
@@ -134,6 +135,7 @@ def ablate(
     retry: Annotated[
         bool, _option("--retry/--no-retry", help="Try searches again that failed. [yes]")
     ] = True,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     **options: Any,
@@ -147,6 +149,7 @@ def ablate(
 
     more: dict[str, Any]
     more = {"workers": workers, "ray_address": ray_address, "wait": wait, "retry": retry}
+    more["dry_run"] = dry_run
     return partial(run, config, store, problems, options, **more, quiet=quiet)
 
 
@@ -292,18 +295,22 @@ app.command(cls=_usage("CONFIG.toml"))(train)
 app.command("train-judge", cls=_usage("CONFIG.toml"))(train_judge)
 
 
-@app.command("list", cls=_usage("strategies|judges|tournaments|models|stages"))
-@flags("plan", after="what")
+@app.command("list", cls=_usage("strategies|judges|tournaments|stages|models [MODEL]"))
+@flags("plan", after="model")
 def list_(
     what: Annotated[str, typer.Argument(metavar="WHAT", hidden=True)],
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", hidden=True)] = None,
     json: Json = False,
     verbose: Verbose = False,
     **options: Any,
 ) -> Action:
-    """List what there is to choose from, with its parameters."""
+    """List what there is to choose from, with its parameters.
+
+    Of a MODEL, a folder or a hub name, what it needs: nothing is loaded.
+    """
     from cot_engine.cli.listing import run
 
-    return partial(run, what, options.get("plan"), json=json)
+    return partial(run, what, model, options.get("plan"), json=json)
 
 
 app.add_typer(data, name="data")

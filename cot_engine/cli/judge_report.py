@@ -40,11 +40,12 @@ def run(
     json: bool,
     quiet: bool,
 ) -> None:
-    from cot_engine.ablation.data import load_data
+    from cot_engine.ablation.data import check_n, load_data
     from cot_engine.engine.facade import model_path, profile_path
     from cot_engine.judging.profile import Profile
     from cot_engine.report.judge_report import STRATEGIES, Examination, judges_of
 
+    check_n(problems, "problems")
     for name, value, least, most in (("n", n, 1, MAX_N), ("rollouts", rollouts, 0, MAX_ROLLOUTS)):
         if value is not None and not least <= value <= most:
             raise ConfigError(f"{name} is {value}.", f"It must be from {least} to {most}.")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json as _json
-import shutil
-import sys
-import textwrap
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from cot_engine.cli.columns import show
 from cot_engine.errors import CotEngineError, InputError, UnknownNameError
-from cot_engine.escape import terminal
 
 if TYPE_CHECKING:
     from cot_engine.plugins import Kind
@@ -20,34 +17,37 @@ if TYPE_CHECKING:
 Listed = dict[str, Any]
 
 
-def run(what: str, plan: str | None, *, json: bool) -> None:
+def run(what: str, model: str | None, plan: str | None, *, json: bool) -> None:
     if what not in KINDS:
         raise UnknownNameError("listing of", what, KINDS)
     if plan is not None and what != "stages":
         raise InputError(
             "--plan belongs to the stages.", "Write: cot-engine list stages --plan FILE"
         )
-    rows = stages(plan) if what == "stages" else KINDS[what]()
+    if model is not None and what != "models":
+        raise InputError(
+            f"There is a second argument, {model!r}, which only models has.",
+            "Write: cot-engine list models MODEL",
+        )
+    if model is not None:
+        rows = [_model(model)]
+    else:
+        rows = stages(plan) if what == "stages" else KINDS[what]()
     if json:
         print(_json.dumps(rows, indent=2))
         return
-    indent = max((len(row["name"]) for row in rows), default=0) + 2
-    for row in rows:
-        said = [row["about"]]
-        if row.get("parameters"):
-            said.append(", ".join(f"{name}={value}" for name, value in row["parameters"].items()))
-        first, *others = [line for text in said for line in _wrapped(terminal(text), indent)]
-        print(f"{terminal(row['name']):<{indent}}{first}")
-        for line in others:
-            print(f"{'':<{indent}}{line}")
+    show([(row["name"], _said(row)) for row in rows])
 
 
-def _wrapped(text: str, indent: int) -> list[str]:
-    """Lines that fit the terminal; one line where there is none."""
-    if not sys.stdout.isatty():
-        return [text]
-    columns = max(20, shutil.get_terminal_size().columns - indent)
-    return textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False) or [""]
+def _said(row: Listed) -> list[str]:
+    from cot_engine.cli.needs import lines
+
+    said = [row["about"]]
+    if row.get("parameters"):
+        said.append(", ".join(f"{name}={value}" for name, value in row["parameters"].items()))
+    if "needs" in row:
+        said += [f"{key}: {text}" for key, text in lines(row["needs"]).items()]
+    return said
 
 
 def strategies() -> list[Listed]:
@@ -103,10 +103,18 @@ def models() -> list[Listed]:
     from cot_engine.backends.models.registry import ARCHITECTURES
 
     bundled = "A small model of coloured scenes that comes with the package."
-    rows = [{"name": "bundled", "about": bundled}]
+    rows = [{**_model("bundled"), "about": bundled}]
     for name, (_, example) in ARCHITECTURES.items():
         rows.append({"name": name, "about": f"such as --model {example}"})
     return rows
+
+
+def _model(name: str) -> Listed:
+    """A model that is here, and what it needs. Raises ModelError."""
+    from cot_engine.cli.needs import needs
+
+    told = needs(name)
+    return {"name": name, "about": "What it needs; nothing was loaded.", "needs": told}
 
 
 def stages(path: str | None = None) -> list[Listed]:

@@ -50,6 +50,9 @@ Action = Callable[[], None]
 """What a command returns: `main` calls it."""
 
 Quiet = Annotated[bool, option("--quiet", "-q", help="Say nothing on stderr but errors.")]
+DryRun = Annotated[
+    bool, option("--dry-run", help="Say what would run and what it needs; load nothing.")
+]
 Verbose = Annotated[bool, option("--verbose", help="Show a traceback with an error.")]
 Json = Annotated[bool, option("--json", help="Print everything as JSON on stdout.")]
 

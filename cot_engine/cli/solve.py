@@ -40,6 +40,7 @@ def run(
     *,
     trace: str | None,
     allow_incomplete: bool,
+    dry_run: bool,
     json: bool,
     quiet: bool,
 ) -> None:
@@ -57,6 +58,11 @@ def run(
     read += [("the picture", source) for source in sources]
     check_outputs([("--trace", trace)], read)
     images = _load(sources, config)
+    if dry_run:
+        from cot_engine.cli.needs import dry_run as told
+
+        told(config, call.plain(len(images)), [image.pixels.size for image in images], json)
+        return
     if trace is not None:
         hint = "Free some space or choose another place with --trace."
         check_writable(trace, "The trace", TraceError, hint)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any, Literal
 
 from cot_engine import plugins
-from cot_engine.core.options import shared
+from cot_engine.core.options import options_of, shared
 from cot_engine.core.requests import Sampling
 from cot_engine.core.stages import Plan
 from cot_engine.errors import ConfigError, UnknownNameError, shown
@@ -16,7 +16,6 @@ from cot_engine.options.config import ENGINE, KEYS, RunConfig
 from cot_engine.search.budget import Budget, parse_budget
 from cot_engine.search.loop import Named
 from cot_engine.search.session import Settings
-from cot_engine.search.strategy import Strategy
 from cot_engine.search.tournament import TOURNAMENTS
 
 _CALLS = tuple(key for key in KEYS if key not in ENGINE)
@@ -32,6 +31,15 @@ class Resolved:
     judge: Named
     plan: Plan
     budget: Budget | None
+
+    def plain(self, images: int) -> dict[str, Any]:
+        """All options of a problem with so many pictures, as values of JSON: names for the parts,
+        the plan as its tags."""
+        part, c = self.strategy.part, self.config
+        values = {f.name: getattr(c, f.name) for f in options_of(RunConfig)}
+        own = asdict(part) if is_dataclass(part) and not isinstance(part, type) else c.parameters
+        named = {"strategy": self.strategy.name, "parameters": own, "judge": self.judge.name}
+        return {**values, **named, "plan": [stage.tag for stage in self.plan.fit(images)]}
 
     def settings(self, plan: Plan, mode: Literal["trained", "prompted"]) -> Settings:
         """How a problem is searched that `plan` was fitted to."""
@@ -105,17 +113,9 @@ def _check_known(rest: dict[str, Any], strategy: Any) -> None:
 
 
 def _strategy(part: Any, config: RunConfig) -> Named:
-    if part is None or isinstance(part, str):
-        name = config.strategy
-        return Named(name, plugins.make("strategy", name, config.parameters))
-    if config.parameters:
-        raise ConfigError(
-            f"A strategy object was given beside {', '.join(config.parameters)}.",
-            "The object carries its own; leave these out.",
-        )
-    if not isinstance(part, Strategy):
-        raise ConfigError(f"{shown(part)} is not a strategy.", "It needs a method search(task).")
-    return Named(type(part).__name__, part)
+    given = config.strategy if part is None or isinstance(part, str) else part
+    made = plugins.make("strategy", given, config.parameters)
+    return Named(given if isinstance(given, str) else type(given).__name__, made)
 
 
 def _judge(part: Any, config: RunConfig, profile: Profile) -> Named:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import BUILDERS, build, picture
 
 from cot_engine.backends.local import loading
+from cot_engine.backends.local.needs import read_needs
 from cot_engine.backends.local.opener import Local
 from cot_engine.backends.models.registry import ARCHITECTURES
 from cot_engine.core.boundaries import Until
@@ -184,9 +185,10 @@ def write(backend):
 
 
 @pytest.mark.parametrize("quantize", ["8bit", "4bit"])
-@pytest.mark.parametrize("architecture", ["llava", "mllama", "qwen2_vl"])
+@pytest.mark.parametrize("architecture", ["llava", "mllama", "qwen2_vl", "qwen3_vl_moe", "gemma3"])
 def test_quantised(tmp_path, architecture, quantize):
-    """Language model in 8 or 4 bits, vision tower, projector and output layer untouched."""
+    """Language model in 8 or 4 bits, vision tower, projector and output layer untouched: it takes
+    what is said of it beforehand."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
     pytest.importorskip("accelerate")
     small = (bitsandbytes.nn.Linear8bitLt, bitsandbytes.nn.Linear4bit)
@@ -200,6 +202,12 @@ def test_quantised(tmp_path, architecture, quantize):
         assert inside
         assert all(".language_model." in name for name in inside)
         assert len(inside) % backend.adapter.text.num_hidden_layers == 0
+        held = 0
+        for weight in backend.adapter.model.parameters():
+            scales = getattr(getattr(weight, "quant_state", None), "absmax", None)
+            scales = getattr(weight, "SCB", None) if scales is None else scales
+            held += weight.nbytes + (0 if scales is None else scales.nbytes)
+        assert read_needs(folder).weights("float32", quantize) == held
         assert len(write(backend).generations) == 2
         assert quantize in backend.info.notes[0]
 

@@ -269,7 +269,7 @@ def test_a_cancelled_search_leaves_a_partial_trace(tmp_path):
         ({"budget": "3 tokens"}, BudgetError, "at least"),
         ({"temperature": -1}, ConfigError, "temperature"),
         ({"plan": "no-such-plan.toml"}, ConfigError, "no-such-plan.toml"),
-        ({"strategy": object()}, ConfigError, "search"),
+        ({"strategy": object()}, StrategyError, "search"),
         ({"judge": object()}, ConfigError, "compare"),
     ],
 )

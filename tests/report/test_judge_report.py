@@ -244,7 +244,7 @@ def test_a_full_disk_costs_the_file_and_not_the_report(cli):
         (["--judge", "slef"], ["slef", "Did you mean self"]),
         (["-s", "stage-bema"], ["stage-bema", "stage-beam"]),
         (["--data", "nowhere"], ["nowhere", "scenes"]),
-        (["--problems", "0"], ["0", "1 or more"]),
+        (["--problems", "-1"], ["problems is -1", "1 or more"]),
         (["-n", "0"], ["n is 0", "from 1"]),
         (["--rollouts", "-1"], ["rollouts is -1", "from 0"]),
         (["-t", "-3"], ["temperature", "-3"]),

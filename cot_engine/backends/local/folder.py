@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,12 @@ class Headers:
     @property
     def numbers(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def in_layers(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The weights of the language model's layers, without what comes before `self_attn`."""
+        for name, shape in self.shapes.items():
+            if match := _TEXT_LAYER.match(name):
+                yield name[match.end() :], shape
 
     def layers(self) -> int:
         """How many layers of the language model there are."""

@@ -23,7 +23,7 @@ _NAME = (
 )
 
 
-def find_folder(model: str | Path) -> Path:
+def find_folder(model: str | Path, *, download: bool = True) -> Path:
     """The local folder of a checkpoint, which its files' names say nothing against. Raises
     ModelError."""
     folder = Path(os.path.expanduser(model))  # and not Path's, which raises for a strange name
@@ -33,7 +33,13 @@ def find_folder(model: str | Path) -> Path:
     name = str(model)
     near = f"Did you mean {' or '.join(known)}? " if (known := _near(folder)) else ""
     if _is_hub_name(name) and not os.path.isfile(folder):
-        return cached(name) or _download(name, near)
+        if (found := cached(name)) is None and not download:
+            raise ModelError(
+                f"There is no model folder {name!r}, and it is not in the hub's cache. Nothing is "
+                "downloaded to say what it needs.",
+                f"{near}Fetch it first: hf download {name}",
+            )
+        return found or _download(name, near)
     raise ModelError(f"There is no model folder {name!r}.", near + _NAME)
 
 

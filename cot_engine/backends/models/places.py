@@ -12,29 +12,35 @@ from collections.abc import Callable
 from typing import Any
 
 Files = dict[str, Any]
-Formula = Callable[[Files, Files, int, int], int]
 
 
 def places(family: str, config: Files, images: Files, width: int, height: int) -> int | None:
     """Of a picture of these sizes in pixels; None where the files do not say."""
+    return _said(FAMILIES.get(family), config, images, width, height)
+
+
+def crossed(config: Files) -> int | None:
+    """How many vision tokens cross-attention layers hold of a picture: all tiles, padding too."""
+    return _said(_tiles, config)
+
+
+def _said(formula: Callable[..., int] | None, *given: Any) -> int | None:
     try:
-        return FAMILIES[family](config, images, width, height)
-    except (LookupError, TypeError, ValueError, ArithmeticError):
+        return None if formula is None else int(formula(*given))
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
         return None
 
 
-def crossed(config: Files) -> int:
-    """How many vision tokens cross-attention layers hold of a picture: all tiles, padding too."""
-    vision = config.get("vision_config", {})
-    each = (vision.get("image_size", 448) // vision.get("patch_size", 14)) ** 2 + 1
-    return int(vision.get("max_num_tiles", 4) * each)
+def _tiles(config: Files) -> int:
+    vision = config["vision_config"]
+    return vision["max_num_tiles"] * ((vision["image_size"] // vision["patch_size"]) ** 2 + 1)
 
 
 def _llava(config: Files, images: Files, width: int, height: int) -> int:
     vision = config["vision_config"]
     own = vision.get("model_type", "clip_vision_model") == "clip_vision_model"
     default = config.get("vision_feature_select_strategy", "default") == "default"
-    return int((vision["image_size"] // vision["patch_size"]) ** 2 + own - default)
+    return (vision["image_size"] // vision["patch_size"]) ** 2 + own - default
 
 
 def _llava_next(config: Files, images: Files, width: int, height: int) -> int:
@@ -100,17 +106,17 @@ def _idefics3(config: Files, images: Files, width: int, height: int) -> int:
     vision = config["vision_config"]
     each = (vision["image_size"] // vision["patch_size"]) ** 2 // config.get("scale_factor", 2) ** 2
     if not images.get("do_image_splitting", True):
-        return int(each)
+        return each
     tile = images["max_image_size"]["longest_edge"]
     long = min(images["size"]["longest_edge"], 4096)
     short = int(long * min(width, height) / max(width, height))
     short += short % 2
     across = math.ceil(long / tile)
     tiles = across * math.ceil(int(across * tile * short / long) / tile)
-    return int(each * (tiles + (tiles > 1)))
+    return each * (tiles + (tiles > 1))
 
 
-FAMILIES: dict[str, Formula] = {
+FAMILIES: dict[str, Callable[[Files, Files, int, int], int]] = {
     "llava": _llava,
     "llava_next": _llava_next,
     "mllama": lambda *_: 1,
