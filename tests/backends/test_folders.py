@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, models
 from cot_engine.backends.local import loading
 from cot_engine.backends.local.folder import check_packed
 from cot_engine.backends.local.hub import cached
+from cot_engine.backends.local.needs import read_needs
 from cot_engine.backends.local.opener import Local
 from cot_engine.core.boundaries import Until
 from cot_engine.core.requests import Generate, Prompt
@@ -190,8 +191,12 @@ def test_a_quantised_folder_on_a_cpu(builds, tmp_path):
         folder, quantization_config=how, device_map={"": "cpu"}, dtype=torch.bfloat16
     )
     network.save_pretrained(folder)
+    needs = read_needs(folder)
+    assert needs.packed == "bitsandbytes"
+    assert needs.stored < network.get_memory_footprint() * 1.05
     with Local(device="cpu").open(folder) as backend:
         assert len(write(backend).generations) == 1
+        assert 4 * needs.token == backend.adapter.kv_shape().bytes_per_token
 
 
 def test_files_of_weights_that_did_not_come(copy):

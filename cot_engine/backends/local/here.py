@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -33,13 +34,14 @@ def here(device: str = "auto", dtype: str = "auto") -> Here:
     """What `auto` would choose. Raises InputError for a GPU that is not there."""
     kind, _, number = device.partition(":")
     free = _gpu(int(number or 0)) if kind in ("auto", "cuda") else None
-    if kind == "cuda" and free is None:
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    there = {"cuda": free is not None, "mps": apple, "cpu": True}
+    if kind == "auto":
+        device = kind = next(each for each in there if there[each])
+    if not there[kind]:
         raise InputError(
             f"This machine (or this build of torch) has no {device} device.", "Use --device cpu."
         )
-    if kind == "auto":
-        apple = sys.platform == "darwin" and os.uname().machine == "arm64"
-        device = kind = "cuda" if free is not None else "mps" if apple else "cpu"
     return Here(
         device, free_ram() if free is None else free, _AUTO[kind] if dtype == "auto" else dtype
     )

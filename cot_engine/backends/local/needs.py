@@ -190,7 +190,8 @@ def _whole(values: Files, key: str) -> int:
 def _window(text: Files) -> int | None:
     """How wide its sliding windows are, if it has any."""
     kinds = text.get("layer_types")
-    used = "sliding_attention" in kinds if kinds else text.get("use_sliding_window", True)
+    some = "sliding_attention" in kinds if isinstance(kinds, list) else None
+    used = text.get("use_sliding_window", True) if some is None else some
     return _whole(text, "sliding_window") or None if used else None
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 Files = dict[str, Any]
+_MOST_TILES = 200  # of a picture, in a row: a file that says more is not believed
 
 
 def places(family: str, config: Files, images: Files, width: int, height: int) -> int | None:
@@ -26,7 +27,7 @@ def crossed(config: Files) -> int | None:
 
 def _said(formula: Callable[..., int] | None, *given: Any) -> int | None:
     try:
-        return None if formula is None else int(formula(*given))
+        return max(0, int(formula(*given))) or None if formula is not None else None
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
         return None
 
@@ -87,7 +88,7 @@ def _internvl(config: Files, images: Files, width: int, height: int) -> int:
     (tall, wide), (down, across) = (s if isinstance(s, list) else [s, s] for s in (side, patch))
     each = int((tall // down) * (wide // across) * config.get("downsample_ratio", 0.5) ** 2)
     least, most = images.get("min_patches", 1), images.get("max_patches", 12)
-    sides = range(1, most + 1)
+    sides = range(1, min(most, _MOST_TILES) + 1)
     grids = sorted(
         ((a, b) for a in sides for b in sides if least <= a * b <= most), key=lambda g: g[0] * g[1]
     )
