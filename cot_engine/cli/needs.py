@@ -67,34 +67,38 @@ def needs(
 
 def lines(told: dict[str, Any]) -> dict[str, str]:
     """That in words, by what each line is about."""
-    kind = told["quantised"]
-    count = (
-        f"{_short(told['parameters'])} parameters" if not kind else f"quantised already ({kind})"
-    )
+    kind, token, problem = told["quantised"], told["token"], told["problem"]
+    count = f"quantised already ({kind})" if kind else f"{_short(told['parameters'])} parameters"
     ways = ", ".join(f"{way} {amount(size)}" for way, size in told["weights"].items())
-    windows = told["window"] and f"; windows of {told['window']:,} save nothing, all is kept"
-    seen = [
-        f"{each['width']}x{each['height']} is {plural(each['tokens'], 'token')}, {_pair(each)}"
-        if each["bfloat16"] is not None
-        else f"{each['width']}x{each['height']}: its files do not say how many tokens"
-        for each in told["pictures"]
-    ]
-    problem, found = told["problem"], told["here"]
-    pictures = plural(len(seen), "such picture") if seen else "no picture"
-    return {
+    spared = "" if kind else "what they spare in bfloat16; "
+    seen = [_picture(each) for each in told["pictures"]]
+    said = {
         "model": f"{told['architecture']}, {count}",
-        "weights": f"{ways} (on disk {amount(told['stored'])})",
-        "token": f"{_pair(told['token'])} of keys and values in {told['layers']} layers"
-        f"{windows or ''}"
-        if told["layers"]
-        else "config.json does not say what keys and values it takes",
-        **({"picture": "; ".join(seen)} if seen else {}),
-        "problem": f"{_pair(problem)} in flight, {1e9 / problem['bfloat16']:.2g} per GB in "
-        f"bfloat16 ({_ASSUMED}, {pictures})"
-        if problem["bfloat16"]
-        else "not known",
-        "here": _here(found),
+        "weights": f"{ways} ({spared}on disk {amount(told['stored'])})",
+        "token": "config.json does not say what its keys and values take",
+        "picture": "; ".join(seen),
+        "problem": "not known",
+        "here": _here(told["here"]),
     }
+    if token["bfloat16"]:
+        said["token"] = f"{_pair(token)} of keys and values in {plural(told['layers'], 'layer')}"
+        if told["window"]:
+            said["token"] += f"; windows of {told['window']:,} save nothing, all is kept"
+    if problem["bfloat16"]:
+        pictures = plural(len(seen), "such picture") if seen else "no picture"
+        said["problem"] = (
+            f"{_pair(problem)} in flight, {1e9 / problem['bfloat16']:.2g} per GB in bfloat16 "
+            f"({problem['assumed']}, {pictures})"
+        )
+    return {name: text for name, text in said.items() if text}
+
+
+def _picture(told: dict[str, Any]) -> str:
+    size = f"{told['width']}x{told['height']}"
+    if told["tokens"] is None:
+        return f"{size}: how many tokens is not known before it is prepared"
+    taken = "" if told["bfloat16"] is None else f", {_pair(told)}"
+    return f"{size} is {plural(told['tokens'], 'token')}{taken}"
 
 
 def dry_run(config: RunConfig, options: dict[str, Any], pictures: Sizes, json: bool) -> None:
