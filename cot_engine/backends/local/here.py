@@ -63,7 +63,9 @@ def _gpu(number: int) -> int | None:
 def _built_for_gpu() -> bool:
     """Whether the torch that is installed can use one, as it writes down itself."""
     found = importlib.util.find_spec("torch")
-    with suppress(OSError, AttributeError, TypeError):
-        text = (Path(found.origin).parent / "version.py").read_text("utf-8")  # type: ignore[union-attr,arg-type]
+    if found is None or found.origin is None:
+        return False
+    with suppress(OSError):
+        text = (Path(found.origin).parent / "version.py").read_text("utf-8")
         return re.search(r"^cuda\b.*= *['\"]", text, re.MULTILINE) is not None
     return False
