@@ -18,6 +18,7 @@ import transformers as tf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import (
@@ -391,6 +392,63 @@ def _gemma3() -> tuple[Any, Any]:
     return tf.Gemma3ForConditionalGeneration(config), processor
 
 
+GLM = {
+    "image_token": "<|image|>",
+    "video_token": "<|video|>",
+    "begin_image": "<|begin_of_image|>",
+    "end_image": "<|end_of_image|>",
+    "video_start": "<|begin_of_video|>",
+    "video_end": "<|end_of_video|>",
+    "user": "<|user|>",
+    "think": "<think>",
+    "thought": "</think>",
+}
+
+
+UNTHOUGHT = "{{ '<think></think>\n' if enable_thinking is defined and not enable_thinking }}"
+
+
+def _glm(moe: bool) -> tuple[Any, Any]:
+    tok = tokenizer(GLM)
+    ids = {name: tok.convert_tokens_to_ids(token) for name, token in GLM.items()}
+    images = Glm4vImageProcessorPil(
+        patch_size=7,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": 2 * 14**2, "longest_edge": 128 * 7**2},
+        **NORM,
+    )
+    mrope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+    text = {**TEXT, "vocab_size": len(tok)}
+    text["rope_parameters"] = {**mrope, "partial_rotary_factor": 0.5}
+    if moe:
+        text |= {"n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 1}
+        text |= {"moe_intermediate_size": 48, "first_k_dense_replace": 1, "head_dim": 16}
+    kind = tf.Glm4vMoeConfig if moe else tf.Glm4vConfig
+    config = kind(
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "out_hidden_size": 64,
+            "intermediate_size": 96,
+            "num_heads": 2,
+            "image_size": 28,
+            "patch_size": 7,
+        },
+        text_config=text,
+        image_token_id=ids["image_token"],
+        video_token_id=ids["video_token"],
+        image_start_token_id=ids["begin_image"],
+        image_end_token_id=ids["end_image"],
+        video_start_token_id=ids["video_start"],
+        video_end_token_id=ids["video_end"],
+    )
+    model = tf.Glm4vMoeForConditionalGeneration if moe else tf.Glm4vForConditionalGeneration
+    template = TEMPLATE.replace("IMAGE", "<|begin_of_image|><|image|><|end_of_image|>")
+    template = template.replace("assistant\n", f"assistant\n{UNTHOUGHT}")
+    return model(config), Parts(images, tok, template)
+
+
 BUILDERS = {
     "llava": _llava,
     "llava_next": _llava_next,
@@ -403,6 +461,8 @@ BUILDERS = {
     "idefics3": lambda: _idefics(False),
     "smolvlm": lambda: _idefics(True),
     "gemma3": _gemma3,
+    "glm4v": lambda: _glm(False),
+    "glm4v_moe": lambda: _glm(True),
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from cot_engine.backends.local.loading import Loaded
-from cot_engine.backends.local.text import FALLBACK
+from cot_engine.backends.local.text import FALLBACK, NO_THOUGHT
 from cot_engine.backends.models.family import Pixels
 from cot_engine.core.grammar import read
 from cot_engine.core.stages import Plan
@@ -206,7 +206,11 @@ class Encoder:
             prompt = self._apply(turns, True)
             whole = self._apply([*turns, {"role": "assistant", "content": assistant}], False)
             if _PROMPT in prompt and _ANSWER in whole and prompt.count(tag) == images:
-                return prompt, whole
+                past = self.text.past_thought(prompt)
+                start = NO_THOUGHT.sub("", past)
+                if start != past and whole.startswith(start):  # many write answers without thoughts
+                    whole = past + NO_THOUGHT.sub("", whole[len(start) :], 1)
+                return past, whole
         prompt = FALLBACK.format(images=f"{tag}\n" * images, text=_PROMPT)
         return prompt, f"{prompt} {_ANSWER}"
 
@@ -218,6 +222,7 @@ class Encoder:
                 turns,
                 chat_template=self.text.template,
                 add_generation_prompt=opening,
+                enable_thinking=False,
                 tokenize=False,
             )
         except Exception:  # a template is a program of the model's maker and may raise anything

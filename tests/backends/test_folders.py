@@ -30,6 +30,7 @@ from cot_engine.core.boundaries import Until
 from cot_engine.core.requests import Generate, Prompt
 from cot_engine.engine.facade import Engine
 from cot_engine.errors import InputError, ModelError
+from cot_engine.training.examples import Encoder
 
 
 @pytest.fixture(scope="module")
@@ -327,11 +328,48 @@ def test_a_template_that_wants_text_is_not_shown_a_list(copy):
     assert text._decode(text.turn("x", ()))[-3:] == "[x]"
 
 
-def test_models_that_think_are_refused(copy):
+@pytest.mark.parametrize(
+    ("opened", "prompt", "said"),
+    [
+        # As Qwen3-VL's Thinking, as DeepSeek's, as Qwen3's and GLM-4.5V's.
+        ("<think>\n", "<think>\n\n</think>\n\n", "opens the reply with <think>"),
+        ("<thinking>", "<thinking></thinking>\n", "opens the reply with <thinking>"),
+        (
+            "{% if enable_thinking is defined and enable_thinking is false %}"
+            "{{ '<think>\n\n</think>\n\n' }}{% endif %}",
+            "<think>\n\n</think>\n\n",
+            "an empty thought where enable_thinking is false",
+        ),
+        ("", "", None),
+    ],
+)
+def test_a_thought_is_left_empty(copy, opened, prompt, said):
+    """What is forced stands behind it, what is chosen too; and whoever asked is told."""
     folder = copy()
     path = folder / "chat_template.jinja"
-    path.write_text(path.read_text().replace("assistant\n", "assistant\n<think>\n"))
-    refused(folder, "opens the reply with <think>", hint="Instruct")
+    path.write_text(path.read_text().replace("assistant\n", f"assistant\n{opened}"))
+    loaded = loading.load(folder, device="cpu")
+    for images in ((), ("<image>",)):
+        whole = loaded.text._decode(loaded.text.turn("x", images))
+        assert whole.endswith(f"x<|im_end|>\n<|im_start|>assistant\n{prompt}")
+    told = [note for note in loaded.notes if "it is left empty" in note]
+    assert len(told) == (said is not None) and (said or "") in "".join(told)
+    ids = Encoder(loaded).example("x", "a red").ids  # what is learnt follows what is asked
+    assert loaded.text._decode(ids).count("</think") == prompt.count("</think")
+    assert loaded.text._decode(ids).endswith(f"assistant\n{prompt}a red</s>")
+
+
+def test_a_family_that_thinks_of_itself(tmp_path):
+    """GLM-4.1V's template says nothing of it, and its config.json nothing of the ends."""
+    folder = build("glm4v", tmp_path)
+    path = folder / "chat_template.jinja"
+    path.write_text(re.sub(r"\{\{ '<think>.*?\}\}", "", path.read_text(), flags=re.DOTALL))
+    (folder / "generation_config.json").unlink()
+    loaded = loading.load(folder, device="cpu")
+    tokens = loaded.text.tokenizer.convert_ids_to_tokens(loaded.text.turn("x", ()))
+    assert tokens[-3:] == ["<think>", "</think>", "Ċ"]
+    assert "The model opens its replies with a thought of itself" in "".join(loaded.notes)
+    assert loaded.text.tokenizer.convert_tokens_to_ids("<|user|>") in loaded.text.eos
 
 
 # --- pictures -------------------------------------------------------------------------------------

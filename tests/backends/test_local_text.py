@@ -112,6 +112,7 @@ def test_prompts_are_the_processors_own(tmp_path, architecture, monkeypatch):
             wanted = processor.apply_chat_template(
                 [{"role": "user", "content": [*content, {"type": "text", "text": asked}]}],
                 add_generation_prompt=True,
+                enable_thinking=False,
                 tokenize=True,
             )
             wanted = list(wanted[0]) if isinstance(wanted[0], list) else list(wanted)

@@ -87,13 +87,15 @@ def load(
     notes = [*unused, *ungranted(folder)]
     if quantize and where.type == "cpu":
         notes.append(f"{quantize} weights save memory on a CPU; they do not make it faster.")
-    eos = end_tokens(folder, config, processor.tokenizer)
+    eos = end_tokens(folder, config, processor.tokenizer, kind.ends)
     if not eos:
         notes.append("The model's files name no end token: every reply goes on to its limit.")
-    text = ChatText(processor.tokenizer, adapter.image_tag, template, eos)
+    text = ChatText(processor.tokenizer, adapter.image_tag, template, eos, kind.thought)
     if not template:
         notes.append("The model has no chat template; 'USER: ... ASSISTANT:' is used.")
     text.check()
+    if text.thinks:
+        notes.append(f"{text.thinks}: it is left empty, and the stages are what the model thinks.")
     with explained(folder, "the weights cannot be read", _AGAIN):
         digest = digest_of(sorted(folder.glob("*.safetensors")))
     return Loaded(adapter, text, name, str(model), digest, tuple(notes))

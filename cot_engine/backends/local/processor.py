@@ -75,14 +75,20 @@ def template_of(found: Any, folder: Path) -> str | None:
     return found or None
 
 
-def end_tokens(folder: Path, config: dict[str, Any], tokenizer: Any) -> set[int]:
-    """The end tokens that the folder's files name, and none that a library assumes."""
+def end_tokens(
+    folder: Path, config: dict[str, Any], tokenizer: Any, ends: tuple[str, ...] = ()
+) -> set[int]:
+    """The end tokens that the folder's files name, and none that a library assumes; besides them
+    `ends`, as the family's models write them, where the tokenizer has them."""
     inner = config.get("text_config")
     found: set[int] = set()
     for values in (_generation(folder), config, inner if isinstance(inner, dict) else {}):
         value = values.get("eos_token_id")
         found.update(i for i in (value if isinstance(value, list) else [value]) if type(i) is int)
-    return found | ({tokenizer.eos_token_id} - {None})
+    known = tokenizer.get_vocab() if ends else {}
+    return (
+        found | {known[end] for end in ends if end in known} | ({tokenizer.eos_token_id} - {None})
+    )
 
 
 def _generation(folder: Path) -> dict[str, Any]:

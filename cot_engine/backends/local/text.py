@@ -11,12 +11,13 @@ from functools import lru_cache
 from typing import Any
 
 from cot_engine.core.boundaries import Until
-from cot_engine.errors import ModelError, cut, said
+from cot_engine.errors import ModelError, said
 
 FALLBACK = "USER: {images}{text} ASSISTANT:"  # for models without a chat template
 _SENTINEL = "0cot0text0"
 _PADDED = f" \n\t{_SENTINEL}\t\n "  # by which one sees whether a template trims
-_THINKS = ("<think>", "<thinking>")
+NO_THOUGHT = re.compile(r"<(think|thinking)>\s*</\1>\s*")  # an empty one
+_THINKS = re.compile(r"<(think|thinking)>(\s*)\Z")
 _PATIENCE = 10.0  # seconds for two short prompts
 _MEND = (
     "Take chat_template.jinja (or chat_template.json) from the original checkpoint. Without any "
@@ -34,9 +35,20 @@ class ChatText:
     `image_tag` is what the template writes for an image ("<image>", ...). Special tokens written
     in the user's text stay text: the template is rendered around a sentinel, and wherever the
     tokenizer would see a special token that the template did not write, the text is cut in two.
+
+    A model that thinks before it answers gets an empty thought in the prompt (see `past_thought`);
+    `thinks` says which, once the template was used. `thought` is that of a family whose models open
+    one of themselves.
     """
 
-    def __init__(self, tokenizer: Any, image_tag: str, template: str | None, eos: set[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        image_tag: str,
+        template: str | None,
+        eos: set[int],
+        thought: str = "",
+    ) -> None:
         self.tokenizer = tokenizer
         self._fast = tokenizer.backend_tokenizer  # the library's own wrapper takes ten times longer
         self._fast.no_truncation()
@@ -44,6 +56,8 @@ class ChatText:
         self.image_tag = image_tag
         self.template = template
         self.eos = frozenset(eos)
+        self.thought = thought
+        self.thinks = ""
         added = tokenizer.added_tokens_decoder
         special = set(tokenizer.all_special_ids)
         # Stage tags may have been added to a tuned model's vocabulary: those must keep working.
@@ -215,13 +229,23 @@ class ChatText:
         left, _, right = _PADDED.partition(_SENTINEL)
         kept = before.endswith(left), after.startswith(right)
         before, after = before.removesuffix(left), after.removeprefix(right)
-        if after.rstrip().endswith(_THINKS):
-            raise ModelError(
-                f"The chat template opens the reply with {cut(after.split()[-1])}: the model "
-                "thinks before it answers, and the stages would be written into its thoughts.",
-                "Give the checkpoint of the same family that does not (often called Instruct).",
-            )
+        after = self.past_thought(after)
         return before, after, not kept[0], not kept[1]
+
+    def past_thought(self, after: str) -> str:
+        """`after`, with the thought closed that it opens: what is forced would stand inside it, and
+        what is chosen would be a thought's first word."""
+        if opened := _THINKS.search(after):
+            name, gap = opened.groups()
+            closed = f"\n</{name}>\n\n" if gap else f"</{name}>\n"  # as Qwen and as GLM write it
+            self.thinks = f"The chat template opens the reply with <{name}>"
+            return after + closed
+        if NO_THOUGHT.search(after):
+            self.thinks = "The chat template has an empty thought where enable_thinking is false"
+        elif self.thought and self.template:
+            self.thinks = "The model opens its replies with a thought of itself"
+            return after + self.thought
+        return after
 
     def _written(self, images: int) -> str:
         """A user turn with the padded sentinel in it, as the template has it."""
@@ -249,6 +273,7 @@ class ChatText:
             [{"role": "user", "content": content}],
             chat_template=self.template,
             add_generation_prompt=True,
+            enable_thinking=False,  # read by templates of models that can do both
             tokenize=False,
         )
 

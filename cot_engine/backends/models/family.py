@@ -91,6 +91,8 @@ class Adapter(ABC):
     `counting` the settings that say how many tokens a picture takes, `spared` the modules that
     quantisation leaves alone, `lm_path` where the language model is, `image_kwargs` what the image
     processor is told besides. `prompt_depends_on_images`: even the tokens before an image do.
+    `ends` are tokens that end a reply, named by its files or not; `thought` is an empty thought as
+    its makers write it, for models that open one of themselves.
     """
 
     texts: ClassVar[tuple[str, ...]] = PLAIN
@@ -102,6 +104,8 @@ class Adapter(ABC):
     )
     lm_path: ClassVar[str] = "language_model"
     image_kwargs: ClassVar[dict[str, Any]] = {}
+    ends: ClassVar[tuple[str, ...]] = ()
+    thought: ClassVar[str] = ""
     prompt_depends_on_images: ClassVar[bool] = False
     max_images = 16
 

@@ -93,6 +93,8 @@ class Flops:
 
 def _sparse(text: Any) -> int:
     """How many layers have experts."""
+    if getattr(text, "n_routed_experts", 0):  # GLM: all but the first ones
+        return text.num_hidden_layers - text.first_k_dense_replace
     every = getattr(text, "decoder_sparse_step", 0) if getattr(text, "num_experts", 0) else 0
     dense = getattr(text, "mlp_only_layers", None) or ()
     layers = range(text.num_hidden_layers) if every else ()
@@ -100,8 +102,10 @@ def _sparse(text: Any) -> int:
 
 
 def _active(text: Any) -> int:
-    """Of one token in a layer of experts."""
-    if not getattr(text, "num_experts", 0):
+    """Of one token in a layer of experts: those chosen for it, those for all, and the choosing."""
+    count = getattr(text, "n_routed_experts", 0) or getattr(text, "num_experts", 0)
+    if not count:
         return 0
     each = 3 * linear(1, text.hidden_size, text.moe_intermediate_size)
-    return text.num_experts_per_tok * each + linear(1, text.hidden_size, text.num_experts)
+    active = text.num_experts_per_tok + getattr(text, "n_shared_experts", 0)
+    return active * each + linear(1, text.hidden_size, count)

@@ -81,6 +81,17 @@ def _qwen(config: Files, images: Files, width: int, height: int) -> int:
     return down * across
 
 
+def _glm(config: Files, images: Files, width: int, height: int) -> int:
+    """As Qwen's, but the bounds count each picture as a film's frames, and no side is shorter than
+    a token's."""
+    patch = images.get("patch_size", config["vision_config"].get("patch_size", 14))
+    short, frames = patch * images.get("merge_size", 2), images.get("temporal_patch_size", 2)
+    scale = max(1, short / height, short / width)
+    size = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15000, **images.get("size", {})}
+    bounds = {name: pixels / frames for name, pixels in size.items()}
+    return _qwen(config, {**images, "size": bounds}, int(width * scale), int(height * scale))
+
+
 def _internvl(config: Files, images: Files, width: int, height: int) -> int:
     """The tiles of the grid whose shape is nearest, and the whole picture if they are several."""
     vision, size = config["vision_config"], images["size"]
@@ -126,6 +137,7 @@ FAMILIES: dict[str, Callable[[Files, Files, int, int], int]] = {
     "qwen3_vl_moe": _qwen,
     "internvl": _internvl,
     "idefics3": _idefics3,
+    "glm4v": _glm,
     "gemma3": lambda config, *_: config.get("mm_tokens_per_image", 256),
 }
 """By the file of the family, as the registry has it."""

@@ -23,6 +23,8 @@ ARCHITECTURES = {
     "Idefics3ForConditionalGeneration": ("idefics3", "HuggingFaceM4/Idefics3-8B-Llama3"),
     "SmolVLMForConditionalGeneration": ("idefics3", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"),
     "Gemma3ForConditionalGeneration": ("gemma3", "google/gemma-3-4b-it"),
+    "Glm4vForConditionalGeneration": ("glm4v", "zai-org/GLM-4.1V-9B-Thinking"),
+    "Glm4vMoeForConditionalGeneration": ("glm4v", "zai-org/GLM-4.5V"),
 }
 """By the name of the model class, as config.json's `architectures` has it: the file of its family,
 where its adapter is called like it, and a model of that kind."""
@@ -46,7 +48,6 @@ LACKING = {
     "LlavaOnevisionForConditionalGeneration": "pictures that take fewer tokens beside others",
     "PaliGemmaForConditionalGeneration": "a prompt seen in both directions, and no chat template",
     "Mistral3ForConditionalGeneration": "pictures of any shape, as its processor prepares them",
-    "Glm4vForConditionalGeneration": "end tokens that its config.json does not name",
 }
 """Architectures that transformers has, and what of them has no place here yet."""
 
