@@ -21,8 +21,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CLIP, build, enliven, picture
 from tokenizers import Tokenizer, models
 
-from cot_engine.backends.local import loading
-from cot_engine.backends.local.folder import check_packed
+from cot_engine.backends.local import loading, packed
 from cot_engine.backends.local.hub import cached
 from cot_engine.backends.local.needs import read_needs
 from cot_engine.backends.local.opener import Local
@@ -548,7 +547,11 @@ def test_a_hub_name_has_the_profile_of_its_folder(builds, tmp_path, monkeypatch)
         ({"architectures": ["Gemma3nForConditionalGeneration"]}, "share keys", "Supported"),
         ({"model_type": "llava_of_tomorrow"}, "'llava_of_tomorrow'", "A newer transformers"),
         ({"quantization": {"bits": 4, "group_size": 64}}, "format of MLX", "original"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "need a GPU", "original"),
+        (
+            {"quantization_config": {"quant_method": "fbgemm_fp8"}},
+            "not installed: fbgemm-gpu",
+            "original",
+        ),
         ({"vision_config": {"model_type": "pixtral"}}, "'pixtral' vision tower", "clip_vision"),
     ],
 )
@@ -560,10 +563,11 @@ def test_each_config_has_its_own_sentence(copy, values, words, hint):
 
 
 @pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors"])
-def test_what_reads_quantised_weights_is_not_installed(tmp_path, method):
+def test_what_reads_quantised_weights_is_not_installed(tmp_path, monkeypatch, method):
+    monkeypatch.setattr(packed, "_installed", lambda name: name == "accelerate")
     config = {"quantization_config": {"quant_method": method}}
     with pytest.raises(ModelError, match=f"quantised with {method}, and what reads") as caught:
-        check_packed(tmp_path, config, None, "cpu")
+        packed.check_packed(tmp_path, config, None, "cpu")
     assert caught.value.hint.startswith("Install it: pip install")
 
 

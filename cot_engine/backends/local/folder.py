@@ -3,7 +3,6 @@ of the weights, which are read without the weights themselves."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cot_engine.errors import InputError, ModelError, cut, shown
+from cot_engine.errors import ModelError, cut, shown
 from cot_engine.files.reading import read_json
 
 _HEADER = 100_000_000  # bytes; what safetensors itself allows
@@ -26,20 +25,6 @@ _BELONG = "config.json and weights belong together: take both from the same chec
 _LAYERS = ("num_hidden_layers", "depth")
 _MOST_LAYERS = 1_000  # where no weights' names say how many there are
 _PACKED = 8  # quantised weights in one number, at most
-_PACKAGES = {
-    "awq": ("gptqmodel",),
-    "gptq": ("gptqmodel", "optimum"),
-    "compressed-tensors": ("compressed_tensors",),
-    "bitsandbytes": ("bitsandbytes", "accelerate"),
-    "fp8": ("accelerate",),
-    "fbgemm_fp8": ("fbgemm_gpu",),
-    "torchao": ("torchao",),
-    "hqq": ("hqq",),
-    "aqlm": ("aqlm",),
-    "eetq": ("eetq",),
-    "quanto": ("optimum.quanto",),
-}
-"""What transformers needs to read weights that are quantised so, as `import` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,53 +73,6 @@ def read_config(folder: Path) -> dict[str, Any]:
             "original checkpoint's config.json has it.",
         )
     return config
-
-
-def check_packed(
-    folder: Path, config: dict[str, Any], quantize: str | None, device: str
-) -> str | None:
-    """How the weights of a folder are quantised, None if they are not."""
-    how = config.get("quantization_config")
-    if how is None and isinstance(config.get("quantization"), dict):
-        raise ModelError(
-            f"{folder} is quantised in the format of MLX, which runs on Apple's chips alone.",
-            "Give the original checkpoint, and --quantize 8bit or 4bit if memory is short.",
-        )
-    if not how:
-        return None
-    method = how.get("quant_method") if isinstance(how, dict) else None
-    if (
-        method is None
-        and isinstance(how, dict)
-        and ("load_in_4bit" in how or "load_in_8bit" in how)
-    ):
-        method = "bitsandbytes"
-    if quantize is not None:
-        raise InputError(
-            f"{folder} is quantised already ({shown(method)}), and cannot be quantised again.",
-            "Leave out --quantize, or give the original checkpoint.",
-        )
-    missing = [name for name in _PACKAGES.get(str(method), ()) if not _installed(name)]
-    if missing:
-        named = " ".join(name.replace(".", "-").replace("_", "-") for name in missing)
-        raise ModelError(
-            f"{folder} is quantised with {method}, and what reads that is not installed: {named}.",
-            f"Install it: pip install {named}. Or give the original checkpoint, with --quantize "
-            "8bit or 4bit if memory is short.",
-        )
-    if "fp8" in str(method) and device != "cuda":
-        raise ModelError(
-            f"{folder} holds FP8 weights, which need a GPU; the device is {device}.",
-            "Give the original checkpoint.",
-        )
-    return str(method)
-
-
-def _installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # of the package around it
-        return False
 
 
 def read_headers(folder: Path) -> Headers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +13,13 @@ from cot_engine.backends.local.digest import digest_of
 from cot_engine.backends.local.folder import (
     Headers,
     check_built,
-    check_packed,
     check_sizes,
     read_config,
     read_headers,
 )
 from cot_engine.backends.local.hub import find_folder
 from cot_engine.backends.local.libraries import explained, quietly
+from cot_engine.backends.local.packed import check_packed, prepare, unpacked
 from cot_engine.backends.local.processor import (
     check_words,
     end_tokens,
@@ -81,10 +82,11 @@ def load(
     _check_built(folder, name, parsed, headers, packed is not None)
     if wanted is not None:
         wanted.llm_int8_skip_modules = list(kind.spared)
-    network, unused = _network(folder, name, where, kept, wanted, packed)
+    said = [] if packed is None else prepare(parsed, packed, where.type)
+    network, unused = _network(folder, parsed, where, kept, wanted, packed)
     adapter = kind(network, processor)
     _check_vocabulary(folder, adapter)
-    notes = [*unused, *ungranted(folder)]
+    notes = [*unused, *ungranted(folder), *said]
     if quantize and where.type == "cpu":
         notes.append(f"{quantize} weights save memory on a CPU; they do not make it faster.")
     eos = end_tokens(folder, config, processor.tokenizer, kind.ends)
@@ -121,6 +123,12 @@ def pick_device(device: str) -> torch.device:
             f"This machine (or this build of torch) has no {found.type} device.",
             "Use --device cpu.",
         )
+    count = torch.cuda.device_count() if found.type == "cuda" else 1
+    if (found.index or 0) >= count:
+        raise InputError(
+            f"There is no device {device!r}: this machine shows {count} of that kind.",
+            f"Use {found.type}:0" + (f" to {found.type}:{count - 1}." if count > 1 else "."),
+        )
     return found
 
 
@@ -150,23 +158,28 @@ def _check_built(folder: Path, name: str, parsed: Any, headers: Headers, packed:
 
 def _network(
     folder: Path,
-    name: str,
+    config: Any,
     device: torch.device,
     dtype: torch.dtype,
     quantization: Any,
     packed: str | None,
 ) -> tuple[Any, list[str]]:
-    """The model, and what to say of weights that it does not use."""
+    """The model, and what to say of weights that it does not use.
+
+    Where accelerate is there, each weight goes to its device as it is read. Otherwise all are
+    brought to their dtype in the machine's own memory first.
+    """
     import transformers
 
     kwargs: dict[str, Any] = {}
     if quantization is not None:
         kwargs["quantization_config"] = quantization
-    if quantization is not None or packed is not None:
+    if quantization is not None or packed is not None or _streams(device):
         kwargs["device_map"] = {"": device}
-    with quietly(), explained(folder, "the weights cannot be loaded", _AGAIN):
-        model, report = getattr(transformers, name).from_pretrained(
+    with quietly(), explained(folder, "the weights cannot be loaded", _AGAIN, device):
+        model, report = getattr(transformers, config.architectures[0]).from_pretrained(
             folder,
+            config=config,
             dtype=dtype,
             attn_implementation="sdpa",
             use_safetensors=True,
@@ -176,14 +189,22 @@ def _network(
             **kwargs,
         )
     notes = _check(folder, model, report)
+    if packed is not None:
+        unpacked(model)
     if "device_map" not in kwargs:
-        model = model.to(device)
+        with explained(folder, "the weights cannot be loaded", _AGAIN, device):
+            model = model.to(device)
     elif packed == "bitsandbytes":  # what is not quantised keeps the dtype it was saved in
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
     _check_numbers(folder, model)
     return model.eval().requires_grad_(False), notes
+
+
+def _streams(device: torch.device) -> bool:
+    """On a CPU weights of the dtype they are saved in stay in their file, mapped."""
+    return device.type != "cpu" and importlib.util.find_spec("accelerate") is not None
 
 
 def _check(folder: Path, model: Any, report: dict[str, Any]) -> list[str]:

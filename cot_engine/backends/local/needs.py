@@ -33,7 +33,6 @@ from types import SimpleNamespace
 from cot_engine.backends.local.amount import SHARE, parse_memory
 from cot_engine.backends.local.folder import (
     Headers,
-    check_packed,
     check_sizes,
     read_config,
     read_headers,
@@ -41,6 +40,7 @@ from cot_engine.backends.local.folder import (
 from cot_engine.backends.local.here import Here
 from cot_engine.backends.local.hub import find_folder
 from cot_engine.backends.local.opener import model_path
+from cot_engine.backends.local.packed import check_packed
 from cot_engine.backends.models.places import Files, crossed, places
 from cot_engine.backends.models.registry import ARCHITECTURES, known
 from cot_engine.errors import ModelError
