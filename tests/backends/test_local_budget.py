@@ -98,7 +98,7 @@ class Watched(LocalBackend):
 
         def watched(arrived):
             turn(arrived)
-            slots = worker.batch.slots.tokens + worker.prefill.slots.tokens
+            slots = worker.batch.tokens + worker.prefill.tokens
             self.most = max(self.most, worker.memory.count() + slots)
 
         worker._turn = watched
@@ -129,7 +129,7 @@ async def _taken_by_pictures(backend):
         Generate("x", Prompt("how many?", (picture(0),)), (), Until(("n",)), (0,), 1, HOW)
     )
     memory = backend.worker.memory
-    return sum(memory._tokens(f.nbytes) for s in memory.scopes for f in s.features.values())
+    return sum(memory.shape.tokens(f.nbytes) for s in memory.scopes for f in s.features.values())
 
 
 def test_what_can_never_fit_is_refused_with_the_sum(loaded):

@@ -156,8 +156,10 @@ class Choosing(Job):
 
 @dataclass(slots=True, eq=False)
 class DecodeRow:
-    """One candidate being written. `length` tokens of it are in the cache; the last of `ids` is
-    not, it is fed next. `tail` holds its keys and values while it has no slot."""
+    """One candidate being written. `length` tokens of it are in the cache, `own` of them its own;
+    the last of `ids` is not, it is fed next. `tail` holds its keys and values while it has no slot;
+    `group` and `pictures` are those who stand on the same prefix and see the same pictures, while
+    it has one."""
 
     job: Writing
     index: int
@@ -166,6 +168,12 @@ class DecodeRow:
     logprobs: list[float] = field(default_factory=list)
     pending: bool = False
     tail: torch.Tensor | None = None
+    group: Any = None
+    pictures: Any = None
+
+    @property
+    def own(self) -> int:
+        return self.length - self.start
 
     @property
     def sequence(self) -> Sequence:

@@ -1,7 +1,8 @@
 """Where keys and values live while rows are computed: preallocated slots behind a cache object.
 
-A row may start at any length and writes at its own columns, so rows of different lengths share
-one forward pass. Columns beyond a row's length hold old numbers; the mask hides them.
+What rows share lies in slots of its own, once for all of them. A row writes at its own columns, so
+rows of different lengths share one forward pass. Columns beyond a row's length hold old numbers;
+the mask hides them.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+
+from cot_engine.backends.local.attention import Forked, Seats
 
 BLOCK = 32  # columns are handed to attention in multiples of this, so that views can be kept
 
@@ -33,6 +37,15 @@ class KVShape:
     @property
     def bytes_per_token(self) -> int:
         return 2 * len(self.layers) * self.width * self.dtype.itemsize
+
+    def tokens(self, size: int) -> int:
+        """How many tokens take so many bytes."""
+        return -(-size // max(1, self.bytes_per_token))
+
+
+def blocks(tokens: int) -> int:
+    """Columns that so many tokens take."""
+    return -(-tokens // BLOCK) * BLOCK
 
 
 class Slots:
@@ -69,14 +82,20 @@ class Slots:
         """What it takes, however much of it is used."""
         return self.rows * self.columns
 
-    def reserve(self, rows: int, columns: int, used: int = 0) -> None:
-        """Grow to at least that size, keeping what the first `used` rows hold."""
+    def reserve(self, rows: int, columns: int) -> None:
+        """Grow to at least that size, keeping what there is."""
         if rows <= self.rows and columns <= self.columns:
             return
-        columns = -(-max(columns, self.columns) // BLOCK) * BLOCK
+        columns = blocks(max(columns, self.columns))
         old, self.data = self.data, self._new(max(rows, self.rows), columns)
-        if used:
-            self.data[:, :, :used, :, : old.shape[4]] = old[:, :, :used]
+        self.data[:, :, : old.shape[2], :, : old.shape[4]] = old
+
+    def renew(self, rows: int, columns: int) -> None:
+        """At least that size, whatever there was."""
+        if rows > self.rows or columns > self.columns:
+            rows, columns = max(rows, self.rows), max(columns, self.columns)
+            self.data = self._new(0, 0)
+            self.reserve(rows, columns)
 
     def shrink(self, rows: int) -> None:
         """Give back the memory of all but the first `rows` rows; asks the device for none."""
@@ -88,11 +107,10 @@ class Slots:
             self.data = self._new(0, 0)
             self.data = kept.to(self.shape.device)
 
-    def put(self, row: int, count: int, start: int, kv: torch.Tensor | None) -> None:
-        """Write `kv` [layers, 2, heads, tokens, dim] to `count` rows from `row` on, at `start`."""
+    def put(self, row: int, start: int, kv: torch.Tensor | None) -> None:
+        """Write `kv` [layers, 2, heads, tokens, dim] to a row, at `start`."""
         assert kv is not None  # what comes before a row was computed before
-        end = start + kv.shape[3]
-        self.data[:, :, row : row + count, :, start:end] = kv.unsqueeze(2)
+        self.data[:, :, row, :, start : start + kv.shape[3]] = kv
 
     def take(self, row: int, start: int, end: int) -> torch.Tensor:
         """A copy of a row's columns: [layers, 2, heads, end - start, dim]."""
@@ -103,46 +121,87 @@ class Slots:
 
 
 class RowCache:
-    """What a transformers language model sees as its cache: `rows` rows of `slots`.
+    """What a transformers language model sees as its cache: `rows` rows of `slots`, all of them at
+    `columns` columns, and behind which prefixes they stand, if behind any (`fork`).
 
-    `place` says where in the cache each new token goes. `layers` holds what Mllama's
+    `place` says where in the slots each new token goes. `layers` holds what Mllama's
     cross-attention layers look up; see `mllama`.
     """
 
     is_compileable = False
 
-    def __init__(self, slots: Slots, rows: int, columns: int) -> None:
+    def __init__(self, slots: Slots, rows: int, columns: int, fork: Fork | None = None) -> None:
         self.slots = slots
-        self.columns = -(-columns // BLOCK) * BLOCK
+        self.columns = blocks(columns)
+        self.fork = fork
         self.layers: Sequence[object] = ()
         self.index: torch.Tensor
         shape, data = slots.shape, slots.data
         # The flat index of column 0 of every row and head: [rows, heads, 1].
         heads = torch.arange(rows * shape.heads, device=shape.device)
         self._first = heads.view(rows, shape.heads, 1) * slots.columns
-        flat = data.view(len(shape.layers), 2, -1, shape.dim)
-        seen = data[:, :, :rows, :, : self.columns]
-        self._of = {
-            layer: (flat[i, 0], flat[i, 1], seen[i, 0], seen[i, 1])
-            for i, layer in enumerate(shape.layers)
-        }
+        self._flat = data.view(len(shape.layers), 2, -1, shape.dim)
+        self._seen = data[:, :, :rows, :, : self.columns]
+        self._of = {layer: i for i, layer in enumerate(shape.layers)}
 
     def place(self, positions: torch.Tensor) -> None:
         """The next forward pass's tokens go to these columns [rows, tokens]."""
         self.index = (self._first + positions[:, None]).flatten()
+        if self.fork is not None:
+            self.fork.look(positions)
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store [rows, heads, tokens, dim]; return all columns [rows, heads, columns, dim]."""
-        flat_keys, flat_values, seen_keys, seen_values = self._of[layer]
-        flat_keys.index_copy_(0, self.index, keys.reshape(-1, keys.shape[-1]))
-        flat_values.index_copy_(0, self.index, values.reshape(-1, values.shape[-1]))
-        return seen_keys, seen_values
+    ) -> tuple[Any, Any]:
+        """Store [rows, heads, tokens, dim]; return all columns [rows, heads, columns, dim], or what
+        knows how to attend to these and to the prefix."""
+        i = self._of[layer]
+        flat, seen = self._flat[i], self._seen[i]
+        flat[0].index_copy_(0, self.index, keys.reshape(-1, keys.shape[-1]))
+        flat[1].index_copy_(0, self.index, values.reshape(-1, values.shape[-1]))
+        if self.fork is None:
+            return seen[0], seen[1]
+        return self.fork.keys(i, seen), None
 
     def get_seq_length(self, layer: int = 0) -> int:
         """Asked for only to guess positions and masks, which are always given explicitly."""
         return 0
+
+
+class Fork:
+    """The prefixes that rows stand on, as one forward pass sees them: group g's is in slot g of
+    `slots`, `lengths[g]` [groups] tokens of `columns`. `windows[i]` is the sliding window of the
+    i-th layer, if it has one."""
+
+    def __init__(
+        self,
+        slots: Slots,
+        seats: Seats,
+        lengths: torch.Tensor,
+        columns: int,
+        windows: Sequence[int | None],
+    ) -> None:
+        self.seats, self.lengths, self.windows = seats, lengths, windows
+        columns = blocks(columns)
+        self._seen = slots.data[:, :, : seats.groups, :, :columns]
+        self._column, seen, hidden = constants(columns, slots.shape.dtype, lengths.device)
+        self._values = seen, hidden
+        self._all = self._column < lengths[:, None, None, None]
+        self._masks: dict[int | None, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._masks[None] = torch.where(self._all, seen, hidden), None
+
+    def look(self, positions: torch.Tensor) -> None:
+        """What tokens at these own positions [rows, tokens] see of their prefixes."""
+        for window in set(self.windows) - {None}:
+            at = positions[self.seats.row].view(self.seats.groups, 1, -1, 1)
+            first = at + self.lengths[:, None, None, None] - window
+            see = self._all & (self._column > first)
+            self._masks[window] = torch.where(see, *self._values), ~see.any(-1)
+
+    def keys(self, layer: int, own: torch.Tensor) -> Forked:
+        """Of the i-th layer, with the rows' `own` [2, rows, heads, columns, dim]."""
+        shared, masks = self._seen[layer], self._masks[self.windows[layer]]
+        return Forked(own[0], own[1], shared[0], shared[1], *masks, self.seats)
 
 
 def visible(
@@ -153,7 +212,7 @@ def visible(
     A query sees the columns up to its own; with a sliding `window`, the last `window` of those.
     0 and -inf rather than booleans: eager attention adds the mask.
     """
-    column, seen, hidden = _constants(columns, dtype, positions.device)
+    column, seen, hidden = constants(columns, dtype, positions.device)
     at = positions[:, None, :, None]
     see = column <= at
     if window is not None:
@@ -162,7 +221,7 @@ def visible(
 
 
 @lru_cache(maxsize=64)
-def _constants(columns: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, ...]:
+def constants(columns: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, ...]:
     """0, 1, ..., columns - 1; and what the mask is made of. Kept: they are needed every step."""
     with torch.inference_mode(False):
         mask = torch.tensor([0.0, float("-inf")], dtype=dtype, device=device)

@@ -16,7 +16,7 @@ import torch
 
 from cot_engine.backends.local.amount import free_ram, parse_memory
 from cot_engine.backends.local.jobs import Job, Scope, Writing
-from cot_engine.backends.local.kv import BLOCK, KVShape
+from cot_engine.backends.local.kv import BLOCK, KVShape, blocks
 from cot_engine.backends.local.prefix import let_go, walk
 
 
@@ -63,7 +63,7 @@ class Memory:
     def _together(self, jobs: list[Job]) -> int:
         nodes = {id(n): len(n.keys) for job in jobs for s in job.sequences for n in s.end.path()}
         pictures = {
-            (id(job.scope), digest): self._tokens(features.nbytes)
+            (id(job.scope), digest): self.shape.tokens(features.nbytes)
             for job in jobs
             for digest, features in job.scope.features.items()
         }
@@ -71,18 +71,21 @@ class Memory:
 
     def _at_most(self, job: Job) -> int:
         """What a job takes if it shares nothing."""
-        pictures = sum(self._tokens(features.nbytes) for features in job.scope.features.values())
+        pictures = sum(
+            self.shape.tokens(features.nbytes) for features in job.scope.features.values()
+        )
         return sum(len(s.ids) for s in job.sequences) + pictures + self._written(job)
 
     def _written(self, job: Job) -> int:
-        """The slot of one row, as long as it may become, and what it hands over to the tree; or the
-        slot of the longest prompt."""
+        """The slots of one row, as long as it may become, those of what it stands on, and what it
+        hands over to the tree; or the slots of the longest prompt."""
         longest = max(len(sequence.ids) for sequence in job.sequences)
-        new = job.request.max_new_tokens if isinstance(job, Writing) else 0
-        return -(-(longest + new) // BLOCK) * BLOCK + new + 2 * BLOCK
-
-    def _tokens(self, size: int) -> int:
-        return -(-size // max(1, self.shape.bytes_per_token))
+        if not isinstance(job, Writing):
+            return blocks(longest) + 2 * BLOCK
+        new = job.request.max_new_tokens
+        crossing = (f.cross for f in job.scope.features.values() if f.cross is not None)
+        pictures = self.shape.tokens(sum(cross.nbytes for cross in crossing))
+        return blocks(longest) + blocks(new + BLOCK) + new + pictures + 2 * BLOCK
 
     # --- what is held ----------------------------------------------------------------------------
 
@@ -93,7 +96,7 @@ class Memory:
         """What the trees and the pictures of all searches take now."""
         self.most = sum(
             sum(len(n.keys) for root in s.roots.values() for n in walk(root) if n.kv is not None)
-            + sum(self._tokens(f.nbytes) for f in s.features.values())
+            + sum(self.shape.tokens(f.nbytes) for f in s.features.values())
             for s in list(self.scopes)
         )
         return self.most

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from cot_engine.backends.local.attention import Seats
 from cot_engine.backends.local.jobs import Job, Sequence
-from cot_engine.backends.local.kv import BLOCK, KVShape, RowCache, Slots
+from cot_engine.backends.local.kv import Fork, KVShape, RowCache, Slots, blocks
 from cot_engine.backends.local.memory import Memory
 from cot_engine.backends.local.prefix import Node
 from cot_engine.backends.models.family import Adapter, Features, Pass, Pixels
@@ -34,8 +36,8 @@ class Planned:
 def plan(jobs: list[Job], fits: Callable[[list[Planned]], bool]) -> list[Planned]:
     """Pending nodes whose parents are computed, of similar length, as many as `fits`.
 
-    Similar, because a row costs as much as the longest beside it. At least one part is returned if
-    any is pending.
+    Similar, because a row costs as much as the longest beside it; and all behind a prefix, or none.
+    At least one part is returned if any is pending.
     """
     parts: dict[int, Planned] = {}
     for job in jobs:
@@ -46,6 +48,8 @@ def plan(jobs: list[Job], fits: Callable[[list[Planned]], bool]) -> list[Planned
     ordered = sorted(parts.values(), key=lambda part: part.size)
     chosen: list[Planned] = []
     for part in ordered:
+        if chosen and bool(part.node.start) != bool(chosen[0].node.start):
+            continue
         if chosen and (part.size > 1.4 * chosen[0].size + 8 or not fits([*chosen, part])):
             break
         chosen.append(part)
@@ -53,10 +57,11 @@ def plan(jobs: list[Job], fits: Callable[[list[Planned]], bool]) -> list[Planned
 
 
 def columns_of(parts: list[Planned]) -> int:
-    """Of all rows together, each as long as the longest; cached ones included, because they are
-    what takes memory."""
-    longest = max(p.node.start for p in parts) + max(p.size for p in parts)
-    return len(parts) * -(-longest // BLOCK) * BLOCK
+    """Of all rows together, each as long as the longest, and of the prefixes that they stand on,
+    each once: what takes memory."""
+    prefixes = {id(p.node.parent): p.node.start for p in parts if p.node.start}
+    own = len(parts) * blocks(max(part.size for part in parts))
+    return own + len(prefixes) * blocks(max(prefixes.values(), default=0))
 
 
 class Prefill:
@@ -69,11 +74,16 @@ class Prefill:
         self.shape = shape
         self.memory = memory
         self.lock = lock
-        self.slots = Slots(shape)
+        self.clear()
 
     def clear(self) -> None:
         """Let go of the memory; zeros again, whatever was in it."""
-        self.slots = Slots(self.shape)
+        self.slots, self.shared = Slots(self.shape), Slots(self.shape)
+
+    @property
+    def tokens(self) -> int:
+        """What the slots take."""
+        return self.slots.tokens + self.shared.tokens
 
     def encode(self, part: Planned) -> None:
         """Encode the images that the part needs and its search does not hold."""
@@ -105,21 +115,17 @@ class Prefill:
             self.encode(part)
         began = time.perf_counter()
         longest = max(part.size for part in parts)
-        columns = max(part.node.start for part in parts) + longest
         slots = self.slots
-        slots.reserve(len(parts), columns)
-        for row, part in enumerate(parts):
-            for node in part.node.path()[:-1]:
-                slots.put(row, 1, node.start, node.kv)
-        cache = RowCache(slots, len(parts), columns)
+        slots.renew(len(parts), longest)
+        cache = RowCache(slots, len(parts), longest, self.fork(parts))
         rows = self.rows(parts, longest)
         cache.place(rows.positions)
         hidden = self.adapter.forward(rows, cache)
         ends = torch.tensor([part.size - 1 for part in parts], device=hidden.device)
         last = hidden[torch.arange(len(parts), device=hidden.device), ends]
-        kvs = [slots.take(r, part.node.start, part.node.end) for r, part in enumerate(parts)]
+        kvs = [slots.take(row, 0, part.size) for row, part in enumerate(parts)]
         # What is masked still meets the softmax's 0, and 0 * nan is nan: not to be used again.
-        if slots.data.nbytes > KEPT_BYTES or not bool(last.isfinite().all()):
+        if self.tokens * self.shape.bytes_per_token > KEPT_BYTES or not bool(last.isfinite().all()):
             self.clear()
         if self.shape.device.type == "cuda":
             torch.cuda.synchronize(self.shape.device)
@@ -144,6 +150,23 @@ class Prefill:
                 part.size, part.node.start, self.adapter.crossed(part.sequence.images)
             )
 
+    def fork(self, parts: list[Planned]) -> Fork | None:
+        """The prefixes of `parts`, each copied to a slot once."""
+        if not parts[0].node.start:
+            return None
+        nodes = {id(part.node.parent): part.node.parent for part in parts}
+        lengths = [node.end for node in nodes.values()]
+        self.shared.renew(len(nodes), max(lengths))
+        for slot, above in enumerate(nodes.values()):
+            for node in above.path():
+                self.shared.put(slot, node.start, node.kv)
+        places = {name: slot for slot, name in enumerate(nodes)}
+        group = np.array([places[id(part.node.parent)] for part in parts])
+        device = self.shape.device
+        seats = Seats.of(group, len(nodes), device)
+        held = torch.tensor(lengths, device=device)
+        return Fork(self.shared, seats, held, max(lengths), self.adapter.windows)
+
     def rows(self, parts: list[Planned], longest: int) -> Pass:
         """The batch: right-padded ids, positions that go on counting through the padding."""
         device = self.shape.device
@@ -166,8 +189,9 @@ class Prefill:
                     spots.append((row, (here - start).to(device), features, first))
             if self.adapter.prompt_depends_on_images:
                 pictures.append(part.job.scope.pictures(sequence))
-        starts = torch.tensor([part.node.start for part in parts])
-        positions = (starts[:, None] + torch.arange(longest)).to(device)
+        starts = torch.tensor([[part.node.start] for part in parts], device=device)
+        positions = torch.arange(longest, device=device).expand(len(parts), -1)
         flat = all(part.sequence.rope is None for part in parts)
         rope = rope.to(device)
-        return Pass(ids.to(device), positions, rope[0] if flat else rope, spots, pictures)
+        rope = rope[0] if flat else rope
+        return Pass(ids.to(device), positions, rope, spots, pictures, starts)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from cot_engine.backends.local.decode import Batch
 from cot_engine.backends.local.jobs import DecodeRow, Job
-from cot_engine.backends.local.kv import BLOCK, Slots
+from cot_engine.backends.local.kv import BLOCK
 from cot_engine.backends.local.memory import Memory
 from cot_engine.backends.local.prefill import Planned, Prefill, columns_of, plan
 
@@ -34,13 +34,13 @@ class Room:
 
     def planned(self, jobs: list[Job], columns: int) -> list[Planned] | None:
         """What the next pass over prompts computes; None if rows must end before it has room."""
-        rows = self.batch.slots.tokens + _owed(self.batch.rows)
+        rows = self.batch.tokens + _owed(self.batch.rows)
 
         def takes(parts: list[Planned]) -> int:
             return columns_of(parts) + sum(part.size for part in parts)
 
         wanted = plan(jobs, lambda parts: columns_of(parts) <= columns)
-        if not wanted or self.memory.room(rows + self.prefill.slots.tokens) >= takes(wanted):
+        if not wanted or self.memory.room(rows + self.prefill.tokens) >= takes(wanted):
             return wanted
         self.prefill.clear()
         with self.lock:
@@ -57,13 +57,13 @@ class Room:
         if fits or not self.batch.rows:
             return parts
         self.batch.trim()
-        rows = self.batch.slots.tokens + _owed(self.batch.rows)
+        rows = self.batch.tokens + _owed(self.batch.rows)
         return parts if self.memory.room(rows) >= takes(parts) else None
 
     def seated(self, waiting: deque[DecodeRow], most: int) -> list[DecodeRow]:
         """The rows that join now. Those for which there is no room any more wait again."""
         batch = self.batch
-        longest = max((row.length for row in batch.rows), default=0) + 1
+        longest = max((row.own for row in batch.rows), default=0) + 1
         if not waiting and longest <= batch.slots.columns:
             return []
         rows = list(itertools.islice(itertools.chain(batch.rows, waiting), most))
@@ -73,27 +73,24 @@ class Room:
             with self.lock:
                 self.memory.make_room(self._slots(rows), 0, self.active())
             fitting = max(1, self._fitting(rows))
-        batch.room = self.memory.room(self.prefill.slots.tokens)
-        needed = self._slots(rows[:fitting])  # and what they hand over
-        seated = len(batch.rows)
-        if fitting < seated or (
-            needed > batch.slots.tokens and needed + batch.slots.tokens > batch.room
-        ):
+        seated, joining = len(batch.rows), rows[:fitting]
+        batch.room = self.memory.room(self.prefill.tokens) - _owed(joining)
+        grown = batch.takes(joining, beside=True)
+        if fitting < seated or (grown > batch.tokens and grown + batch.tokens > batch.room):
             # Old and new slots do not fit beside each other, or not all rows do.
             waiting.extendleft(reversed(batch.park(0)))
-            batch.slots = Slots(batch.shape)
+            batch.clear()
             seated = 0
         return [waiting.popleft() for _ in range(fitting - seated)]
 
     def _slots(self, rows: list[DecodeRow]) -> int:
-        """What slots for these take, with some columns to grow into, and what they hand over to
-        their trees before the slots are given back."""
-        columns = -(-(max(row.length for row in rows) + 1 + BLOCK) // BLOCK) * BLOCK
-        return len(rows) * columns + _owed(rows)
+        """What slots for these take, and what they hand over to their trees before the slots are
+        given back."""
+        return self.batch.takes(rows) + _owed(rows)
 
     def _fitting(self, rows: list[DecodeRow]) -> int:
         """How many of the first of these there is room for."""
-        room = self.memory.room(self.prefill.slots.tokens)
+        room = self.memory.room(self.prefill.tokens)
         count = len(rows)
         while count and self._slots(rows[:count]) > room:
             count = min(count - 1, room // max(1, self._slots(rows[:count]) // count))

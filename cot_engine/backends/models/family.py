@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from cot_engine.backends.local.attention import ATTENTION, Seats
 from cot_engine.backends.local.kv import KVShape, RowCache, visible
 from cot_engine.backends.models.flops import Flops
 from cot_engine.errors import ModelError
@@ -55,13 +56,27 @@ class Features:
         return self.cross, self.seen
 
 
+@dataclass(frozen=True, slots=True)
+class Looking:
+    """What rows see through cross-attention layers: `kv` [layers, 2, groups, heads, columns, dim],
+    an additive `mask` [groups, 1, 1, columns], who sits where, and 1 for rows that have pictures,
+    else 0 [rows]."""
+
+    kv: torch.Tensor
+    mask: torch.Tensor
+    some: torch.Tensor
+    seats: Seats
+
+
 @dataclass(slots=True)
 class Pass:
-    """One forward pass: `ids` and cache `positions` [rows, tokens], `rope` what the model calls
-    positions, [rows, tokens] or [3, rows, tokens].
+    """One forward pass: `ids` and `positions` [rows, tokens] in the rows' own slots, `rope` what
+    the model calls positions, [rows, tokens] or [3, rows, tokens].
 
-    `spots` are (row, column in ids, features, first, count): where image features go. `pictures`
-    are, per row, all features of its prompt and the cache positions of their placeholders.
+    `spots` are (row, column in ids, features, first): where image features go. `pictures` are, per
+    row, all features of its prompt and the places of their placeholders in it. `starts` [rows, 1]:
+    how many tokens of a prefix come before a row's own (None: none). `looking`: what rows of one
+    token see of pictures.
     """
 
     ids: torch.Tensor
@@ -69,6 +84,13 @@ class Pass:
     rope: torch.Tensor
     spots: list[tuple[int, torch.Tensor, Features, int]]
     pictures: list[tuple[tuple[Features, ...], tuple[int, ...]]]
+    starts: torch.Tensor | None = None
+    looking: Looking | None = None
+
+    @property
+    def at(self) -> torch.Tensor:
+        """The tokens' places in their sequences [rows, tokens]."""
+        return self.positions if self.starts is None else self.positions + self.starts
 
 
 class Pictured(Protocol):
@@ -116,6 +138,7 @@ class Adapter(ABC):
         self.text, self.vision = model.config.get_text_config(), model.config.vision_config
         self.flops = Flops(self.text)
         self.lm = getattr(model.model, self.lm_path)
+        self.lm.config._attn_implementation = ATTENTION
         self.embed = self.lm.get_input_embeddings()
         self.head = model.lm_head
         self.device, self.dtype = self.embed.weight.device, self.embed.weight.dtype
@@ -167,6 +190,17 @@ class Adapter(ABC):
         """How many vision tokens cross-attention layers hold of these images."""
         return 0
 
+    def crossing_shape(self) -> KVShape | None:
+        """Of the cross-attention layers' keys and values, if there are such layers."""
+        return None
+
+    def beside(
+        self, features: Sequence[Features], placeholders: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a prompt's images, the keys and values [layers, 2, heads, tokens, dim] of
+        cross-attention layers, and which of them [tokens] what comes behind the prompt sees."""
+        raise NotImplementedError  # for those with a `crossing_shape` only
+
     def look(self, inputs: dict[str, Any]) -> Any:
         """The vision tower and the projector on one image."""
         wanted = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask")
@@ -202,6 +236,15 @@ class Adapter(ABC):
 
     def self_layers(self) -> tuple[int, ...]:
         return tuple(range(self.text.num_hidden_layers))
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Of each self-attention layer, how far it looks back."""
+        layers = self.self_layers()
+        if "sliding_attention" not in self.kinds:
+            return (None if self.kinds else self.window,) * len(layers)
+        kinds = [self.text.layer_types[layer] for layer in layers]
+        return tuple(self.window if kind == "sliding_attention" else None for kind in kinds)
 
     def rope(self, ids: list[int], images: list[Pixels]) -> tuple[torch.Tensor | None, int]:
         """A prompt's own positions [3, tokens] (None: 0, 1, 2, ...), and by how much positions

@@ -6,45 +6,84 @@ so nothing ever crops them. Rows of one image set share them without a copy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from torch.nn.functional import scaled_dot_product_attention
 
-from cot_engine.backends.local.kv import RowCache
-from cot_engine.backends.models.family import Adapter, Features, Pass, Pictured, Pixels, by_row
+from cot_engine.backends.local.attention import with_sums
+from cot_engine.backends.local.kv import KVShape, RowCache
+from cot_engine.backends.models.family import (
+    Adapter,
+    Features,
+    Looking,
+    Pass,
+    Pictured,
+    Pixels,
+    by_row,
+)
 from cot_engine.backends.models.flops import encoder, linear, patches
-
-ATTENTION = "cot_engine"
 
 
 @dataclass(slots=True)
 class Pictures:
-    """What one row, or several rows of one token that share their images, see of them."""
+    """What a row sees of its images."""
 
-    rows: list[int]
+    row: int
     cross: torch.Tensor  # [layers, 2, heads, tokens, dim]
-    mask: torch.Tensor | None  # additive [1, 1, queries or 1, tokens]
+    mask: torch.Tensor  # additive [1, 1, queries, tokens]
 
 
-@dataclass(slots=True)
-class CrossKeys:
-    """Stands where a cross-attention layer expects its cached keys, for rows of many images."""
+@dataclass(frozen=True, slots=True)
+class RowByRow:
+    """A cross-attention layer's keys, for rows of many tokens: each looks at its own images."""
 
-    groups: list[Pictures]
+    rows: list[Pictures]
     layer: int
 
     def numel(self) -> int:
         return 1
 
+    def attend(
+        self, query: torch.Tensor, mask: torch.Tensor | None, scaling: float
+    ) -> torch.Tensor:
+        """A row without images gets zeros: with its gates' row mask it passes unchanged."""
+        out = torch.zeros_like(query)
+        for one in self.rows:
+            keys, values = one.cross[self.layer].unsqueeze(1)
+            out[one.row] = scaled_dot_product_attention(
+                *(query[one.row : one.row + 1], keys, values, one.mask),
+                **{"scale": scaling, "enable_gqa": True},
+            )
+        return out.transpose(1, 2).contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """The same for rows of one token: those that see the same images are queries of one group."""
+
+    looking: Looking
+    layer: int
+
+    def numel(self) -> int:
+        return 1
+
+    def attend(
+        self, query: torch.Tensor, mask: torch.Tensor | None, scaling: float
+    ) -> torch.Tensor:
+        keys, values = self.looking.kv[self.layer]
+        seats = self.looking.seats
+        asked = seats.gather(query, keys.shape[1])
+        found, _ = with_sums(asked, keys, values, self.looking.mask, scaling)
+        found = seats.scatter(found, query.shape[2]) * self.looking.some[:, None, None, None]
+        return found.transpose(1, 2).contiguous()
+
 
 @dataclass(slots=True)
 class CrossLayer:
-    keys: CrossKeys
+    keys: RowByRow | Together
     values: None = None
     is_initialized: bool = True
 
@@ -52,31 +91,6 @@ class CrossLayer:
 @dataclass(slots=True)
 class NoLayer:
     is_initialized: bool = False
-
-
-def attend(module: Any, query: torch.Tensor, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
-    """sdpa, and for cross-attention layers sdpa group by group. query: [rows, heads, tokens, dim].
-
-    A row without images gets zeros: with its gates' row mask it passes the layer unchanged.
-    """
-    if not isinstance(key, CrossKeys):
-        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
-    rows, heads, tokens, dim = query.shape
-    out = query.new_zeros(rows, tokens, heads, dim)
-    for group in key.groups:
-        # Decoding rows of one image set are queries of one batch element: no copy of the keys.
-        asked = query[group.rows].transpose(0, 1).reshape(1, heads, -1, dim)
-        keys, values = group.cross[key.layer].unsqueeze(1)
-        answer, _ = sdpa_attention_forward(
-            module, asked, keys, values, group.mask, is_causal=False, **kwargs
-        )
-        answer = answer.view(len(group.rows), tokens, heads, dim)
-        out[group.rows] = answer
-    return out, None
-
-
-AttentionInterface.register(ATTENTION, attend)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 class MllamaAdapter(Adapter):
@@ -88,7 +102,6 @@ class MllamaAdapter(Adapter):
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
-        self.lm.config._attn_implementation = ATTENTION
         self.crossing = tuple(self.text.cross_attention_layers)
 
     def self_layers(self) -> tuple[int, ...]:
@@ -140,40 +153,55 @@ class MllamaAdapter(Adapter):
         seen = torch.arange(len(states), device=self.device) < _tiles(image) * each
         return Features(cross=torch.stack(parts), seen=seen)
 
+    def crossing_shape(self) -> KVShape:
+        own = self.kv_shape()
+        return KVShape(self.crossing, own.heads, own.dim, own.dtype, own.device)
+
+    def beside(
+        self, features: Sequence[Features], placeholders: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        cross, allowed, _ = self._seen(features, placeholders, torch.tensor([1 << 40]))
+        return cross, allowed[0]
+
+    def _seen(
+        self, features: Sequence[Features], placeholders: Sequence[int], at: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """All images' keys and values; which of them tokens at these places see [tokens, all]; and
+        which tokens come behind an image at all [tokens]: the others look at everything."""
+        sees = _sees(at.to(self.device), tuple(placeholders))
+        crosses, seen = zip(*(f.crossed() for f in features), strict=True)
+        of = torch.cat([torch.full_like(s, i, dtype=torch.long) for i, s in enumerate(seen)])
+        behind = sees.any(-1)
+        allowed = (sees[:, of] & torch.cat(seen)) | ~behind[:, None]
+        cross = crosses[0] if len(features) == 1 else torch.cat(crosses, dim=-2)
+        return cross, allowed, behind
+
     def extra(self, rows: Pass, cache: RowCache) -> dict[str, Any]:
-        """Group the rows by their images and say what each token sees of them."""
-        groups: list[Pictures] = []
-        shared: dict[tuple[int, ...], Pictures] = {}
-        single = rows.ids.shape[1] == 1
+        """Say what each token sees of its row's images."""
+        if rows.looking is not None:
+            looking = rows.looking
+            self._look(cache, lambda layer: Together(looking, layer))
+            return {"full_text_row_masked_out_mask": looking.some[:, None, None, None]}
+        found = []
         fully = torch.zeros(*rows.ids.shape, 1, device=self.device, dtype=self.dtype)
         for row, (features, placeholders) in enumerate(rows.pictures):
             if not features:
                 continue
-            # Rows of one token all come after their images: those of one prompt look alike.
-            key = tuple(id(f) for f in features) + placeholders
-            if single and key in shared and rows.positions[row, 0] > placeholders[-1]:
-                shared[key].rows.append(row)
-                fully[row] = 1
-                continue
-            sees = _sees(rows.positions[row], placeholders)
-            fully[row, :, 0] = sees.any(-1)
-            crosses, seen = zip(*(f.crossed() for f in features), strict=True)
-            real = torch.cat(seen)
-            of = torch.cat([torch.full_like(s, i, dtype=torch.long) for i, s in enumerate(seen)])
-            allowed = (sees[:, of] & real) | ~sees.any(-1, keepdim=True)
+            cross, allowed, behind = self._seen(features, placeholders, rows.at[row])
+            fully[row, :, 0] = behind
             mask = torch.zeros(allowed.shape, dtype=self.dtype, device=self.device)
             mask = mask.masked_fill_(~allowed, float("-inf"))[None, None]
-            cross = crosses[0] if len(features) == 1 else torch.cat(crosses, dim=-2)
-            groups.append(Pictures([row], cross, mask))
-            if single and rows.positions[row, 0] > placeholders[-1]:
-                shared[key] = groups[-1]
-        if not groups:
+            found.append(Pictures(row, cross, mask))
+        if not found:
             return {}
+        self._look(cache, lambda layer: RowByRow(found, layer))
+        return {"full_text_row_masked_out_mask": fully[:, None]}
+
+    def _look(self, cache: RowCache, keys: Callable[[int], RowByRow | Together]) -> None:
         layers: list[object] = [NoLayer()] * self.text.num_hidden_layers
         for index, layer in enumerate(self.crossing):
-            layers[layer] = CrossLayer(CrossKeys(groups, index))
+            layers[layer] = CrossLayer(keys(index))
         cache.layers = layers
-        return {"full_text_row_masked_out_mask": fully[:, None]}
 
     def stock_inputs(self, ids: torch.Tensor, rows: Sequence[Pictured]) -> dict[str, torch.Tensor]:
         """And `pictured` [rows], how many pictures each row has, where they differ: what stands
