@@ -192,7 +192,7 @@ class Fork:
 
     def look(self, positions: torch.Tensor) -> None:
         """What tokens at these own positions [rows, tokens] see of their prefixes."""
-        for window in set(self.windows) - {None}:
+        for window in {w for w in self.windows if w is not None}:
             at = positions[self.seats.row].view(self.seats.groups, 1, -1, 1)
             first = at + self.lengths[:, None, None, None] - window
             see = self._all & (self._column > first)

@@ -53,9 +53,9 @@ class RowByRow:
         out = torch.zeros_like(query)
         for one in self.rows:
             keys, values = one.cross[self.layer].unsqueeze(1)
-            out[one.row] = scaled_dot_product_attention(
-                *(query[one.row : one.row + 1], keys, values, one.mask),
-                **{"scale": scaling, "enable_gqa": True},
+            asked = query[one.row : one.row + 1]
+            (out[one.row],) = scaled_dot_product_attention(
+                asked, keys, values, one.mask, scale=scaling, enable_gqa=True
             )
         return out.transpose(1, 2).contiguous()
 
