@@ -446,6 +446,8 @@ def _glm(moe: bool) -> tuple[Any, Any]:
     model = tf.Glm4vMoeForConditionalGeneration if moe else tf.Glm4vForConditionalGeneration
     template = TEMPLATE.replace("IMAGE", "<|begin_of_image|><|image|><|end_of_image|>")
     template = template.replace("assistant\n", f"assistant\n{UNTHOUGHT}")
+    answered = "{{ '<think></think>\n' if m['role'] == 'assistant' }}"  # as its makers' has it
+    template = template.replace("{{ m['role'] }}\n", "{{ m['role'] }}\n" + answered)
     return model(config), Parts(images, tok, template)
 
 

@@ -362,7 +362,7 @@ def test_a_family_that_thinks_of_itself(tmp_path):
     """GLM-4.1V's template says nothing of it, and its config.json nothing of the ends."""
     folder = build("glm4v", tmp_path)
     path = folder / "chat_template.jinja"
-    path.write_text(re.sub(r"\{\{ '<think>.*?\}\}", "", path.read_text(), flags=re.DOTALL))
+    path.write_text(re.sub(r"\{\{ '<think>[^}]*\}\}", "", path.read_text(), flags=re.DOTALL))
     (folder / "generation_config.json").unlink()
     loaded = loading.load(folder, device="cpu")
     tokens = loaded.text.tokenizer.convert_ids_to_tokens(loaded.text.turn("x", ()))
