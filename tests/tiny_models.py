@@ -7,6 +7,7 @@ parameter is drawn anew, gates open, logits peaked enough for positions to matte
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,11 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
+)
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
@@ -157,6 +162,60 @@ def _llava_next() -> tuple[Any, Any]:
     return tf.LlavaNextForConditionalGeneration(config), processor
 
 
+def _onevision() -> tuple[Any, Any]:
+    tok = tokenizer({"image_token": "<image>", "video_token": "<video>"})
+    grid = [[28 * high, 28 * wide] for high in (1, 2, 3) for wide in (1, 2, 3)]
+    images = LlavaOnevisionImageProcessorPil(
+        size=_square(28), image_grid_pinpoints=grid, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    config = tf.LlavaOnevisionConfig(
+        vision_config=tf.SiglipVisionConfig(
+            **{k: v for k, v in CLIP.items() if k != "projection_dim"}, vision_use_head=False
+        ),
+        text_config=tf.Qwen2Config(vocab_size=len(tok), **TEXT),
+        image_token_id=3,
+        video_token_id=tok.convert_tokens_to_ids("<video>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_4",  # so that nine tiles are made fewer
+        image_grid_pinpoints=grid,
+        tie_word_embeddings=False,
+    )
+    model = tf.LlavaOnevisionForConditionalGeneration(config)
+    own = {"num_image_tokens": 16, "vision_aspect_ratio": "anyres_max_4"}
+    own["vision_feature_select_strategy"] = "full"
+    return model, Parts(images, tok, TEMPLATE.replace("IMAGE", "<image>\n"), own)
+
+
+def _pixtral(merge: int) -> tuple[Any, Any]:
+    """Of two families: a LLaVA by its config.json, and Mistral 3, which merges patches."""
+    tok = tokenizer({"image": "[IMG]", "break": "[IMG_BREAK]", "end": "[IMG_END]"})
+    images = PixtralImageProcessorPil(size={"longest_edge": 63}, patch_size=_square(7), **NORM)
+    vision = tf.PixtralVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=63,
+        patch_size=7,
+    )
+    settings = {
+        "vision_config": vision,
+        "text_config": tf.MistralConfig(vocab_size=len(tok), head_dim=16, **TEXT),
+        "image_token_id": tok.convert_tokens_to_ids("[IMG]"),
+        "vision_feature_layer": -1,
+        "tie_word_embeddings": False,
+    }
+    if merge == 1:
+        more = {"vision_feature_select_strategy": "full", "image_seq_length": 1}
+        model: Any = tf.LlavaForConditionalGeneration(tf.LlavaConfig(**settings, **more))
+    else:
+        config = tf.Mistral3Config(**settings, spatial_merge_size=merge)
+        model = tf.Mistral3ForConditionalGeneration(config)
+    own = {"patch_size": 7, "spatial_merge_size": merge, "image_token": "[IMG]"}
+    return model, Parts(images, tok, TEMPLATE.replace("IMAGE", "[IMG]"), own)
+
+
 def _mllama() -> tuple[Any, Any]:
     tok = tokenizer({"image_token": "<|image|>", "python": "<|python_tag|>"})
     images = MllamaImageProcessorPil(size=_square(28), max_image_tiles=4, **NORM)
@@ -196,7 +255,10 @@ QWEN_TEMPLATE = TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision
 class Parts:
     """An image processor and a tokenizer, where the whole processor insists on torchvision."""
 
-    def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str) -> None:
+    def __init__(
+        self, image_processor: Any, tokenizer: Any, chat_template: str, own: dict | None = None
+    ) -> None:
+        self.own = own
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self.tokenizer.chat_template = chat_template
@@ -204,6 +266,8 @@ class Parts:
     def save_pretrained(self, folder: str | Path) -> None:
         self.image_processor.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        if self.own is not None:
+            (Path(folder) / "processor_config.json").write_text(json.dumps(self.own))
 
 
 def _qwen(config: Any, model: Any, vision: dict, patch: int, **text: Any) -> tuple[Any, Any]:
@@ -454,6 +518,9 @@ def _glm(moe: bool) -> tuple[Any, Any]:
 BUILDERS = {
     "llava": _llava,
     "llava_next": _llava_next,
+    "llava_onevision": _onevision,
+    "pixtral": lambda: _pixtral(1),
+    "mistral3": lambda: _pixtral(2),
     "mllama": _mllama,
     "qwen2_vl": _qwen2,
     "qwen2_5_vl": _qwen25,

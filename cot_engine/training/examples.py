@@ -84,7 +84,7 @@ class Encoder:
     ) -> Example:
         """`pictures` are PIL images, in the prompt's order; `later` is asked after the response.
         Raises ModelError where the chat format has no further turns."""
-        images = tuple(self.adapter.prepare(picture, "") for picture in pictures)
+        images = tuple(self.adapter.prepare(picture, "", len(pictures)) for picture in pictures)
         prompt = self.prompt_ids(question, [image.text for image in images])
         ids = [*prompt, *self.response_ids(response, len(images))]
         asked = []
@@ -103,7 +103,7 @@ class Encoder:
         later: Turns = (),
     ) -> int:
         """Tokens of an example whose pictures have these (width, height), without reading them."""
-        texts = [self._blank(size) for size in sizes]
+        texts = [self._blank(size, len(sizes)) for size in sizes]
         total = len(self.prompt_ids(question, texts)) + len(self.response_ids(response, len(sizes)))
         for at, (more, reply) in enumerate(later, 1):
             total += len(self._question_ids(more, len(sizes), at))
@@ -120,10 +120,10 @@ class Encoder:
             whole = [token for part in parts for token in part]
         return whole[ended:]
 
-    def _expanded(self, size: tuple[int, int]) -> str:
+    def _expanded(self, size: tuple[int, int], together: int) -> str:
         from PIL import Image
 
-        return self.adapter.prepare(Image.new("RGB", size), "").text
+        return self.adapter.prepare(Image.new("RGB", size), "", together).text
 
     def _surroundings(self, images: int) -> tuple[str, list[int]]:
         """What the template writes between the prompt and a response, and the ids after it."""

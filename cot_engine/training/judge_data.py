@@ -163,8 +163,10 @@ class JudgeEncoder:
     def rows(self, judged: JudgedPair) -> tuple[PairRow, PairRow]:
         """Both orders of a pair: first the pair's own."""
         problem = judged.item.problem()
-        adapter = self.encoder.adapter
-        images = tuple(adapter.prepare(image.pixels, image.digest) for image in problem.images)
+        adapter, together = self.encoder.adapter, len(problem.images)
+        images = tuple(
+            adapter.prepare(image.pixels, image.digest, together) for image in problem.images
+        )
         found = [
             self._row(problem, pair, judged.plan, images)
             for pair in (judged.pair, judged.pair.swapped())

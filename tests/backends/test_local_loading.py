@@ -185,7 +185,9 @@ def write(backend):
 
 
 @pytest.mark.parametrize("quantize", ["8bit", "4bit"])
-@pytest.mark.parametrize("architecture", ["llava", "mllama", "qwen2_vl", "qwen3_vl_moe", "gemma3"])
+@pytest.mark.parametrize(
+    "architecture", ["llava", "mllama", "qwen2_vl", "qwen3_vl_moe", "gemma3", "mistral3"]
+)
 def test_quantised(tmp_path, architecture, quantize):
     """Language model in 8 or 4 bits, vision tower, projector and output layer untouched: it takes
     what is said of it beforehand."""

@@ -77,7 +77,7 @@ def test_every_answer_of_a_conversation_is_learnt_after_all_that_was_said(models
             pieces.append([])
     assert [decode(piece) for piece in pieces] == [f"{x}</s>" for x in (RESPONSE, "red", "two")]
     assert sum(map(len, pieces)) == example.learnt
-    images = [loaded.adapter.prepare(each, "").text for each in pixels]
+    images = [loaded.adapter.prepare(each, "", 2).text for each in pixels]
     assert example.ids[: example.prompt] == loaded.text.turn("how many?", tuple(images))
     assert example.ids.count(loaded.text.tokenizer.eos_token_id) == 3
     sizes = [each.size for each in pixels]

@@ -76,7 +76,7 @@ class LocalBackend:
         self._notes = Notes(list(loaded.notes), on_notice)
         self._context = int(self.adapter.text.max_position_embeddings)
         self._scopes: dict[str, Scope] = {}
-        self._pixels: OrderedDict[str, Pixels] = OrderedDict()
+        self._pixels: OrderedDict[tuple[str, bool], Pixels] = OrderedDict()
         self._turns: OrderedDict[tuple, Sequence] = OrderedDict()
         self._turn_tokens = 0
         self._keeping = threading.Lock()  # guards the two: requests are made ready in threads
@@ -198,8 +198,10 @@ class LocalBackend:
 
     async def _ready(self, make: Callable[[Any], Made], request: Generate | Choose) -> Made:
         """`make(request)`, in another thread where it takes long: a new picture, many tails."""
+        images = request.prompt.images
+        crowded = self.adapter.apart and len(images) > 1
         with self._keeping:
-            new = any(image.digest not in self._pixels for image in request.prompt.images)
+            new = any((image.digest, crowded) not in self._pixels for image in images)
         if new or (isinstance(request, Choose) and len(request.tails) > _MANY):
             return await asyncio.to_thread(make, request)
         return make(request)
@@ -272,7 +274,7 @@ class LocalBackend:
                 f"{len(images)} images were given; this model takes at most "
                 f"{self.adapter.max_images}."
             )
-        pixels = tuple(self._prepared(image) for image in images)
+        pixels = tuple(self._prepared(image, len(images)) for image in images)
         placeholder, turns = self.adapter.placeholder, []
         before: list[int] | None = None
         for ids in self.text.turns(texts, tuple(image.text for image in pixels)):
@@ -293,14 +295,15 @@ class LocalBackend:
             turns.append(Sequence(tuple(ids), tuple(keys), pixels, tuple(places), rope, delta))
         return turns
 
-    def _prepared(self, image: Image) -> Pixels:
+    def _prepared(self, image: Image, together: int = 1) -> Pixels:
+        key = (image.digest, self.adapter.apart and together > 1)
         with self._keeping:
-            found = self._pixels.get(image.digest)
+            found = self._pixels.get(key)
         if found is None:
-            found = self.adapter.prepare(image.pixels, image.digest)
+            found = self.adapter.prepare(image.pixels, image.digest, together)
         with self._keeping:
-            self._pixels[image.digest] = found
-            self._pixels.move_to_end(image.digest)
+            self._pixels[key] = found
+            self._pixels.move_to_end(key)
             while len(self._pixels) > _KEPT:
                 self._pixels.popitem(last=False)
         return found

@@ -112,9 +112,11 @@ class Adapter(ABC):
     `texts` are the language models that may be inside, `towers` the vision towers (empty: any),
     `counting` the settings that say how many tokens a picture takes, `spared` the modules that
     quantisation leaves alone, `lm_path` where the language model is, `image_kwargs` what the image
-    processor is told besides. `prompt_depends_on_images`: even the tokens before an image do.
-    `ends` are tokens that end a reply, named by its files or not; `thought` is an empty thought as
-    its makers write it, for models that open one of themselves.
+    processor is told besides, `looked_at` what of its work the tower takes.
+    `prompt_depends_on_images`: even the tokens before an image do. `apart`: a picture alone is
+    prepared otherwise than one beside others. `ends` are tokens that end a reply, named by its
+    files or not; `thought` is an empty thought as its makers write it, for models that open one of
+    themselves.
     """
 
     texts: ClassVar[tuple[str, ...]] = PLAIN
@@ -128,7 +130,11 @@ class Adapter(ABC):
     image_kwargs: ClassVar[dict[str, Any]] = {}
     ends: ClassVar[tuple[str, ...]] = ()
     thought: ClassVar[str] = ""
+    looked_at: ClassVar[tuple[str, ...]] = (
+        *("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask"),
+    )
     prompt_depends_on_images: ClassVar[bool] = False
+    apart: ClassVar[bool] = False
     max_images = 16
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -164,9 +170,9 @@ class Adapter(ABC):
         """The token id whose place image features take."""
         return self.config.image_token_id
 
-    def prepare(self, pixels: Any, digest: str) -> Pixels:
-        """Resize and normalise a PIL image for the vision tower."""
-        inputs = dict(self.preprocess(pixels))
+    def prepare(self, pixels: Any, digest: str, together: int = 1) -> Pixels:
+        """Resize and normalise a PIL image for the vision tower; `together` are in its prompt."""
+        inputs = dict(self.preprocess(pixels) if together == 1 else self.beside(pixels))
         text = self.expand(inputs)
         return Pixels(digest, inputs, text, text.count(self.placeholder_text))
 
@@ -178,6 +184,10 @@ class Adapter(ABC):
         return self.processor.image_processor(
             images=[pixels], return_tensors="pt", **self.image_kwargs
         )
+
+    def beside(self, pixels: Any) -> Any:
+        """`preprocess` for a picture that stands beside others in its prompt."""
+        return self.preprocess(pixels)
 
     def expand(self, inputs: dict[str, Any]) -> str:
         return self.processor.replace_image_token(inputs, 0)
@@ -203,8 +213,7 @@ class Adapter(ABC):
 
     def look(self, inputs: dict[str, Any]) -> Any:
         """The vision tower and the projector on one image."""
-        wanted = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask")
-        moved = {k: inputs[k].to(self.device) for k in wanted if k in inputs}
+        moved = {k: inputs[k].to(self.device) for k in self.looked_at if k in inputs}
         moved["pixel_values"] = moved["pixel_values"].to(self.dtype)
         return self.model.model.get_image_features(**moved, return_dict=True)
 
@@ -339,6 +348,13 @@ def without_video(folder: Path, image_token: str) -> SimpleNamespace:
         image_token=getattr(tokenizer, "image_token", None) or image_token,
         chat_template=None,
     )
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What processor_config.json says, and what stands beside it for the processor as a whole."""
+    from transformers import ProcessorMixin
+
+    return dict(ProcessorMixin.get_processor_dict(folder)[0])
 
 
 def _image_processor(folder: Path) -> Any:

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 ARCHITECTURES = {
     "LlavaForConditionalGeneration": ("llava", "llava-hf/llava-1.5-7b-hf"),
     "LlavaNextForConditionalGeneration": ("llava_next", "llava-hf/llava-v1.6-mistral-7b-hf"),
+    "LlavaOnevisionForConditionalGeneration": (
+        *("llava_onevision", "llava-hf/llava-onevision-qwen2-7b-ov-hf"),
+    ),
+    "Mistral3ForConditionalGeneration": (
+        *("mistral3", "mistralai/Mistral-Small-3.1-24B-Instruct-2503"),
+    ),
     "MllamaForConditionalGeneration": ("mllama", "Xkev/Llama-3.2V-11B-cot"),
     "Qwen2VLForConditionalGeneration": ("qwen2_vl", "Qwen/Qwen2-VL-2B-Instruct"),
     "Qwen2_5_VLForConditionalGeneration": ("qwen2_vl", "Qwen/Qwen2.5-VL-3B-Instruct"),
@@ -28,6 +34,11 @@ ARCHITECTURES = {
 }
 """By the name of the model class, as config.json's `architectures` has it: the file of its family,
 where its adapter is called like it, and a model of that kind."""
+
+
+TOWERS = {("LlavaForConditionalGeneration", "pixtral"): ("pixtral", "PixtralAdapter")}
+"""An architecture around a vision tower that makes it a family of its own: its file and adapter;
+mistral-community/pixtral-12b is a LLaVA by its config.json."""
 
 
 CONVERTED = {
@@ -45,9 +56,7 @@ LACKING = {
     "Llama4ForConditionalGeneration": "attention in chunks",
     "Qwen3_5ForConditionalGeneration": "a recurrent state, which cannot be forked at any token",
     "Lfm2VlForConditionalGeneration": "a recurrent state, which cannot be forked at any token",
-    "LlavaOnevisionForConditionalGeneration": "pictures that take fewer tokens beside others",
     "PaliGemmaForConditionalGeneration": "a prompt seen in both directions, and no chat template",
-    "Mistral3ForConditionalGeneration": "pictures of any shape, as its processor prepares them",
 }
 """Architectures that transformers has, and what of them has no place here yet."""
 
@@ -84,10 +93,13 @@ def adapter_for(architecture: str, config: Any) -> type[Adapter]:
     """The adapter class for a config of transformers, or a ModelError that lists what may be inside
     such a model."""
     known(architecture, {})
-    family = import_module(f"cot_engine.backends.models.{ARCHITECTURES[architecture][0]}")
-    found = getattr(family, architecture.removesuffix("ForConditionalGeneration") + "Adapter")
     text = getattr(config.get_text_config(), "model_type", "unnamed")
     vision = getattr(getattr(config, "vision_config", None), "model_type", "unnamed")
+    own = TOWERS.get((architecture, vision))
+    room = "cot_engine.backends.models"
+    family = import_module(f"{room}.{own[0] if own else ARCHITECTURES[architecture][0]}")
+    name = own[1] if own else architecture.removesuffix("ForConditionalGeneration") + "Adapter"
+    found = getattr(family, name)
     for inside, allowed, what in (
         (text, found.texts, "language model"),
         (vision, found.towers, "vision tower"),
