@@ -172,7 +172,7 @@ class Adapter(ABC):
 
     def prepare(self, pixels: Any, digest: str, together: int = 1) -> Pixels:
         """Resize and normalise a PIL image for the vision tower; `together` are in its prompt."""
-        inputs = dict(self.preprocess(pixels) if together == 1 else self.beside(pixels))
+        inputs = dict(self.preprocess(pixels) if together == 1 else self.crowded(pixels))
         text = self.expand(inputs)
         return Pixels(digest, inputs, text, text.count(self.placeholder_text))
 
@@ -185,7 +185,7 @@ class Adapter(ABC):
             images=[pixels], return_tensors="pt", **self.image_kwargs
         )
 
-    def beside(self, pixels: Any) -> Any:
+    def crowded(self, pixels: Any) -> Any:
         """`preprocess` for a picture that stands beside others in its prompt."""
         return self.preprocess(pixels)
 

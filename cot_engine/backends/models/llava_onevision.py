@@ -54,7 +54,7 @@ class LlavaOnevisionAdapter(LlavaAdapter):
             digest = hashlib.sha256(f"{digest} beside others".encode()).hexdigest()[:16]
         return super().prepare(pixels, digest, together)
 
-    def beside(self, pixels: Any) -> Any:
+    def crowded(self, pixels: Any) -> Any:
         """With a small other, of which nothing is kept: how many there are does not matter."""
         both = [[pixels, Image.new("RGB", (8, 8))]]
         found = self.processor.image_processor(images=both, return_tensors="pt")

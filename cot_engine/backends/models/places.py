@@ -39,6 +39,8 @@ def _tiles(config: Files) -> int:
 
 def _llava(config: Files, images: Files, width: int, height: int) -> int:
     vision = config["vision_config"]
+    if vision.get("model_type") == "pixtral":  # a family of its own
+        return _pixtral(config, images, width, height)
     own = vision.get("model_type", "clip_vision_model") == "clip_vision_model"
     default = config.get("vision_feature_select_strategy", "default") == "default"
     return (vision["image_size"] // vision["patch_size"]) ** 2 + own - default
@@ -46,6 +48,31 @@ def _llava(config: Files, images: Files, width: int, height: int) -> int:
 
 def _llava_next(config: Files, images: Files, width: int, height: int) -> int:
     """The whole picture, and its tiles without their padding, each row with a token for its end."""
+    rows, columns, _ = _unpadded(config, images, width, height)
+    return rows * columns + rows + _llava(config, images, width, height)
+
+
+def _onevision(config: Files, images: Files, width: int, height: int) -> int:
+    """Of a picture alone: as LLaVA-NeXT's, but of many tiles the patches are made fewer."""
+    rows, columns, patches = _unpadded(config, images, width, height)
+    most = int(config.get("vision_aspect_ratio", "anyres_max_9").removeprefix("anyres_max_"))
+    ratio = math.sqrt(rows * columns / (most * patches**2))
+    if ratio > 1.1:
+        rows, columns = int(rows // ratio), int(columns // ratio)
+    vision = config["vision_config"]
+    default = config.get("vision_feature_select_strategy", "full") == "default"
+    return rows * columns + rows + (vision["image_size"] // vision["patch_size"]) ** 2 - default
+
+
+def _pixtral(config: Files, images: Files, width: int, height: int) -> int:
+    """Whole tokens cover the picture, once its longest edge is no longer than is allowed."""
+    patch, merge = config["vision_config"]["patch_size"], config.get("spatial_merge_size", 1)
+    scale = max(1, max(width, height) / images["size"]["longest_edge"])
+    return math.prod(math.ceil(math.floor(n / scale) / (patch * merge)) for n in (width, height))
+
+
+def _unpadded(config: Files, images: Files, width: int, height: int) -> tuple[int, int, int]:
+    """Rows and columns of patches in all tiles but for their padding, and of one tile."""
 
     def gain(size: tuple[int, int]) -> tuple[int, int]:
         scale = min(size[1] / width, size[0] / height)
@@ -61,7 +88,7 @@ def _llava_next(config: Files, images: Files, width: int, height: int) -> int:
         rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
     else:
         columns -= (columns - int(round(width * (rows / height), 7))) // 2 * 2
-    return rows * columns + rows + _llava(config, images, width, height)
+    return rows, columns, patches
 
 
 def _qwen(config: Files, images: Files, width: int, height: int) -> int:
@@ -131,6 +158,8 @@ def _idefics3(config: Files, images: Files, width: int, height: int) -> int:
 FAMILIES: dict[str, Callable[[Files, Files, int, int], int]] = {
     "llava": _llava,
     "llava_next": _llava_next,
+    "llava_onevision": _onevision,
+    "mistral3": _pixtral,
     "mllama": lambda *_: 1,
     "qwen2_vl": _qwen,
     "qwen3_vl": _qwen,
