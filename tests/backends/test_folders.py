@@ -545,6 +545,7 @@ def test_a_hub_name_has_the_profile_of_its_folder(builds, tmp_path, monkeypatch)
         ({"architectures": ["LavaForConditionalGeneration"]}, "not supported", "mean LlavaFor"),
         ({"architectures": ["InternVLChatModel"]}, "own program", "InternVL3-1B-hf"),
         ({"architectures": ["Gemma3nForConditionalGeneration"]}, "share keys", "Supported"),
+        ({"architectures": ["PaliGemmaForConditionalGeneration"]}, "after them", "Supported"),
         ({"model_type": "llava_of_tomorrow"}, "'llava_of_tomorrow'", "A newer transformers"),
         ({"quantization": {"bits": 4, "group_size": 64}}, "format of MLX", "original"),
         (

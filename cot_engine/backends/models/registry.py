@@ -53,10 +53,13 @@ CONVERTED = {
 LACKING = {
     "Gemma3nForConditionalGeneration": "layers that share keys and values",
     "Gemma4ForConditionalGeneration": "heads of two sizes and layers that share keys and values",
+    "Gemma4UnifiedForConditionalGeneration": "heads of two sizes and layers that share "
+    "keys and values",
     "Llama4ForConditionalGeneration": "attention in chunks",
     "Qwen3_5ForConditionalGeneration": "a recurrent state, which cannot be forked at any token",
     "Lfm2VlForConditionalGeneration": "a recurrent state, which cannot be forked at any token",
-    "PaliGemmaForConditionalGeneration": "a prompt seen in both directions, and no chat template",
+    "PaliGemmaForConditionalGeneration": "prompts whose tokens see what comes after them, so that "
+    "no two questions can share what was read of a picture, and no chat template",
 }
 """Architectures that transformers has, and what of them has no place here yet."""
 
