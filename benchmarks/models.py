@@ -34,7 +34,7 @@ from cot_engine.engine.facade import Engine, model_path
 from cot_engine.images.load import load_image
 from cot_engine.judging import prompts
 
-RANDOM = ("large", "tiny", "mllama-11b", "mllama-tiny")
+RANDOM = ("large", "llava-7b", "qwen-7b", "mllama-11b", "tiny", "qwen-tiny", "mllama-tiny")
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'] }}\n"
     "{% for c in m['content'] %}{% if c['type'] == 'image' %}IMAGE{% else %}{{ c['text'] }}"
@@ -85,10 +85,15 @@ def subject(
     """The model `name`: "bundled", one of RANDOM, or the folder of a checkpoint."""
     if name not in RANDOM:
         engine = Engine.from_pretrained(model_path(name), device=device, dtype=dtype)
-        asked = tuple(_scene(i) for i in range(problems))
+        asked = tuple(scene(i) for i in range(problems))
         trace = engine.solve(asked[0].images[0], asked[0].question, strategy="greedy").trace
         mode = trace.started.mode
         return Subject(Path(name).name, engine, DEFAULT_PLAN, mode, asked, temperature)
+    return subject_of(random_model(name, device, dtype), problems, temperature)
+
+
+def random_model(name: str, device: str = "cpu", dtype: str = "auto") -> Loaded:
+    """One of RANDOM, made where it will live."""
     where = loading.pick_device(device)
     network, processor = _BUILD[name](where, loading.pick_dtype(dtype, where))
     _arrange(network)
@@ -96,22 +101,29 @@ def subject(
         network.eval().requires_grad_(False), processor
     )
     text = ChatText(processor.tokenizer, adapter.image_tag, processor.chat_template, {2})
-    loaded = Loaded(adapter, text, type(network).__name__, name, "random", ())
-    tiny = name.endswith("tiny")
+    return Loaded(adapter, text, type(network).__name__, name, "random", ())
+
+
+def subject_of(
+    loaded: Loaded, problems: int, temperature: float = 0.6, in_flight: int = 32
+) -> Subject:
+    """A random model with its problems; its engine takes what memory is free now."""
+    tiny = loaded.name.endswith("tiny")
     plan = Plan(
         tuple(replace(s, length=6 if tiny else _LENGTHS[s.tag]) for s in DEFAULT_PLAN.stages)
     )
-    asked = tuple(_noise(i) for i in range(problems))
-    return Subject(name, Engine(LocalBackend(loaded)), plan, "prompted", asked, temperature)
+    asked = tuple(noise(i) for i in range(problems))
+    engine = Engine(LocalBackend(loaded), in_flight=in_flight)
+    return Subject(loaded.name, engine, plan, "prompted", asked, temperature)
 
 
-def _scene(index: int) -> Problem:
+def scene(index: int) -> Problem:
     """A question about the bundled model's own world, from the part that is never trained on."""
     scene = scenes.sample(11, index, "val")
     return Problem(f"scene-{index}", scene.question, (load_image(scene.image),))
 
 
-def _noise(index: int) -> Problem:
+def noise(index: int) -> Problem:
     pixels = np.random.default_rng(index).integers(0, 255, (448, 448, 3), dtype=np.uint8)
     question = f"What does picture number {index} show, and how many of them are there?"
     return Problem(f"noise-{index}", question, (load_image(PIL.Image.fromarray(pixels)),))
@@ -144,7 +156,7 @@ def _spoken() -> list[str]:
     """The bytes, and the pieces that our prompts fall into, so that they are as short as in a
     real model's vocabulary."""
     spell = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
-    problem = _noise(0)
+    problem = noise(0)
     said = [prompts.answer_prompt(problem, DEFAULT_PLAN, "prompted", "normal").text]
     for stage in DEFAULT_PLAN:
         said += [f"\n\n{stage.open} {stage.close}\n\n", f" {stage.tag}:"]
@@ -175,13 +187,19 @@ def _arrange(network: torch.nn.Module) -> None:
 
 
 def _llava(
-    device: torch.device, dtype: torch.dtype, vocabulary: int, side: int, text: dict, vision: dict
+    device: torch.device,
+    dtype: torch.dtype,
+    vocabulary: int,
+    side: int,
+    text: dict,
+    vision: dict,
+    language: type = tf.LlamaConfig,
 ) -> tuple[Any, Any]:
     square = {"height": side, "width": side}
     images = CLIPImageProcessorPil(size=square, crop_size=square, do_center_crop=False, **_NORM)
     config = tf.LlavaConfig(
         vision_config=tf.CLIPVisionConfig(image_size=side, patch_size=14, **vision),
-        text_config=tf.LlamaConfig(vocab_size=vocabulary, max_position_embeddings=4096, **text),
+        text_config=language(vocab_size=vocabulary, max_position_embeddings=4096, **text),
         image_token_id=3, image_seq_length=(side // 14) ** 2, eos_token_id=2,
         vision_feature_layer=-2, vision_feature_select_strategy="default",
     )  # fmt: skip
@@ -208,6 +226,32 @@ def _tiny(device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
               "num_attention_heads": 2}  # fmt: skip
     return _llava(device, dtype, 512, 56, text, vision)
+
+
+def _llava_7b(device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The sizes of LLaVA-1.5-7B: 0.52 MB of keys and values a token in 16 bits."""
+    text = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 32}  # fmt: skip
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+              "num_attention_heads": 16}  # fmt: skip
+    return _llava(device, dtype, 32_064, 336, text, vision)
+
+
+def _qwen_7b(device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The language model of Qwen2.5-7B, its 152,064 words too, behind a small picture's tower."""
+    text = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+            "num_attention_heads": 28, "num_key_value_heads": 4}  # fmt: skip
+    vision = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4,
+              "num_attention_heads": 4}  # fmt: skip
+    return _llava(device, dtype, 152_064, 336, text, vision, tf.Qwen2Config)
+
+
+def _qwen_tiny(device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+              "num_attention_heads": 2}  # fmt: skip
+    return _llava(device, dtype, 512, 56, text, vision, tf.Qwen2Config)
 
 
 def _mllama(
@@ -257,7 +301,10 @@ def _on(device: torch.device, dtype: torch.dtype, kind: Any, config: Any) -> Any
 
 _BUILD = {
     "large": _large,
-    "tiny": _tiny,
+    "llava-7b": _llava_7b,
+    "qwen-7b": _qwen_7b,
     "mllama-11b": _mllama_11b,
+    "tiny": _tiny,
+    "qwen-tiny": _qwen_tiny,
     "mllama-tiny": _mllama_tiny,
 }

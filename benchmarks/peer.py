@@ -1,0 +1,186 @@
+"""The engine beside its peer: vLLM's build for CPUs, with the same model, on the same cores.
+
+    python benchmarks/peer.py --problems 64 --in-flight 32 --threads 2
+
+Both sample whole responses (four for each problem, temperature 1, nothing cut) to the same prompts
+in fp32: the engine in this process by `majority`, vLLM behind HTTP, as it is used. They run in
+turns, each round with pictures of its own, so that neither finds its prompts in a cache; the median
+of the rounds' ratios is the result. `vllm_server.py` makes and starts the server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_server import VENV, Server, ServerError, serving
+
+from cot_engine.core.problem import Problem
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one side did in one round."""
+
+    seconds: float
+    problems: int
+    tokens: int
+    processor: float
+
+    @property
+    def problems_a_second(self) -> float:
+        return self.problems / self.seconds
+
+    def row(self) -> dict[str, float]:
+        return {
+            "problems_a_second": round(self.problems_a_second, 2),
+            "tokens_a_second": round(self.tokens / self.seconds),
+            "tokens": self.tokens,
+            "problems_a_processor_second": round(self.problems / max(self.processor, 1e-9), 2),
+        }
+
+
+def ask(problem: Problem, model: str, n: int, seed: int) -> dict[str, Any]:
+    """The body of a chat completion that asks what the engine asks."""
+    content: list[dict[str, Any]] = []
+    for image in problem.images:
+        data = io.BytesIO()
+        image.pixels.save(data, "PNG")
+        address = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+        content.append({"type": "image_url", "image_url": {"url": address}})
+    content.append({"type": "text", "text": problem.question})
+    return {
+        "model": model, "messages": [{"role": "user", "content": content}], "n": n, "seed": seed,
+        "temperature": 1.0, "top_p": 1.0, "top_k": 0,
+    }  # fmt: skip
+
+
+async def over_http(server: Server, problems: Sequence[Problem], n: int, in_flight: int) -> Round:
+    """Four responses to each from the server, `in_flight` requests at a time."""
+    import httpx2
+
+    bodies = [ask(problem, server.model, n, 1000 * i) for i, problem in enumerate(problems)]
+    limits = httpx2.Limits(max_connections=in_flight)
+    gate = asyncio.Semaphore(in_flight)
+    async with httpx2.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:
+
+        async def one(body: dict[str, Any]) -> int:
+            async with gate:
+                answer = await client.post("/v1/chat/completions", json=body)
+            answer.raise_for_status()
+            said = answer.json()
+            if len(said["choices"]) != n:
+                raise ServerError(f"{len(said['choices'])} responses came back of {n}.")
+            return int(said["usage"]["completion_tokens"])
+
+        began, used = time.perf_counter(), server.processor_seconds() + time.process_time()
+        tokens = await asyncio.gather(*map(one, bodies))
+        used = server.processor_seconds() + time.process_time() - used
+        return Round(time.perf_counter() - began, len(problems), sum(tokens), used)
+
+
+def in_process(engine: Any, problems: Sequence[Problem], n: int) -> Round:
+    """The same of the engine."""
+    began, used = time.perf_counter(), time.process_time()
+    answers = list(
+        engine.solve_many(
+            problems, strategy="majority", n=n, temperature=1.0, top_p=1.0, top_k=0, mode="trained"
+        )
+    )
+    seconds, used = time.perf_counter() - began, time.process_time() - used
+    return Round(seconds, len(answers), sum(answer.total.decoded for answer in answers), used)
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    from models import scene
+
+    from cot_engine import Engine
+    from cot_engine.engine.facade import model_path
+
+    torch.set_num_threads(args.threads)
+    rows = args.in_flight * args.n
+    sides: dict[str, list[Round]] = {"engine": [], "vllm": []}
+    with (
+        serving(
+            Path(model_path(args.model)), args.venv, threads=args.threads, rows=rows
+        ) as server,
+        Engine.from_pretrained(args.model, device="cpu", dtype="float32",
+                               in_flight=args.in_flight) as engine,
+    ):  # fmt: skip
+        few = [scene(i) for i in range(8)]
+        in_process(engine, few, args.n)
+        asyncio.run(over_http(server, few, args.n, args.in_flight))
+        for r in range(args.rounds):
+            first = 8 + r * args.problems
+            asked = [scene(i) for i in range(first, first + args.problems)]
+            sides["engine"].append(in_process(engine, asked, args.n))
+            sides["vllm"].append(asyncio.run(over_http(server, asked, args.n, args.in_flight)))
+    ratios = [
+        ours.problems_a_second / theirs.problems_a_second
+        for ours, theirs in zip(sides["engine"], sides["vllm"], strict=True)
+    ]
+    return {
+        "model": args.model, "problems": args.problems, "in_flight": args.in_flight, "n": args.n,
+        "threads": args.threads, "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
+        "rounds": {name: [r.row() for r in rounds] for name, rounds in sides.items()},
+        "ratio": round(statistics.median(ratios), 3),
+    }  # fmt: skip
+
+
+def told(result: dict[str, Any]) -> str:
+    """The result as a table."""
+    lines = [f"{'':8}{'problems/s':>12}{'tokens/s':>12}{'problems/cpu-s':>16}   (each round)"]
+    for name, rounds in result["rounds"].items():
+        per = [row["problems_a_second"] for row in rounds]
+        tokens = statistics.median(row["tokens_a_second"] for row in rounds)
+        busy = statistics.median(row["problems_a_processor_second"] for row in rounds)
+        each = ", ".join(f"{value:.1f}" for value in per)
+        lines.append(f"{name:8}{statistics.median(per):12.1f}{tokens:12,.0f}{busy:16.2f}   {each}")
+    lines.append(f"engine / vllm: {result['ratio']:.2f} (median of the rounds' ratios)")
+    return "\n".join(lines)
+
+
+def parsed(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="bundled", help="bundled, or the folder of a Llava")
+    parser.add_argument("--problems", type=int, default=64, help="a round")
+    parser.add_argument("--in-flight", type=int, default=32, help="problems at a time")
+    parser.add_argument("--n", type=int, default=4, help="whole responses to each")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="of torch, on both sides")
+    parser.add_argument(
+        "--venv", type=Path, default=VENV, help="vLLM's environment, made there if it is missing"
+    )
+    parser.add_argument("--json", type=Path, help="write the result here too")
+    args = parser.parse_args(argv)
+    for name in ("problems", "in_flight", "n", "rounds", "threads"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parsed(argv)
+    try:
+        result = compare(args)
+    except ServerError as error:
+        sys.exit(str(error))
+    print(told(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
