@@ -132,6 +132,10 @@ class ModelError(CotEngineError):
     """A checkpoint cannot be loaded, or cannot do what was asked."""
 
 
+class BackendGone(ModelError):
+    """A backend has ended for good: it answers nothing more, another one of the same model may."""
+
+
 class BudgetError(CotEngineError):
     """The budget cannot pay for even one short answer."""
 

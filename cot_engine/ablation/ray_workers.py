@@ -186,7 +186,7 @@ class _Needs:
     @property
     def device(self) -> str:
         """Which kind: of its GPUs a worker sees only those that it was given."""
-        device = self.cells[0].config.device  # all cells share it
+        device, _, _ = self.cells[0].config.device.partition(",")  # all cells share it
         return "cuda" if device.startswith("cuda") else device
 
 

@@ -7,7 +7,8 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from cot_engine.backends.local.amount import SHARE
+from cot_engine.backends.local.amount import SHARE, parse_memory
+from cot_engine.backends.local.devices import device_list
 from cot_engine.backends.local.here import here
 from cot_engine.backends.local.needs import PICTURE, PROMPT, STAGES, STEP, N, Sizes, fit, read_needs
 from cot_engine.backends.opening import backend_of
@@ -24,7 +25,8 @@ def needs(
     """What it needs, and how much of it is here: sizes in bytes, None where the folder's files do
     not say. Raises ModelError and InputError for a folder that will not do; loads nothing."""
     c = config or RunConfig()
-    at = here(c.device, c.dtype)
+    devices = device_list(c.device)
+    at = here(devices[0], c.dtype)
     found = read_needs(model, at.device, c.quantize)
     dtypes = ("float32", "bfloat16")
     ways = {d: found.weights(d) for d in dtypes} | {
@@ -32,7 +34,8 @@ def needs(
     }
     token = {d: found.token and found.token * size for d, size in zip(dtypes, (4, 2), strict=True)}
     problem = {d: found.problem(d, pictures) for d in dtypes}
-    fits = fit(found, at, c.quantize, c.memory, pictures)
+    share = parse_memory(c.memory) / devices.count(devices[0])
+    fits = fit(found, at, c.quantize, share, pictures)
     return {
         "architecture": found.architecture,
         "parameters": None if found.packed else found.numbers,
@@ -54,6 +57,7 @@ def needs(
         "problem": {**problem, "assumed": _ASSUMED},
         "here": {
             "device": at.device,
+            "replicas": len(devices),
             "dtype": at.dtype,
             "quantize": c.quantize,
             "free": at.free,
@@ -126,6 +130,8 @@ def _option(name: str, value: Any) -> str:
 
 def _here(found: dict[str, Any]) -> str:
     way = ", ".join(filter(None, (found["device"], found["dtype"], found["quantize"])))
+    if found["replicas"] > 1:
+        way = f"the first of {found['replicas']} replicas on {way}"
     said = f"{way}: {amount(found['free'])} free, the weights take {amount(found['weights'])}"
     if found["weights"] > found["free"]:
         return f"{said}: they do not fit"

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from cot_engine.backends.local.amount import SHARE, parse_memory
+from cot_engine.backends.local.devices import device_list
 from cot_engine.core.options import (
     Group,
     OneOf,
@@ -34,15 +34,10 @@ MAX_N = 1024
 SHORT = ("n", "keep")
 """Parameters of a strategy that a layer may also give beside the others."""
 
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-
 
 def _device(name: str, value: Any) -> None:
     text(name, value)
-    if not _DEVICE.fullmatch(value):
-        raise ConfigError(
-            f"{name} is {shown(value)}.", "It must be auto, cpu, mps, cuda or cuda:N."
-        )
+    device_list(value)
 
 
 def _plan(name: str, value: Any) -> None:
@@ -101,7 +96,9 @@ class RunConfig(SearchOptions):
     model: str = option(
         "bundled", "model", text, "A folder or a hub name. [{}]", "NAME", short="-m"
     )
-    device: str = option("auto", "model", _device, "auto, cuda, cuda:N, mps or cpu.", "NAME")
+    device: str = option(
+        "auto", "model", _device, "auto, cuda, cuda:N, mps, cpu; several: A,B.", "NAME"
+    )
     dtype: str = option(
         *("auto", "model", OneOf("auto", "float32", "bfloat16", "float16")),
         *("auto, float32, bfloat16 or float16.", "NAME"),

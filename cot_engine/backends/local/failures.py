@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from cot_engine.core.requests import Choose, Generate
-from cot_engine.errors import CotEngineError, ModelError, said
+from cot_engine.errors import BackendGone, CotEngineError, ModelError, said
 
 _TAG = re.compile(r"<(/?)([A-Z][A-Z0-9_]{0,31})>")
 
@@ -55,6 +55,8 @@ def failure(error: BaseException) -> ModelError:
         told = ModelError(error.message, error.hint)
     elif out_of_memory(error):
         told = ModelError("There was not enough memory.", "Use --quantize, or a smaller model.")
+    elif isinstance(error, torch.AcceleratorError):  # CUDA answers nothing after one
+        told = BackendGone(f"The device failed: {said(error)}", "Load the model again.")
     else:
         told = ModelError(
             f"The model failed: {said(error)}",

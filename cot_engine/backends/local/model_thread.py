@@ -18,7 +18,7 @@ import torch
 
 from cot_engine.backends.local.failures import attempt, emptied
 from cot_engine.backends.local.jobs import Job
-from cot_engine.errors import ModelError, said
+from cot_engine.errors import BackendGone, ModelError, said
 
 AT_EXIT = 10.0  # seconds that the end of the interpreter waits for it
 PATIENCE = 1.0  # seconds that closing waits for a forward pass; the thread then ends by itself
@@ -58,7 +58,7 @@ class ModelThread:
         self.handle.start()
 
     def check(self) -> None:
-        """Raises ModelError if no request can be answered any more."""
+        """Raises ModelError if no request can be answered here: a BackendGone if nowhere."""
         if os.getpid() != self.process:  # before any lock: it may have been held while forking
             raise ModelError(
                 "This process was forked from the one that loaded the model, and the thread that "
@@ -66,7 +66,7 @@ class ModelThread:
                 "Load the model in the child, or start it with multiprocessing's 'spawn'.",
             )
         if self.over:
-            raise ModelError(self.over, "Load the model again.")
+            raise BackendGone(self.over, "Load the model again.")
 
     def submit(self, job: Job) -> None:
         """Raises ModelError as `check` does. Every job that is taken is answered."""
@@ -104,7 +104,7 @@ class ModelThread:
             self.over = self.over or why
             jobs, self.jobs = self.jobs, set()
         for job in jobs:
-            job.fail(ModelError(f"{why} This request was in flight.", "Load the model again."))
+            job.fail(BackendGone(f"{why} This request was in flight.", "Load the model again."))
 
     def close(self) -> None:
         """From any thread, the model's own too, any number of times."""

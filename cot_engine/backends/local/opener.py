@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cot_engine.backends.local.amount import SHARE, parse_memory
+from cot_engine.backends.local.devices import device_list
 
 if TYPE_CHECKING:
     from cot_engine.backends.local.backend import LocalBackend
+    from cot_engine.backends.replicas import Replicas
 
 BUNDLED = "bundled"
 
@@ -31,7 +33,8 @@ def profile_path(model: str | Path) -> str | Path:
 class Local:
     """One model in this process, from a folder, by a name on the Hugging Face hub, or "bundled".
 
-    `device` is auto, cuda, cuda:1, mps or cpu; `dtype` auto, float32, bfloat16 or float16;
+    `device` is auto, cuda, cuda:1, mps or cpu, or several with commas between them, each with a
+    replica: cuda:0,cuda:1; `dtype` auto, float32, bfloat16 or float16;
     `quantize` 8bit or 4bit (bitsandbytes, vision tower and projector spared). `max_rows`
     candidates are written at once. `memory` is what keys and values may take: a share of what is
     free once the model is loaded (0.9), or an amount such as "20GB".
@@ -45,14 +48,19 @@ class Local:
 
     def open(
         self, model: str | Path, *, on_notice: Callable[[str], None] | None = None
-    ) -> LocalBackend:
+    ) -> LocalBackend | Replicas:
         """Load it. "bundled" is the same model on every machine, its path is not: traces have the
         name that was given. Raises ModelError, and InputError for a parameter that will not do."""
         from cot_engine.backends.local import loading
         from cot_engine.backends.local.backend import LocalBackend
 
         parse_memory(self.memory)  # before the model is loaded
-        loaded = loading.load(model_path(model), self.device, self.dtype, self.quantize)
+        devices = device_list(self.device)
+        if len(devices) > 1:
+            from cot_engine.backends.local.process import open_replicas
+
+            return open_replicas(self, model, devices, on_notice)
+        loaded = loading.load(model_path(model), devices[0], self.dtype, self.quantize)
         loaded = replace(loaded, name=str(model))
         if on_notice is not None:
             for note in loaded.notes:

@@ -84,6 +84,8 @@ class Worker:
 
     def serve(self) -> None:
         """Answer what arrived and all that arrives meanwhile; a trouble of one turn ends there."""
+        if self.adapter.device.type == "cuda":  # each thread has a current GPU of its own
+            torch.cuda.set_device(self.adapter.device)
         while not self.thread.over:
             arrived = self.thread.arrived()
             if not (arrived or self.queue or self.jobs or self.waiting or self.batch.rows):
