@@ -13,7 +13,6 @@ from tiny_models import picture
 from cot_engine import Engine, Problem
 from cot_engine.backends.local.devices import device_list
 from cot_engine.backends.local.opener import Local
-from cot_engine.backends.local.process import open_replicas
 from cot_engine.backends.replicas import Replicas
 from cot_engine.core.boundaries import Until
 from cot_engine.core.headway import Headway
@@ -157,7 +156,7 @@ def alone():
 
 @pytest.fixture(scope="module")
 def process():
-    (process,) = open_replicas(Local(), "bundled", ["cpu"]).backends
+    (process,) = Local().replicas("bundled", ["cpu"]).backends
     yield process
     process.close()
     assert process.process.returncode is not None

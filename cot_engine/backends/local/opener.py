@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -57,12 +57,29 @@ class Local:
         parse_memory(self.memory)  # before the model is loaded
         devices = device_list(self.device)
         if len(devices) > 1:
-            from cot_engine.backends.local.process import open_replicas
-
-            return open_replicas(self, model, devices, on_notice)
+            return self.replicas(model, devices, on_notice)
         loaded = loading.load(model_path(model), devices[0], self.dtype, self.quantize)
         loaded = replace(loaded, name=str(model))
         if on_notice is not None:
             for note in loaded.notes:
                 on_notice(note)
         return LocalBackend(loaded, self.max_rows, on_notice=on_notice, memory=self.memory)
+
+    def replicas(
+        self,
+        model: str | Path,
+        devices: Sequence[str],
+        on_notice: Callable[[str], None] | None = None,
+    ) -> Replicas:
+        """One on each device, in processes. Those on one device divide among them what keys and
+        values may take, and torch's threads. Raises as `open` does."""
+        from cot_engine.backends.local.hub import find_folder
+        from cot_engine.backends.local.process import open_replicas
+
+        folder = str(find_folder(model_path(model)))  # downloaded once
+        each = []
+        for device in devices:
+            parts = devices.count(device)
+            memory = parse_memory(self.memory) / parts
+            each.append((replace(self, device=device, memory=memory), device, parts))
+        return open_replicas(each, folder, str(model), on_notice)

@@ -14,24 +14,19 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cot_engine.backends.local.amount import parse_memory
 from cot_engine.backends.local.wire import ERRORS, Wire
+from cot_engine.backends.protocol import Opener
 from cot_engine.backends.replicas import Replicas
 from cot_engine.core.headway import Headway
 from cot_engine.core.requests import BackendInfo, Choose, Chosen, Generate, Generated
 from cot_engine.core.usage import Usage
 from cot_engine.errors import BackendGone
-
-if TYPE_CHECKING:
-    from cot_engine.backends.local.opener import Local
 
 _MAIN = (
     "import sys; sys.path[:] = sys.argv[1:]; "
@@ -41,17 +36,13 @@ _CLOSED = "The backend is closed."
 
 
 def open_replicas(
-    local: Local,
-    model: str | Path,
-    devices: Sequence[str],
+    openers: Sequence[tuple[Opener, str, int]],
+    folder: str,
+    name: str,
     on_notice: Callable[[str], None] | None = None,
 ) -> Replicas:
-    """A replica on each of `devices`, loaded at the same time. Those on a CPU divide among them its
-    threads and what keys and values may take. Raises what `Local.open` raises."""
-    from cot_engine.backends.local.hub import find_folder
-    from cot_engine.backends.local.opener import model_path
-
-    folder = str(find_folder(model_path(model)))  # downloaded once
+    """One for each (opener, its device, how many share that), loaded at the same time. The model in
+    `folder` is called `name`. Raises what opening it raises."""
     told: set[str] = set()
 
     def notice(note: str) -> None:  # all of them say the same of a folder
@@ -59,13 +50,10 @@ def open_replicas(
             told.add(note)
             on_notice(note)
 
-    parts = Counter(devices)
     replicas: list[ProcessBackend] = []
     try:
-        for device in devices:
-            memory = parse_memory(local.memory) / parts[device]
-            own = replace(local, device=device, memory=memory)
-            replicas.append(ProcessBackend(own, folder, str(model), parts[device], notice))
+        for opener, device, parts in openers:
+            replicas.append(ProcessBackend(opener, device, parts, folder, name, notice))
         for replica in replicas:
             replica.opened()
         return Replicas(replicas, notice)
@@ -80,17 +68,23 @@ class ProcessBackend:
     BackendGone for everybody. It begins to load at once; `opened` waits for it."""
 
     def __init__(
-        self, local: Local, folder: str, name: str, parts: int, notice: Callable[[str], None]
+        self,
+        opener: Opener,
+        device: str,
+        parts: int,
+        folder: str,
+        name: str,
+        notice: Callable[[str], None],
     ) -> None:
         command = [sys.executable, "-c", _MAIN, *sys.path]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe)
-        self._link = _Link(self.process, local.device, notice)
+        self._link = _Link(self.process, device, notice)
         # Neither a backend that is dropped nor the end of the interpreter leaves a process behind.
         weakref.finalize(self, self._link.end, _CLOSED)
         self._name = name
         self._hello = self._link.expect(0)
-        self._link.send(0, "open", (local, folder, parts))
+        self._link.send(0, "open", (opener, folder, parts))
         self._info: BackendInfo | None = None
         threading.Thread(target=self._link.listen, name="cot-engine-replica", daemon=True).start()
 
