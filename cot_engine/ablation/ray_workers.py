@@ -243,7 +243,7 @@ def _engine(needs: _Needs) -> Engine:
     than the run's."""
     global _loaded
     config = needs.cells[0].config
-    parts = (config.model, needs.device, config.dtype, config.quantize)
+    parts = (config.model, needs.device, config.dtype, config.quantize, config.adapter)
     key = (*parts, needs.model)  # with the digest: the files may have changed since
     if _loaded is not None and _loaded[0] == key:
         return _loaded[1]
@@ -255,8 +255,10 @@ def _engine(needs: _Needs) -> Engine:
         _loaded[1].close()
         _loaded = None
     torch.set_num_threads(needs.threads)  # else each of its workers would use the whole machine
-    model, device, dtype, quantize = parts
-    engine = Engine.from_pretrained(model, device=device, dtype=dtype, quantize=quantize)
+    model, device, dtype, quantize, adapter = parts
+    engine = Engine.from_pretrained(
+        model, device=device, dtype=dtype, quantize=quantize, adapter=adapter
+    )
     if engine.backend.info.digest != needs.model:
         engine.close()
         raise CotEngineError(

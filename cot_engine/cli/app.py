@@ -109,7 +109,7 @@ def trace(
 
 @app.command(cls=_usage("CONFIG.toml|PRESET"))
 @flags(
-    *("model", "device", "dtype", "quantize", "in_flight", "memory"),
+    *("model", "device", "dtype", "quantize", "adapter", "in_flight", "memory"),
     after="problems",
     model="A folder or a hub name. [the grid's]",
 )
@@ -208,6 +208,7 @@ def report(
         "device",
         "dtype",
         "quantize",
+        "adapter",
         "temperature",
         "top_p",
         "top_k",

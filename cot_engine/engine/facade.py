@@ -81,6 +81,7 @@ class Engine:
         device: str = "auto",
         dtype: str = "auto",
         quantize: Literal["8bit", "4bit"] | None = None,
+        adapter: str | Path | None = None,
         memory: float | str = SHARE,
         in_flight: int = 32,
         on_notice: Callable[[str], None] | None = None,
@@ -91,13 +92,15 @@ class Engine:
 
         `memory` is what keys and values may take: a share of what is free once the model is
         loaded (0.9), or an amount such as "20GB". `in_flight` bounds the searches that run at
-        once. `on_notice` hears what the user should
-        know, such as a batch that was halved for lack of memory. Raises ModelError, and
-        ConfigError or UnknownNameError for a profile in the folder that will not do.
+        once. `adapter` is the folder of a LoRA that is merged into the weights. `on_notice` hears
+        what the user should know, such as a batch that was halved for lack of memory. Raises
+        ModelError, and ConfigError or UnknownNameError for a profile in the folder that will not
+        do.
         """
         folder = profile_path(model)
         profile = Profile.of(folder)  # before what takes long
         asked = {"device": device, "dtype": dtype, "quantize": quantize, "memory": memory}
+        asked["adapter"] = None if adapter is None else str(adapter)
         parameters |= {k: v for k, v in asked.items() if v not in ("auto", None, SHARE)}
         opened = open_backend(model, backend, parameters, on_notice=on_notice)
         if (now := profile_path(model)) != folder:  # it came with the weights, a moment ago

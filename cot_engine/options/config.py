@@ -50,6 +50,11 @@ def _budget(name: str, value: Any) -> None:
         text(name, value)
 
 
+def _folder(name: str, value: Any) -> None:
+    if value is not None:
+        text(name, value)
+
+
 def _share(name: str, value: Any) -> None:
     number(0, 1)(name, value)
     if value == 0:
@@ -106,6 +111,9 @@ class RunConfig(SearchOptions):
     quantize: Literal["8bit", "4bit"] | None = option(
         None, "model", OneOf(None, "8bit", "4bit"), "Smaller weights, by bitsandbytes."
     )
+    adapter: str | None = option(
+        None, "model", _folder, "A LoRA (PEFT) to merge into the weights.", "FOLDER"
+    )
     mode: Literal["auto", "trained", "prompted"] = option(
         *("auto", "writing", OneOf("auto", "trained", "prompted")),
         "Whether the model knows the tags. [{}]",
@@ -133,6 +141,8 @@ class RunConfig(SearchOptions):
     def __post_init__(self) -> None:
         if isinstance(self.model, Path):
             object.__setattr__(self, "model", str(self.model))  # part of the hash, as a text
+        if isinstance(self.adapter, Path):
+            object.__setattr__(self, "adapter", str(self.adapter))
         for each in fields(self):
             about(each).check(each.name, getattr(self, each.name))
 

@@ -171,7 +171,7 @@ def test_an_adapter(copy, tmp_path, beside):
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (folder / "adapter_model.safetensors").write_bytes(b"")
     words = "beside its weights" if beside else "no model of its own"
-    refused(folder, "holds an adapter", words, hint="merge_and_unload")
+    refused(folder, "holds an adapter", words, hint="--adapter")
 
 
 def test_quantised_already(copy):

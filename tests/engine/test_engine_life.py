@@ -491,7 +491,7 @@ def test_a_failed_probe_is_asked_again():
 # --- what is asked -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", ["model", "device", "dtype", "quantize", "in_flight"])
+@pytest.mark.parametrize("option", ["model", "device", "dtype", "quantize", "adapter", "in_flight"])
 def test_an_option_of_the_engine_is_refused_for_one_call(option):
     with pytest.raises(ConfigError, match=rf"{option} is an option of the engine.*{option}="):
         engine_of().solve(None, "How many?", **{option: "cpu"})

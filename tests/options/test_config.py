@@ -96,6 +96,7 @@ def test_every_field_counts_in_the_hash():
         "parameters": {"n": 3},
         "plan": Plan((Stage("ANSWER", "Say it.", "Which is right?"),)),
         "quantize": "8bit",
+        "adapter": "lora",
         "budget": "3 s",
         "allow_url": True,
         "device": "cpu",
@@ -259,7 +260,13 @@ def test_each_key_means_the_same_in_a_file_the_environment_and_a_flag(tmp_path, 
     (tmp_path / "plan.toml").write_text('[[stage]]\ntag = "A"\npurpose = "p"\nquestion = "q"\n')
     texts = {"model": "m", "device": "cpu", "dtype": "float32", "quantize": "8bit", "budget": "5 s"}
     texts |= {"strategy": "greedy", "judge": "random", "tournament": "swiss", "orders": "one"}
-    texts |= {"judge_image": "blank", "detail": "brief", "mode": "trained", "allow_url": "true"}
+    texts |= {
+        "adapter": "lora",
+        "judge_image": "blank",
+        "detail": "brief",
+        "mode": "trained",
+        "allow_url": "true",
+    }
     texts |= {
         "parameters": "fill=true",
         "plan": str(tmp_path / "plan.toml"),

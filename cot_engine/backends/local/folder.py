@@ -101,12 +101,12 @@ def read_headers(folder: Path) -> Headers:
     shapes: dict[str, tuple[int, ...]] = {}
     stored = 0
     for path in files:
-        more, size = _header(path)
+        more, size = read_header(path)
         shapes, stored = shapes | more, stored + size
     return Headers(shapes, stored)
 
 
-def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], int]:
+def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], int]:
     size = path.stat().st_size
     try:
         with path.open("rb") as file:

@@ -121,6 +121,15 @@ def _near(folder: Path) -> list[str]:
     return [known[name] for name in difflib.get_close_matches(folder.name, known, 3, 0.5)]
 
 
+def _base(where: str) -> str:
+    """Which one, where an adapter's folder says so."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        text = Path(where, "adapter_config.json").read_text(encoding="utf-8")
+        if named := json.loads(text).get("base_model_name_or_path"):
+            return f" ({cut(str(named))})"
+    return ""
+
+
 def _fit(where: str, names: Collection[str]) -> None:
     """Raise ModelError for what the names of a checkpoint's files already say against it."""
     if "adapter_config.json" in names:
@@ -128,10 +137,10 @@ def _fit(where: str, names: Collection[str]) -> None:
         raise ModelError(
             f"{where} holds an adapter (adapter_config.json, as LoRA has it)"
             f"{' beside its weights' if beside else ' and no model of its own'}.",
-            "Merge it into its base model and give that folder: peft's PeftModel.from_pretrained("
-            "base, adapter).merge_and_unload().save_pretrained(folder), with the base model's "
-            "tokenizer and processor files."
-            + (" Or move the adapter elsewhere, if it is not wanted." if beside else ""),
+            "Move its files to a folder of their own, and name that with --adapter if it is wanted."
+            if beside
+            else f"Give the model that it was trained on{_base(where)}, and this folder with "
+            f"--adapter: --model BASE --adapter {where}",
         )
     if "config.json" not in names:
         if "params.json" in names or any(name.endswith(".gguf") for name in names):

@@ -19,6 +19,7 @@ from cot_engine.backends.local.folder import (
 )
 from cot_engine.backends.local.hub import find_folder
 from cot_engine.backends.local.libraries import explained, quietly
+from cot_engine.backends.local.lora import merge, read_lora
 from cot_engine.backends.local.packed import check_packed, prepare, unpacked
 from cot_engine.backends.local.processor import (
     check_words,
@@ -49,7 +50,11 @@ class Loaded:
 
 
 def load(
-    model: str | Path, device: str = "auto", dtype: str = "auto", quantize: Quantize | None = None
+    model: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: Quantize | None = None,
+    adapter: str | Path | None = None,
 ) -> Loaded:
     """Read a checkpoint. Never runs code that comes with it; reads safetensors only.
 
@@ -63,6 +68,7 @@ def load(
     kept = pick_dtype(dtype, where)
     wanted = None if quantize is None else _quantization(quantize, kept)
     packed = check_packed(folder, config, quantize, where.type)
+    lora = None if adapter is None else read_lora(adapter, packed or quantize)
     headers = read_headers(folder)
     from transformers import CONFIG_MAPPING, AutoConfig, __version__
 
@@ -84,15 +90,19 @@ def load(
         wanted.llm_int8_skip_modules = list(kind.spared)
     said = [] if packed is None else prepare(parsed, packed, where.type)
     network, unused = _network(folder, parsed, where, kept, wanted, packed)
-    adapter = kind(network, processor)
-    _check_vocabulary(folder, adapter)
+    if lora is not None:
+        network, merged = merge(network, lora)
+        said.append(merged)
+    _check_numbers(folder, network)
+    family = kind(network.eval().requires_grad_(False), processor)
+    _check_vocabulary(folder, family)
     notes = [*unused, *ungranted(folder), *said]
     if quantize and where.type == "cpu":
         notes.append(f"{quantize} weights save memory on a CPU; they do not make it faster.")
     eos = end_tokens(folder, config, processor.tokenizer, kind.ends)
     if not eos:
         notes.append("The model's files name no end token: every reply goes on to its limit.")
-    text = ChatText(processor.tokenizer, adapter.image_tag, template, eos, kind.thought)
+    text = ChatText(processor.tokenizer, family.image_tag, template, eos, kind.thought)
     if not template:
         notes.append("The model has no chat template; 'USER: ... ASSISTANT:' is used.")
     text.check()
@@ -100,7 +110,8 @@ def load(
         notes.append(f"{text.thinks}: it is left empty, and the stages are what the model thinks.")
     with explained(folder, "the weights cannot be read", _AGAIN):
         digest = digest_of(sorted(folder.glob("*.safetensors")))
-    return Loaded(adapter, text, name, str(model), digest, tuple(notes))
+        digest = digest if lora is None else lora.digest(digest)
+    return Loaded(family, text, name, str(model), digest, tuple(notes))
 
 
 def pick_device(device: str) -> torch.device:
@@ -198,8 +209,7 @@ def _network(
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
-    _check_numbers(folder, model)
-    return model.eval().requires_grad_(False), notes
+    return model, notes
 
 
 def _streams(device: torch.device) -> bool:

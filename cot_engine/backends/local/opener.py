@@ -37,7 +37,8 @@ class Local:
     replica: cuda:0,cuda:1; `dtype` auto, float32, bfloat16 or float16;
     `quantize` 8bit or 4bit (bitsandbytes, vision tower and projector spared). `max_rows`
     candidates are written at once. `memory` is what keys and values may take: a share of what is
-    free once the model is loaded (0.9), or an amount such as "20GB".
+    free once the model is loaded (0.9), or an amount such as "20GB". `adapter` is the folder of a
+    LoRA that is merged into the weights.
     """
 
     device: str = "auto"
@@ -45,6 +46,7 @@ class Local:
     quantize: Literal["8bit", "4bit"] | None = None
     max_rows: int | None = None
     memory: float | str = SHARE
+    adapter: str | Path | None = None
 
     def open(
         self, model: str | Path, *, on_notice: Callable[[str], None] | None = None
@@ -58,12 +60,18 @@ class Local:
         devices = device_list(self.device)
         if len(devices) > 1:
             return self.replicas(model, devices, on_notice)
-        loaded = loading.load(model_path(model), devices[0], self.dtype, self.quantize)
-        loaded = replace(loaded, name=str(model))
+        loaded = loading.load(
+            model_path(model), devices[0], self.dtype, self.quantize, self.adapter
+        )
+        loaded = replace(loaded, name=self.name(model))
         if on_notice is not None:
             for note in loaded.notes:
                 on_notice(note)
         return LocalBackend(loaded, self.max_rows, on_notice=on_notice, memory=self.memory)
+
+    def name(self, model: str | Path) -> str:
+        """What traces call it: as it was given, with its adapter."""
+        return str(model) if self.adapter is None else f"{model} + {self.adapter}"
 
     def replicas(
         self,
@@ -82,4 +90,4 @@ class Local:
             parts = devices.count(device)
             memory = parse_memory(self.memory) / parts
             each.append((replace(self, device=device, memory=memory), device, parts))
-        return open_replicas(each, folder, str(model), on_notice)
+        return open_replicas(each, folder, self.name(model), on_notice)

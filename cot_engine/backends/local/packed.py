@@ -83,7 +83,7 @@ def prepare(parsed: Any, method: str, device: str) -> list[str]:
     how = parsed.quantization_config
     for key in _SPARED:
         if isinstance(how.get(key), list):
-            how[key] = list(dict.fromkeys(now for name in how[key] for now in _names(str(name))))
+            how[key] = list(dict.fromkeys(now for name in how[key] for now in names_now(str(name))))
     whole = f"{method} weights are unpacked when they are loaded"
     if method == "compressed-tensors":
         return [f"{whole}: they take the memory of whole ones."]
@@ -95,13 +95,15 @@ def prepare(parsed: Any, method: str, device: str) -> list[str]:
     return []
 
 
-def _names(name: str) -> list[str]:
-    """A module's name, or `re:` and an expression: as it stands, and as it is called now."""
+def names_now(name: str) -> list[str]:
+    """A module's name, or `re:` and an expression: as it stands, and as transformers 5 calls it."""
     mark, name = ("re:", name[3:]) if name.startswith("re:") else ("", name)
     found = [name]
     for inner in ("language_model.model.", r"language_model\.model\."):
         if name.startswith(inner):
             found.append("model.language_model." + name[len(inner) :])
+    if name.startswith(("model.layers.", r"model\.layers\.")):
+        found.append("model.language_model" + name[len("model") :])
     if name == "language_model.lm_head":
         found.append("lm_head")
     if not name.startswith("model"):
