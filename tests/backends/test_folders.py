@@ -553,7 +553,7 @@ def test_a_hub_name_has_the_profile_of_its_folder(builds, tmp_path, monkeypatch)
             "not installed: fbgemm-gpu",
             "original",
         ),
-        ({"vision_config": {"model_type": "pixtral"}}, "'pixtral' vision tower", "clip_vision"),
+        ({"vision_config": {"model_type": "dinov2"}}, "'dinov2' vision tower", "clip_vision"),
     ],
 )
 def test_each_config_has_its_own_sentence(copy, values, words, hint):
