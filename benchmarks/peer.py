@@ -114,7 +114,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     sides: dict[str, list[Round]] = {"engine": [], "vllm": []}
     with (
         serving(
-            Path(model_path(args.model)), args.venv, threads=args.threads, rows=rows
+            Path(model_path(args.model)), args.venv, threads=args.peer_threads, rows=rows
         ) as server,
         Engine.from_pretrained(args.model, device="cpu", dtype="float32",
                                in_flight=args.in_flight) as engine,
@@ -133,7 +133,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     ]
     return {
         "model": args.model, "problems": args.problems, "in_flight": args.in_flight, "n": args.n,
-        "threads": args.threads, "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
+        "threads": args.threads, "peer_threads": args.peer_threads,
+        "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
         "rounds": {name: [r.row() for r in rounds] for name, rounds in sides.items()},
         "ratio": round(statistics.median(ratios), 3),
     }  # fmt: skip
@@ -159,13 +160,20 @@ def parsed(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--in-flight", type=int, default=32, help="problems at a time")
     parser.add_argument("--n", type=int, default=4, help="whole responses to each")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2, help="of torch, on both sides")
+    parser.add_argument("--threads", type=int, default=2, help="of torch, for the engine")
+    parser.add_argument(
+        "--peer-threads",
+        type=int,
+        default=1,
+        help="of vLLM's model; its scheduler and its server are processes of their own, so that"
+        " on two cores one is quickest",
+    )
     parser.add_argument(
         "--venv", type=Path, default=VENV, help="vLLM's environment, made there if it is missing"
     )
     parser.add_argument("--json", type=Path, help="write the result here too")
     args = parser.parse_args(argv)
-    for name in ("problems", "in_flight", "n", "rounds", "threads"):
+    for name in ("problems", "in_flight", "n", "rounds", "threads", "peer_threads"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     return args

@@ -154,9 +154,10 @@ def serving(
 ) -> Iterator[Server]:
     """A server of the checkpoint folder `model` on this machine, until the block is left.
 
-    `rows` sequences are written at once; `more` are further flags. Raises ServerError if it does
-    not answer within `patience` seconds; its log is then kept, and named. The whole process group
-    is gone afterwards, whatever happened.
+    `rows` sequences are written at once; `more` are further flags. Its model runs on `threads`;
+    one on two cores, where its scheduler and its HTTP server are processes of their own. Raises
+    ServerError if it does not answer within `patience` seconds; its log is then kept, and named.
+    The whole process group is gone afterwards, whatever happened.
     """
     python = environment(venv)
     home = Path(tempfile.mkdtemp(prefix="cot-engine-vllm-"))
