@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import BUILDERS, build, picture
 
 from cot_engine.backends.local import loading
+from cot_engine.backends.local.libraries import explained
 from cot_engine.backends.local.needs import read_needs
 from cot_engine.backends.local.opener import Local
 from cot_engine.backends.models.registry import ARCHITECTURES
@@ -160,9 +161,22 @@ def test_wrong_options(folder):
         loading.load(folder, device="cpu", dtype="int3")
     with pytest.raises(InputError, match="quantisation '2bit'"):
         loading.load(folder, device="cpu", quantize="2bit")
+    with pytest.raises(InputError, match="no device 'cpu:7': this machine shows 1") as caught:
+        loading.load(folder, device="cpu:7")
+    assert caught.value.hint == "Use cpu:0."
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="no cuda"):
             loading.load(folder, device="cuda")
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.AcceleratorError, RuntimeError])
+def test_a_device_full_of_others_work_is_named(tmp_path, kind):
+    with (
+        pytest.raises(ModelError, match=r"Not enough memory on cuda:1.* for ") as caught,
+        explained(tmp_path, "the weights cannot be loaded", "", torch.device("cuda:1")),
+    ):
+        raise kind("CUDA error: out of memory")
+    assert "nvidia-smi" in caught.value.hint
 
 
 def test_digest_names_the_weights(folder):

@@ -40,7 +40,7 @@ def _left(device: torch.device | None) -> str:
     """On which device, and what was left there. A GPU that is full cannot always say."""
     if device is None or device.type != "cuda":
         return f" on {device}" if device else ""
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(RuntimeError, AssertionError):  # or CUDA is not there at all
         free, whole = torch.cuda.mem_get_info(device)
         return f" on {device} ({free / 2**30:.1f} of {whole / 2**30:.1f} GB were left)"
     return f" on {device}"
