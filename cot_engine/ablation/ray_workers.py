@@ -244,7 +244,8 @@ def _engine(needs: _Needs) -> Engine:
     global _loaded
     config = needs.cells[0].config
     parts = (config.model, needs.device, config.dtype, config.quantize, config.adapter)
-    key = (*parts, needs.model)  # with the digest: the files may have changed since
+    most = config.max_pixels
+    key = (*parts, most, needs.model)  # with the digest: the files may have changed since
     if _loaded is not None and _loaded[0] == key:
         return _loaded[1]
     import torch
@@ -257,7 +258,7 @@ def _engine(needs: _Needs) -> Engine:
     torch.set_num_threads(needs.threads)  # else each of its workers would use the whole machine
     model, device, dtype, quantize, adapter = parts
     engine = Engine.from_pretrained(
-        model, device=device, dtype=dtype, quantize=quantize, adapter=adapter
+        model, device=device, dtype=dtype, quantize=quantize, adapter=adapter, max_pixels=most
     )
     if engine.backend.info.digest != needs.model:
         engine.close()

@@ -109,7 +109,7 @@ def trace(
 
 @app.command(cls=_usage("CONFIG.toml|PRESET"))
 @flags(
-    *("model", "device", "dtype", "quantize", "adapter", "in_flight", "memory"),
+    *("model", "device", "dtype", "quantize", "adapter", "max_pixels", "in_flight", "memory"),
     after="problems",
     model="A folder or a hub name. [the grid's]",
 )
@@ -209,6 +209,7 @@ def report(
         "dtype",
         "quantize",
         "adapter",
+        "max_pixels",
         "temperature",
         "top_p",
         "top_k",

@@ -3,6 +3,7 @@ words."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def needs(
     c = config or RunConfig()
     devices = device_list(c.device)
     at = here(devices[0], c.dtype)
-    found = read_needs(model, at.device, c.quantize)
+    found = replace(read_needs(model, at.device, c.quantize), most=c.max_pixels)
     dtypes = ("float32", "bfloat16")
     ways = {d: found.weights(d) for d in dtypes} | {
         way: found.weights("bfloat16", way) for way in ("8bit", "4bit")

@@ -139,7 +139,8 @@ class BackendInfo:
     """What a trace records of the model. `digest` names the weights; `max_images` per problem.
 
     `context` is the longest prompt + reply in tokens. `notes` are sentences for the user (a
-    fallback that was taken, a limit that was met).
+    fallback that was taken, a limit that was met). `max_pixels`: of a picture, what was shown to it
+    at most, if that was bounded.
     """
 
     name: str
@@ -151,3 +152,4 @@ class BackendInfo:
     context: int
     max_images: int
     notes: tuple[str, ...] = ()
+    max_pixels: int | None = None

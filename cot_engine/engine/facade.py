@@ -82,6 +82,7 @@ class Engine:
         dtype: str = "auto",
         quantize: Literal["8bit", "4bit"] | None = None,
         adapter: str | Path | None = None,
+        max_pixels: int | None = None,
         memory: float | str = SHARE,
         in_flight: int = 32,
         on_notice: Callable[[str], None] | None = None,
@@ -90,6 +91,7 @@ class Engine:
         """Load a checkpoint folder (or hub id), or the bundled model, or whatever an installed
         `backend` opens (`backends.opening.open_backend`); `parameters` are that one's own.
 
+        Of a picture with more than `max_pixels` pixels the model is shown a smaller one.
         `memory` is what keys and values may take: a share of what is free once the model is
         loaded (0.9), or an amount such as "20GB". `in_flight` bounds the searches that run at
         once. `adapter` is the folder of a LoRA that is merged into the weights. `on_notice` hears
@@ -101,6 +103,7 @@ class Engine:
         profile = Profile.of(folder)  # before what takes long
         asked = {"device": device, "dtype": dtype, "quantize": quantize, "memory": memory}
         asked["adapter"] = None if adapter is None else str(adapter)
+        asked["max_pixels"] = max_pixels
         parameters |= {k: v for k, v in asked.items() if v not in ("auto", None, SHARE)}
         opened = open_backend(model, backend, parameters, on_notice=on_notice)
         if (now := profile_path(model)) != folder:  # it came with the weights, a moment ago

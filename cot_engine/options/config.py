@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from cot_engine.backends.local.amount import SHARE, parse_memory
+from cot_engine.backends.local.amount import SHARE, check_pixels, parse_memory
 from cot_engine.backends.local.devices import device_list
 from cot_engine.core.options import (
     Group,
@@ -65,6 +65,10 @@ def _memory(name: str, value: Any) -> None:
     parse_memory(value)
 
 
+def _max_pixels(name: str, value: Any) -> None:
+    check_pixels(value)
+
+
 def _allow_url(name: str, value: Any) -> None:
     if not isinstance(value, bool) and value != "inner":
         raise ConfigError(f"{name} is {shown(value)}.", 'It must be true, false or "inner".')
@@ -113,6 +117,10 @@ class RunConfig(SearchOptions):
     )
     adapter: str | None = option(
         None, "model", _folder, "A LoRA (PEFT) to merge into the weights.", "FOLDER"
+    )
+    max_pixels: int | None = option(
+        *(None, "model", _max_pixels),
+        *("Pixels (width x height) that are shown of a picture, at most.", "N"),
     )
     mode: Literal["auto", "trained", "prompted"] = option(
         *("auto", "writing", OneOf("auto", "trained", "prompted")),

@@ -97,7 +97,8 @@ def typed(key: str, text: str) -> Any:
     if key in SHORT:
         return scalar(text)
     default = getattr(RunConfig(), key)
-    return text if default is None or isinstance(default, (str, Plan)) else scalar(text)
+    number = key == "max_pixels" if default is None else not isinstance(default, (str, Plan))
+    return scalar(text) if number else text
 
 
 def parse_parameters(pairs: list[str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from cot_engine.backends.local.opener import Local
 from cot_engine.backends.models.registry import ARCHITECTURES
 from cot_engine.core.boundaries import Until
 from cot_engine.core.requests import Generate, Prompt
-from cot_engine.errors import InputError, ModelError
+from cot_engine.errors import ConfigError, InputError, ModelError
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +226,27 @@ def test_quantised(tmp_path, architecture, quantize):
         assert read_needs(folder).weights("float32", quantize) == held
         assert len(write(backend).generations) == 2
         assert quantize in backend.info.notes[0]
+
+
+def test_what_is_shown_of_a_picture_is_bounded_estimated_and_recorded(tmp_path):
+    """As Qwen's own processor has it, where it is told so."""
+    folder, image = build("qwen2_vl", tmp_path), picture(0, 400, 300)
+    ask = Generate("s", Prompt("how many", (image,)), (), Until(), (1,), 3)
+    spent = []
+    for most in (None, 1000):
+        with Local(device="cpu", max_pixels=most).open(folder) as backend:
+            assert backend.info.max_pixels == most
+            guess = backend.estimate(ask)
+            done = asyncio.run(backend.generate(ask))
+            assert (guess.prefilled, guess.flops) == (done.usage.prefilled, done.usage.flops)
+            spent.append(done.usage)
+            shown = backend._prepared(image).inputs["pixel_values"]
+            processor = backend.adapter.processor.image_processor
+    own = processor(images=[image.pixels], return_tensors="pt", min_pixels=196, max_pixels=1000)
+    assert torch.equal(shown, own["pixel_values"])
+    assert spent[1].prefilled < spent[0].prefilled and spent[1].flops < spent[0].flops
+    with pytest.raises(ConfigError, match="max_pixels is 0"):
+        Local(max_pixels=0).open(folder)
 
 
 def test_contract_needs_no_torch():

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ from cot_engine.errors import InputError
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from needs import write
 
+FIXED = ("LlavaAdapter", "MllamaAdapter", "Gemma3Adapter")
+"""Take as many tokens of any picture."""
 SIZES = [(1024, 768), (28, 28), (768, 1024), (2000, 1500), (300, 17), (41, 503), (1456, 1456)]
 
 
@@ -57,6 +60,26 @@ def test_what_is_said_is_what_it_takes(made):
     with torch.inference_mode():
         held = adapter.encode(image).nbytes + image.tokens * adapter.kv_shape().bytes_per_token
     assert needs.picture("float32", size) == pytest.approx(held, rel=0.02)  # a flag a tile
+
+
+def test_a_picture_of_fewer_pixels_takes_fewer_tokens(made, monkeypatch):
+    """--max-pixels: as many as are said beforehand, by another name, and for fewer operations."""
+    adapter, folder = made
+    family = ARCHITECTURES[read_needs(folder).architecture][0]
+    bounded = replace(read_needs(folder), most=800)
+    pixels = [tiny_models.picture(1, *size).pixels for size in ((400, 300), (7, 300), (20, 30))]
+    whole = [adapter.prepare(each, "a") for each in pixels]
+    monkeypatch.setattr(adapter, "max_pixels", 800)
+    less = [adapter.prepare(each, "a") for each in pixels]
+    for each, before, image in zip(pixels, whole, less, strict=True):
+        if family in FAMILIES:
+            assert bounded.places(each.size) == image.tokens
+        assert image.tokens <= before.tokens and image.digest != before.digest
+    if type(adapter).__name__ not in FIXED:
+        assert less[0].tokens < whole[0].tokens
+        assert adapter.image_flops(less[0]) < adapter.image_flops(whole[0])
+    with torch.inference_mode():
+        adapter.encode(less[0])  # which compares places and features
 
 
 @pytest.fixture(scope="module")

@@ -70,6 +70,10 @@ def test_it_is_frozen_and_hashable():
         ({"device": "cuda:x"}, ["cuda:N"]),
         ({"dtype": "bf16"}, ["dtype is 'bf16'", "bfloat16"]),
         ({"quantize": "8"}, ["quantize is '8'", "8bit or 4bit"]),
+        ({"max_pixels": 0}, ["max_pixels is 0", "from 784"]),
+        ({"max_pixels": -5}, ["max_pixels is -5", "width times height"]),
+        ({"max_pixels": 1.5e6}, ["max_pixels is 1500000.0", "whole number"]),
+        ({"max_pixels": "1.5MP"}, ["max_pixels is '1.5MP'", "1000000 for one megapixel"]),
         ({"orders": "bath"}, ["Did you mean both?", "both or one"]),
         ({"judge_image": "blnk"}, ["Did you mean blank?", "seen, blank or swap"]),
         ({"detail": "long"}, ["brief, normal or full"]),
@@ -97,6 +101,7 @@ def test_every_field_counts_in_the_hash():
         "plan": Plan((Stage("ANSWER", "Say it.", "Which is right?"),)),
         "quantize": "8bit",
         "adapter": "lora",
+        "max_pixels": 10**6,
         "budget": "3 s",
         "allow_url": True,
         "device": "cpu",
@@ -266,13 +271,14 @@ def test_each_key_means_the_same_in_a_file_the_environment_and_a_flag(tmp_path, 
         "detail": "brief",
         "mode": "trained",
         "allow_url": "true",
+        "max_pixels": "1000000",
     }
     texts |= {
         "parameters": "fill=true",
         "plan": str(tmp_path / "plan.toml"),
     }
     text = texts.get(key, "1")
-    plain = text if text in ("true", "1") else json.dumps(text)
+    plain = text if text in ("true", "1", "1000000") else json.dumps(text)
     file = tmp_path / "c.toml"
     file.write_text(f"{key} = {plain if key != 'parameters' else '{fill = true}'}\n")
     configs = [

@@ -7,6 +7,7 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from cot_engine.errors import ConfigError, shown
 
@@ -16,6 +17,21 @@ LEAST = 1 << 16  # bytes; what is less was meant as something else
 UNKNOWN = 8 << 30  # bytes that are taken for free where the system does not say
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*([kKMG]?)([bB]?)\s*")
 _SCALE = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+LEAST_PIXELS = 28 * 28  # what many models make one token of
+MOST_PIXELS = 1_000_000_000
+
+
+def check_pixels(value: Any) -> None:
+    """Of a picture: None (as many as it has) or a whole number. Raises ConfigError."""
+    if value is None or (type(value) is int and LEAST_PIXELS <= value <= MOST_PIXELS):
+        return
+    raise ConfigError(
+        f"max_pixels is {shown(value)}.",
+        f"Give a whole number of pixels, width times height, from {LEAST_PIXELS} (28 x 28) to"
+        f" {MOST_PIXELS}, such as 1000000 for one megapixel.",
+    )
 
 
 def parse_memory(value: float | str) -> float:

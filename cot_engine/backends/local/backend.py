@@ -109,6 +109,7 @@ class LocalBackend:
             context=self._context,
             max_images=self.adapter.max_images,
             notes=tuple(self._notes.said),
+            max_pixels=self.adapter.max_pixels,
         )
 
     # --- requests --------------------------------------------------------------------------------

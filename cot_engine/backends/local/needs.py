@@ -61,7 +61,7 @@ class Needs:
     touch; `stored` is what the files hold, in bytes. `token` numbers of keys and values a token,
     in `layers` layers; `feature` numbers of a place's features, `cross` of all that cross-attention
     layers hold of a picture. `token` is None where the files do not say. `packed`: how the folder
-    is quantised already."""
+    is quantised already; `most` pixels of a picture are shown to it."""
 
     architecture: str
     numbers: int
@@ -76,6 +76,7 @@ class Needs:
     window: int | None
     config: Files
     images: Files
+    most: int | None = None
 
     def weights(self, dtype: str, quantize: str | None = None) -> int:
         """Bytes, once loaded."""
@@ -88,7 +89,9 @@ class Needs:
 
     def places(self, size: tuple[int, int] = PICTURE) -> int | None:
         """Tokens of a picture of that width and height, None where the files do not say."""
-        return places(ARCHITECTURES[self.architecture][0], self.config, self.images, *size)
+        return places(
+            ARCHITECTURES[self.architecture][0], self.config, self.images, *size, self.most
+        )
 
     def picture(self, dtype: str, size: tuple[int, int] = PICTURE) -> int | None:
         """Bytes of a picture in a search."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cot_engine.backends.local.amount import SHARE, parse_memory
+from cot_engine.backends.local.amount import SHARE, check_pixels, parse_memory
 from cot_engine.backends.local.devices import device_list
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class Local:
     `quantize` 8bit or 4bit (bitsandbytes, vision tower and projector spared). `max_rows`
     candidates are written at once. `memory` is what keys and values may take: a share of what is
     free once the model is loaded (0.9), or an amount such as "20GB". `adapter` is the folder of a
-    LoRA that is merged into the weights.
+    LoRA that is merged into the weights. Of a picture with more than `max_pixels` pixels the model
+    is shown a smaller one.
     """
 
     device: str = "auto"
@@ -47,6 +48,7 @@ class Local:
     max_rows: int | None = None
     memory: float | str = SHARE
     adapter: str | Path | None = None
+    max_pixels: int | None = None
 
     def open(
         self, model: str | Path, *, on_notice: Callable[[str], None] | None = None
@@ -57,6 +59,7 @@ class Local:
         from cot_engine.backends.local.backend import LocalBackend
 
         parse_memory(self.memory)  # before the model is loaded
+        check_pixels(self.max_pixels)
         devices = device_list(self.device)
         if len(devices) > 1:
             return self.replicas(model, devices, on_notice)
@@ -64,6 +67,7 @@ class Local:
             model_path(model), devices[0], self.dtype, self.quantize, self.adapter
         )
         loaded = replace(loaded, name=self.name(model))
+        loaded.adapter.max_pixels = self.max_pixels
         if on_notice is not None:
             for note in loaded.notes:
                 on_notice(note)

@@ -7,6 +7,7 @@ and cache, and never the multimodal wrapper around it.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Protocol
 
 import torch
+from PIL.Image import Resampling
 
 from cot_engine.backends.local.attention import ATTENTION, Seats
 from cot_engine.backends.local.kv import KVShape, RowCache, visible
 from cot_engine.backends.models.flops import Flops
+from cot_engine.backends.models.places import smaller
 from cot_engine.errors import ModelError
 
 
@@ -114,9 +117,9 @@ class Adapter(ABC):
     quantisation leaves alone, `lm_path` where the language model is, `image_kwargs` what the image
     processor is told besides, `looked_at` what of its work the tower takes.
     `prompt_depends_on_images`: even the tokens before an image do. `apart`: a picture alone is
-    prepared otherwise than one beside others. `ends` are tokens that end a reply, named by its
-    files or not; `thought` is an empty thought as its makers write it, for models that open one of
-    themselves.
+    prepared otherwise than one beside others; `max_pixels`: so many of it are looked at. `ends` are
+    tokens that end a reply, named by its files or not; `thought` is an empty thought as its makers
+    write it, for models that open one of themselves.
     """
 
     texts: ClassVar[tuple[str, ...]] = PLAIN
@@ -136,6 +139,7 @@ class Adapter(ABC):
     prompt_depends_on_images: ClassVar[bool] = False
     apart: ClassVar[bool] = False
     max_images = 16
+    max_pixels: int | None = None
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model
@@ -172,6 +176,13 @@ class Adapter(ABC):
 
     def prepare(self, pixels: Any, digest: str, together: int = 1) -> Pixels:
         """Resize and normalise a PIL image for the vision tower; `together` are in its prompt."""
+        if (most := self.max_pixels) is not None:
+            digest = hashlib.sha256(f"{digest} within {most}".encode()).hexdigest()[:16]
+            if (
+                not self.bounds(most)
+                and (size := smaller(pixels.width, pixels.height, most)) != pixels.size
+            ):
+                pixels = pixels.resize(size, Resampling.BICUBIC)
         inputs = dict(self.preprocess(pixels) if together == 1 else self.crowded(pixels))
         text = self.expand(inputs)
         return Pixels(digest, inputs, text, text.count(self.placeholder_text))
@@ -181,9 +192,17 @@ class Adapter(ABC):
         return self.image_tag
 
     def preprocess(self, pixels: Any) -> Any:
-        return self.processor.image_processor(
-            images=[pixels], return_tensors="pt", **self.image_kwargs
-        )
+        return self.processor.image_processor(images=[pixels], return_tensors="pt", **self.told)
+
+    def bounds(self, most: int) -> dict[str, Any]:
+        """What the image processor is told so that it makes no more pixels of a picture; nothing
+        where it never makes one larger, and it is enough to show it a smaller one."""
+        return {}
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the image processor is told: `image_kwargs`, and how many pixels are wanted."""
+        return {**self.image_kwargs, **(self.bounds(self.max_pixels) if self.max_pixels else {})}
 
     def crowded(self, pixels: Any) -> Any:
         """`preprocess` for a picture that stands beside others in its prompt."""

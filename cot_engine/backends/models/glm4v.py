@@ -7,6 +7,7 @@ from typing import Any
 
 from cot_engine.backends.models.family import without_video
 from cot_engine.backends.models.flops import encoder, linear
+from cot_engine.backends.models.places import bound_film
 from cot_engine.backends.models.qwen2_vl import Qwen2VLAdapter
 
 
@@ -17,6 +18,8 @@ class Glm4vAdapter(Qwen2VLAdapter):
     texts = ("glm4v_text",)
     ends = ("<|endoftext|>", "<|user|>", "<|observation|>")
     thought = "<think></think>\n"
+
+    bound = staticmethod(bound_film)
 
     @classmethod
     def load_processor(cls, folder: Path, config: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 
 from cot_engine.backends.models.family import Adapter, Pictured, Pixels, by_row, without_video
 from cot_engine.backends.models.flops import linear, vit
+from cot_engine.backends.models.places import bound_edge
 
 
 class Idefics3Adapter(Adapter):
@@ -22,9 +23,10 @@ class Idefics3Adapter(Adapter):
     spared = ("model.vision_model", "model.connector", "lm_head")
 
     def preprocess(self, pixels: Any) -> Any:
-        return self.processor.image_processor(
-            images=[[pixels]], return_tensors="pt", **self.image_kwargs
-        )
+        return self.processor.image_processor(images=[[pixels]], return_tensors="pt", **self.told)
+
+    def bounds(self, most: int) -> dict[str, Any]:
+        return bound_edge(self.processor.image_processor.to_dict(), most)
 
     def image_flops(self, image: Pixels) -> int:
         """All tiles that hold anything; empty ones are padding and dropped."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from cot_engine.backends.models.family import PLAIN, Adapter, Pixels, without_video
 from cot_engine.backends.models.flops import encoder, linear
+from cot_engine.backends.models.places import bound_tiles
 
 
 class InternVLAdapter(Adapter):
@@ -23,6 +24,9 @@ class InternVLAdapter(Adapter):
         named = getattr(processor.tokenizer, "context_image_token", None)
         processor.image_token = named or processor.image_token
         return processor
+
+    def bounds(self, most: int) -> dict[str, Any]:
+        return bound_tiles(self.processor.image_processor.to_dict(), most)
 
     def expand(self, inputs: dict[str, Any]) -> str:
         own = self.processor.tokenizer

@@ -15,9 +15,29 @@ Files = dict[str, Any]
 _MOST_TILES = 200  # of a picture, in a row: a file that says more is not believed
 
 
-def places(family: str, config: Files, images: Files, width: int, height: int) -> int | None:
-    """Of a picture of these sizes in pixels; None where the files do not say."""
+def places(
+    family: str, config: Files, images: Files, width: int, height: int, most: int | None = None
+) -> int | None:
+    """Of a picture of these sizes in pixels, of which `most` are shown to the model; None where the
+    files do not say."""
+    if most is not None:
+        try:
+            told = BOUNDS[family](images, most) if family in BOUNDS else {}
+        except (LookupError, TypeError, AttributeError):
+            return None
+        images = {k: v for k, v in images.items() if k not in ("min_pixels", "max_pixels")} | told
+        width, height = (width, height) if told else smaller(width, height, most)
     return _said(FAMILIES.get(family), config, images, width, height)
+
+
+def smaller(width: int, height: int, most: int) -> tuple[int, int]:
+    """A picture's size with at most `most` pixels, its shape kept as far as whole pixels allow."""
+    if width * height <= most:
+        return width, height
+    scale = math.sqrt(most / (width * height))
+    short = max(1, math.floor(min(width, height) * scale))
+    long = min(math.floor(max(width, height) * scale), most // short)
+    return (long, short) if width > height else (short, long)
 
 
 def crossed(config: Files) -> int | None:
@@ -148,12 +168,54 @@ def _idefics3(config: Files, images: Files, width: int, height: int) -> int:
         return each
     tile = images["max_image_size"]["longest_edge"]
     long = min(images["size"]["longest_edge"], 4096)
-    short = int(long * min(width, height) / max(width, height))
+    short = max(1, int(long * min(width, height) / max(width, height)))
     short += short % 2
     across = math.ceil(long / tile)
     tiles = across * math.ceil(int(across * tile * short / long) / tile)
     return each * (tiles + (tiles > 1))
 
+
+def bound_area(images: Files, most: int) -> Files:
+    """Of Qwen's processors, which bring each picture between two bounds."""
+    size = images.get("size") or {}
+    least = images.get("min_pixels") or size.get("shortest_edge", 56 * 56)
+    own = images.get("max_pixels") or size.get("longest_edge", 28 * 28 * 1280)
+    return {"size": {"shortest_edge": min(least, most), "longest_edge": min(own, most)}}
+
+
+def bound_film(images: Files, most: int) -> Files:
+    """Of GLM's, whose bounds count each picture as a film's frames."""
+    size = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15000, **images.get("size", {})}
+    frames = images.get("temporal_patch_size", 2)
+    bounds = ("shortest_edge", "longest_edge")
+    return {"size": {name: min(size[name], most * frames) for name in bounds}}
+
+
+def bound_edge(images: Files, most: int) -> Files:
+    """Of Idefics's processors, which bring each picture to one size, small ones too: so many tiles
+    that a square of them has no more pixels, one at least."""
+    tile = images["max_image_size"]["longest_edge"]
+    edge = max(1, math.isqrt(most) // tile) * tile
+    return {"size": {"longest_edge": min(images["size"]["longest_edge"], edge)}}
+
+
+def bound_tiles(images: Files, most: int) -> Files:
+    """Of InternVL's processor, which fills tiles, whatever the size: one at least."""
+    size = images["size"]
+    tiles = max(1, min(images.get("max_patches", 12), most // (size["height"] * size["width"])))
+    return {"max_patches": tiles, "min_patches": min(images.get("min_patches", 1), tiles)}
+
+
+BOUNDS: dict[str, Callable[[Files, int], Files]] = {
+    "qwen2_vl": bound_area,
+    "qwen3_vl": bound_area,
+    "qwen3_vl_moe": bound_area,
+    "glm4v": bound_film,
+    "idefics3": bound_edge,
+    "internvl": bound_tiles,
+}
+"""What the image processor of a family is told, by its own settings, so that a picture has at most
+so many pixels. The others are shown a picture that was made smaller before."""
 
 FAMILIES: dict[str, Callable[[Files, Files, int, int], int]] = {
     "llava": _llava,

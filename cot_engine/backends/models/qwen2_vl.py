@@ -10,15 +10,20 @@ import torch
 
 from cot_engine.backends.models.family import Adapter, Pictured, Pixels, joined, without_video
 from cot_engine.backends.models.flops import attention, encoder, linear
+from cot_engine.backends.models.places import bound_area
 
 
 class Qwen2VLAdapter(Adapter):
     texts = ("qwen2_vl_text",)
     spared = ("model.visual", "lm_head")
+    bound = staticmethod(bound_area)
 
     @classmethod
     def load_processor(cls, folder: Path, config: Any) -> Any:
         return without_video(folder, "<|image_pad|>")
+
+    def bounds(self, most: int) -> dict[str, Any]:
+        return self.bound(self.processor.image_processor.to_dict(), most)
 
     def expand(self, inputs: dict[str, Any]) -> str:
         merge = self.processor.image_processor.merge_size
