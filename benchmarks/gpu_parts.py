@@ -27,6 +27,7 @@ from cot_engine.core.requests import Generate, Prompt
 
 T = TypeVar("T")
 GIGA = 1e9
+ROOT = Path(__file__).parents[1]  # importable from here where nothing is installed
 
 
 @dataclass(frozen=True)
@@ -356,7 +357,7 @@ def starting(plan: Plan) -> Iterator[Row]:
         for what, arguments in commands.items():
             command = [sys.executable, "-m", "cot_engine", *arguments]
             began = time.perf_counter()
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
             took = time.perf_counter() - began
             if done.returncode:
                 yield Row("starting", what, error=done.stderr[-200:].strip())

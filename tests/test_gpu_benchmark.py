@@ -1,6 +1,7 @@
 """The benchmark for a GPU, on a CPU: everything is called, and the numbers mean nothing."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,25 @@ def test_the_peer_gets_names_that_it_knows_and_the_same_numbers(monkeypatch, tmp
     towers = [name for name in theirs if name.startswith("vision_tower.")]
     assert towers and all(name.startswith("vision_tower.vision_model.") for name in towers)
     assert (target / "chat_template.jinja").exists()
+
+
+def test_a_server_that_ends_says_why_and_keeps_its_log(monkeypatch, tmp_path, capfd):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import vllm_server
+
+    from cot_engine.engine.facade import model_path
+
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys._base_executable)  # it has no vLLM
+    (tmp_path / vllm_server.READY).touch()
+    monkeypatch.setattr(vllm_server.tempfile, "tempdir", str(tmp_path))
+    with (
+        pytest.raises(vllm_server.ServerError, match=r"The server ended with 1:[^$]*vllm"),
+        vllm_server.serving(Path(model_path("bundled")), tmp_path),
+    ):
+        pass
+    kept = Path(capfd.readouterr().err.split("kept at ")[1].strip().removesuffix("."))
+    assert "vllm" in kept.read_text() and tmp_path in kept.parents
 
 
 @pytest.mark.parametrize("flag", ["--problems", "--in-flight", "--n"])
