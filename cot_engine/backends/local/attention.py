@@ -19,6 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 ATTENTION = "cot_engine"
 BLOCKS = 128  # a GPU is busy with so many at once
+FEW = 16
 
 
 @runtime_checkable
@@ -147,18 +148,22 @@ def with_sums(
     exponentials [batch, heads, queries], in float32.
 
     By the kernels that scaled_dot_product_attention chooses, which keep these sums and do not
-    return them.
+    return them; but a few queries of float32 on a CPU by plain products: half the time, as long as
+    keys and values lie close to each other (see `Slots.fit`).
     """
-    if query.device.type == "cpu":
+    if query.device.type == "cuda":
+        return _efficient(query, keys, values, mask, scaling)
+    if query.device.type == "cpu" and (query.dtype != torch.float32 or query.shape[2] > FEW):
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, keys, values, attn_mask=mask, scale=scaling
         )
-    if query.device.type == "cuda":
-        return _efficient(query, keys, values, mask, scaling)
-    scores = query.float() @ keys.float().transpose(-1, -2) * scaling
-    if mask is not None:
-        scores = scores + mask
-    return (scores.softmax(-1) @ values.float()).to(query.dtype), scores.logsumexp(-1)
+    size = (*query.shape[:3], keys.shape[2])
+    asked, keys, values = (x.flatten(0, 1).float() for x in (query, keys, values))
+    seen = asked.new_zeros(()) if mask is None else mask.expand(size).flatten(0, 1).float()
+    scores = torch.baddbmm(seen, asked, keys.mT, alpha=scaling)
+    sums = scores.logsumexp(-1)
+    found = scores.sub_(sums[..., None]).exp_() @ values
+    return found.view(query.shape).to(query.dtype), sums.view(size[:3])
 
 
 def _efficient(

@@ -108,18 +108,20 @@ class Batch:
         return key, self.adapter.crossed(row.sequence.images)
 
     def _reserve(self, sizes: list[tuple[Slots, int, int]]) -> None:
-        """Growing copies everything, so while that is cheap more is taken than asked for."""
+        """Growing copies everything, so while that is cheap more is taken than asked for; on a CPU
+        more rows, but exactly the columns that are read."""
+        exact = self.shape.device.type == "cpu"
         least, generous = [], []
         for slots, rows, columns in sizes:
-            if rows <= slots.rows and columns <= slots.columns:
+            had, columns = (slots.rows, slots.columns), blocks(columns)
+            if rows <= had[0] and (columns == had[1] if exact else columns <= had[1]):
                 continue
-            had = slots.rows, slots.columns
-            rows, columns = max(rows, had[0]), blocks(max(columns, had[1]))
+            rows, columns = max(rows, had[0]), columns if exact else max(columns, had[1])
             least.append((slots, rows, columns))
             if rows * columns * slots.shape.bytes_per_token < SMALL_BYTES:
                 rows += rows if rows > had[0] else 0
-                columns += 128 if columns > had[1] else 0
-            elif columns > had[1]:
+                columns += 0 if exact or columns == had[1] else 128
+            elif columns > had[1] and not exact:
                 columns += columns // 8
             generous.append((slots, rows, columns))
         if not least:
@@ -127,7 +129,7 @@ class Batch:
         taken = sum(s.shape.bytes_per_token * rows * (cols + BLOCK) for s, rows, cols in generous)
         fits = self.shape.tokens(taken) + self.tokens <= self.room
         for slots, rows, columns in generous if fits else least:
-            slots.reserve(rows, columns)
+            slots.fit(rows, columns)
         self._changed()
 
     def copy(self, row: DecodeRow, start: int, end: int) -> torch.Tensor:
