@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from cot_engine.backends.local.jobs import DecodeRow, Writing
-from cot_engine.backends.local.kv import BLOCK, Fork, KVShape, RowCache, Slots, blocks
+from cot_engine.backends.local.kv import BLOCK, KVShape, Slots, blocks
 from cot_engine.backends.local.sampling import RowSampling, draw, keys, seed64
 from cot_engine.backends.local.shared import Shared
-from cot_engine.backends.models.family import Adapter, Features, Looking, Pass
+from cot_engine.backends.local.step import COLUMNS, GRAPHS, Layout, Rows, Step, bucket
+from cot_engine.backends.models.family import Adapter, Features
+from cot_engine.errors import said
 
 SMALL_BYTES = 1 << 30
-AHEAD = 32  # keys of random numbers are made for so many steps at once
-
-
-def streams(rows: list[DecodeRow]) -> tuple[RowSampling, np.ndarray]:
-    """The rows' sampling settings and seeds."""
-    seeds = [seed64(row.job.request.seeds[row.index]) for row in rows]
-    settings = RowSampling.of([row.job.request.sampling for row in rows])
-    return settings, np.array(seeds, np.uint64)
+ONCE = 2  # steps that a layout runs without a graph, before it is worth one
 
 
 class Batch:
@@ -42,12 +40,22 @@ class Batch:
         self.prefixes = Shared(shape)
         crossing = adapter.crossing_shape()
         self.pictures = None if crossing is None else Shared(crossing)
-        self._changed()
+        # On a GPU steps are captured as graphs, for few sizes; `notice` hears if that fails.
+        self.graphs = self.buckets = shape.device.type == "cuda"
+        self.notice: Callable[[str], None] = str
+        self.clock = 0.0  # seconds of steps, each divided by its rows
+        self._steps: OrderedDict[Layout, Step] = OrderedDict()
+        self._step: Step | None = None
+        self._pool: Any = None
 
     def _changed(self) -> None:
-        self._state: tuple | None = None
-        self._keys: list[np.ndarray] = []
-        self.cache: RowCache | None = None
+        """Rows came or went."""
+        self._step = None
+
+    def _moved(self) -> None:
+        """Nothing is where it was."""
+        self._step = None
+        self._steps.clear()
 
     @property
     def tokens(self) -> int:
@@ -64,7 +72,7 @@ class Batch:
                 count, columns = max(count, slots.rows), max(columns, slots.columns)
             elif beside:
                 count, columns = slots.rows, slots.columns
-            total += slots.shape.bytes_per_token * count * blocks(columns)
+            total += slots.shape.bytes_per_token * count * columns
         return self.shape.tokens(total)
 
     def _sizes(self, rows: list[DecodeRow], more: int = 0) -> list[tuple[Slots, int, int]]:
@@ -77,7 +85,13 @@ class Batch:
         if self.pictures is not None:
             pictures = dict(map(self._picture, rows))
             sizes.append((self.pictures.slots, len(pictures), max(pictures.values())))
-        return sizes
+        return [(slots, self._count(n), self._width(columns)) for slots, n, columns in sizes]
+
+    def _count(self, rows: int) -> int:
+        return bucket(rows) if self.buckets else rows
+
+    def _width(self, columns: int) -> int:
+        return -(-columns // COLUMNS) * COLUMNS if self.buckets else blocks(columns)
 
     def join(self, rows: list[DecodeRow]) -> None:
         """Give each row a slot, and what it stands on one, if it is the first that does."""
@@ -89,6 +103,7 @@ class Batch:
             if row.tail is not None:
                 self.slots.put(len(self.rows), 0, row.tail)
                 row.tail = None
+            row.since = self.clock
             self.rows.append(row)
             row.group = prefixes.join(*_prefix(row))
             if row.group.rows == 1:
@@ -110,27 +125,25 @@ class Batch:
     def _reserve(self, sizes: list[tuple[Slots, int, int]]) -> None:
         """Growing copies everything, so while that is cheap more is taken than asked for; on a CPU
         more rows, but exactly the columns that are read."""
-        exact = self.shape.device.type == "cpu"
+        exact = not self.buckets
         least, generous = [], []
         for slots, rows, columns in sizes:
-            had, columns = (slots.rows, slots.columns), blocks(columns)
+            had = slots.rows, slots.columns
             if rows <= had[0] and (columns == had[1] if exact else columns <= had[1]):
                 continue
             rows, columns = max(rows, had[0]), columns if exact else max(columns, had[1])
             least.append((slots, rows, columns))
             if rows * columns * slots.shape.bytes_per_token < SMALL_BYTES:
                 rows += rows if rows > had[0] else 0
-                columns += 0 if exact or columns == had[1] else 128
-            elif columns > had[1] and not exact:
-                columns += columns // 8
+                columns += 0 if exact or columns == had[1] else COLUMNS
             generous.append((slots, rows, columns))
         if not least:
             return
-        taken = sum(s.shape.bytes_per_token * rows * (cols + BLOCK) for s, rows, cols in generous)
+        taken = sum(s.shape.bytes_per_token * rows * cols for s, rows, cols in generous)
         fits = self.shape.tokens(taken) + self.tokens <= self.room
+        self._moved()
         for slots, rows, columns in generous if fits else least:
             slots.fit(rows, columns)
-        self._changed()
 
     def copy(self, row: DecodeRow, start: int, end: int) -> torch.Tensor:
         """The keys and values of the row's tokens at start..end, in memory of their own."""
@@ -156,6 +169,7 @@ class Batch:
         self._left(row)
 
     def _left(self, row: DecodeRow) -> None:
+        row.job.tally.seconds += self.clock - row.since
         self.prefixes.leave(row.group)
         if self.pictures is not None:
             self.pictures.leave(row.pictures)
@@ -182,7 +196,7 @@ class Batch:
         spare = [(slots, used) for slots, used in held if slots.rows > used]
         for slots, used in spare:
             slots.shrink(used)
-            self._changed()
+            self._moved()
         return bool(spare)
 
     def clear(self) -> None:
@@ -191,90 +205,113 @@ class Batch:
         self.prefixes.clear()
         if self.pictures is not None:
             self.pictures.clear()
-        self._changed()
+        self._moved()
 
     def step(self) -> tuple[list[int], list[float]]:
         """Feed every row its last token; return each row's next one and its log-probability."""
         began = time.perf_counter()
         count = len(self.rows)
-        columns = max(row.own for row in self.rows) + 1
-        self._reserve([(self.slots, count, columns)])
-        if self._state is None:
-            self._state = self._prepare()
-        lengths, starts, offsets, fork, looking, settings, seeds, extra = self._state
-        if self.cache is None or self.cache.columns < columns:
-            layers = self.cache.layers if self.cache else ()
-            self.cache = RowCache(self.slots, count, columns, fork)
-            self.cache.layers = layers
-        ids = torch.tensor([[row.ids[-1]] for row in self.rows], device=self.shape.device)
-        positions = lengths[:, None]
-        rows = Pass(ids, positions, positions + offsets, [], [], starts, looking)
-        if extra is None:
-            extra = self.adapter.extra(rows, self.cache)
-            self._state = (*self._state[:-1], extra)
-        self.cache.place(positions)
-        hidden = self.adapter.forward(rows, self.cache, extra=extra)
-        if not self._keys:
-            self._keys = self._ahead(seeds)
-        logits = self.adapter.logits(hidden[:, 0])
-        tokens, logprobs = draw(logits, settings, self._keys.pop(), self.banned)
-        lengths += 1
-        seconds = (time.perf_counter() - began) / count
+        longest = max(row.own for row in self.rows) + 1
+        self._reserve([(self.slots, self._count(count), self._width(longest))])
+        step = self._step
+        if step is None or step.layout.columns < longest:
+            step = self._step = self._loaded(longest)
+        if self.graphs and step.graph is None and step.uses == ONCE:
+            self._capture(step)
+        step.uses += 1
+        tokens, logprobs = step.run(count)
+        self.clock += (time.perf_counter() - began) / count
         for row in self.rows:
-            tally = row.job.tally
-            tally.seconds += seconds
-            crossed = self.adapter.crossed(row.sequence.images)
-            tally.flops += self.adapter.flops.step(row.length, crossed)
             row.length += 1
         return tokens, logprobs
+
+    def _loaded(self, longest: int) -> Step:
+        """The step for the rows that there are, knowing what there is to know of them."""
+        rows, prefixes, pictures = self._known(), self.prefixes, self.pictures
+        width = int(np.bincount(rows.group).max())
+        picture_width = 1 if rows.picture is None else int(np.bincount(rows.picture).max())
+        layout = Layout(
+            rows=self._count(len(self.rows)),
+            columns=self._width(longest),
+            groups=self._count(len(prefixes.groups)),
+            width=self._count(width),
+            prefix=self._width(prefixes.longest),
+            pictures=0 if rows.seen is None else self._count(len(rows.seen)),
+            picture_width=self._count(picture_width),
+            picture_columns=0 if rows.seen is None else rows.seen.shape[-1],
+            drawing=rows.settings.kind,
+        )
+        step = self._steps.get(layout)
+        if step is None:
+            beside = None if pictures is None else pictures.slots
+            parts = (self.adapter, layout, self.slots, prefixes.slots, beside, self.banned)
+            step = Step(*parts)
+            if self.buckets:
+                self._steps[layout] = step
+            if len(self._steps) > GRAPHS:
+                self._steps.popitem(last=False)
+        elif self.buckets:
+            self._steps.move_to_end(layout)
+        step.load(rows)
+        return step
+
+    def _capture(self, step: Step) -> None:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        self.graphs = step.capture(
+            self._pool,
+            lambda error: self.notice(
+                f"This model's steps could not be captured as CUDA graphs ({said(error)}); they "
+                "are computed one operation at a time, which is slower."
+            ),
+        )
+        step.load(self._known())
 
     def first(self, jobs: list[Writing], rows: list[DecodeRow]) -> tuple[list[int], list[float]]:
         """The first tokens of new `rows`, from the final states of their jobs' prompts: logits are
         computed once for each prompt, as they are charged, however many rows begin there."""
         hidden = torch.stack([job.sequences[0].end.state for job in jobs])
         at = {id(job): i for i, job in enumerate(jobs)}
-        settings, seeds = streams(rows)
-        first = keys(seeds, np.zeros_like(seeds))
-        of = np.array([at[id(row.job)] for row in rows])
-        return draw(self.adapter.logits(hidden), settings, first, self.banned, of)
-
-    def _ahead(self, seeds: np.ndarray) -> list[np.ndarray]:
-        """The rows' keys for the next steps, the first step's last: token i of a row is drawn with
-        key i of its own stream."""
-        written = np.array([len(row.ids) for row in self.rows], np.uint64)
-        steps = np.arange(AHEAD, dtype=np.uint64)[::-1, None]
-        return list(keys(seeds, written + steps))
-
-    def _prepare(self) -> tuple:
-        """What changes only when rows come or go, as tensors [rows]."""
         device = self.shape.device
-        lengths = torch.tensor([row.own for row in self.rows], device=device)
-        starts = torch.tensor([[row.start] for row in self.rows], device=device)
-        offsets = starts + torch.tensor([[row.sequence.delta] for row in self.rows], device=device)
-        settings, seeds = streams(self.rows)
-        prefixes = self.prefixes
-        held = torch.tensor([group.length for group in prefixes.groups], device=device)
-        seats = prefixes.seats([row.group for row in self.rows])
-        fork = Fork(prefixes.slots, seats, held, prefixes.longest, self.adapter.windows)
-        return lengths, starts, offsets, fork, self._looking(), settings, seeds, None
+        seeds = torch.from_numpy(_seeds(rows)).to(device)
+        first = keys(seeds, torch.zeros_like(seeds))
+        of = torch.tensor([at[id(row.job)] for row in rows], device=device)
+        settings = RowSampling.of([row.job.request.sampling for row in rows], device)
+        tokens, logprobs = draw(self.adapter.logits(hidden), settings, first, self.banned, of)
+        return tokens.tolist(), logprobs.tolist()
 
-    def _looking(self) -> Looking | None:
-        """What the rows see of their pictures; None if none has any."""
-        pictures = self.pictures
+    def _known(self) -> Rows:
+        """Token i of a row is drawn with key i of its own stream."""
+        rows, pictures = self.rows, self.pictures
+        starts = np.array([row.start for row in rows])
+        known = Rows(
+            ids=np.array([row.ids[-1] for row in rows]),
+            own=np.array([row.own for row in rows]),
+            starts=starts,
+            offsets=starts + np.array([row.sequence.delta for row in rows]),
+            seeds=_seeds(rows),
+            counters=np.array([len(row.ids) for row in rows]),
+            group=np.array([row.group.slot for row in rows]),
+            lengths=np.array([group.length for group in self.prefixes.groups]),
+            settings=RowSampling.of([row.job.request.sampling for row in rows]),
+        )
         if pictures is None or not pictures.longest:
-            return None
-        count, columns = len(pictures.groups), blocks(pictures.longest)
-        seen = torch.zeros(count, 1, 1, columns, dtype=torch.bool, device=self.shape.device)
+            return known
+        columns = self._width(pictures.longest)
+        seen = torch.zeros(len(pictures.groups), 1, 1, columns, dtype=torch.bool)
         for group in pictures.groups:
             if group.seen is not None:
                 seen[group.slot, ..., : group.length] = group.seen
-        some = torch.tensor([bool(row.pictures.length) for row in self.rows])
-        return Looking(
-            pictures.slots.data[:, :, :count, :, :columns],
-            torch.zeros_like(seen, dtype=self.shape.dtype).masked_fill_(~seen, float("-inf")),
-            some.to(self.shape.device, self.shape.dtype),
-            pictures.seats([row.pictures for row in self.rows]),
+        return replace(
+            known,
+            picture=np.array([row.pictures.slot for row in rows]),
+            seen=seen,
+            some=np.array([float(row.pictures.length > 0) for row in rows]),
         )
+
+
+def _seeds(rows: list[DecodeRow]) -> np.ndarray:
+    return np.array([seed64(row.job.request.seeds[row.index]) for row in rows])
 
 
 def _prefix(row: DecodeRow) -> tuple[Hashable, int]:

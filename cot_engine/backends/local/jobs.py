@@ -159,7 +159,7 @@ class DecodeRow:
     """One candidate being written. `length` tokens of it are in the cache, `own` of them its own;
     the last of `ids` is not, it is fed next. `tail` holds its keys and values while it has no slot;
     `group` and `pictures` are those who stand on the same prefix and see the same pictures, while
-    it has one."""
+    it has one, and `since` what the batch's clock said when it got it."""
 
     job: Writing
     index: int
@@ -170,6 +170,7 @@ class DecodeRow:
     tail: torch.Tensor | None = None
     group: Any = None
     pictures: Any = None
+    since: float = 0.0
 
     @property
     def own(self) -> int:

@@ -197,16 +197,16 @@ class Fork:
         self._seen = slots.data[:, :, : seats.groups, :, :columns]
         self._column, seen, hidden = constants(columns, slots.shape.dtype, lengths.device)
         self._values = seen, hidden
-        self._all = self._column < lengths[:, None, None, None]
         self._masks: dict[int | None, tuple[torch.Tensor, torch.Tensor | None]] = {}
-        self._masks[None] = torch.where(self._all, seen, hidden), None
 
     def look(self, positions: torch.Tensor) -> None:
         """What tokens at these own positions [rows, tokens] see of their prefixes."""
+        lengths = self.lengths[:, None, None, None]
+        held = self._column < lengths
+        self._masks[None] = torch.where(held, *self._values), None
         for window in {w for w in self.windows if w is not None}:
             at = positions[self.seats.row].view(self.seats.groups, 1, -1, 1)
-            first = at + self.lengths[:, None, None, None] - window
-            see = self._all & (self._column > first)
+            see = held & (self._column > at + lengths - window)
             self._masks[window] = torch.where(see, *self._values), ~see.any(-1)
 
     def keys(self, layer: int, own: torch.Tensor) -> Forked:

@@ -6,10 +6,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from cot_engine.backends.local.attention import Seats
 from cot_engine.backends.local.kv import KVShape, Slots
 
 
@@ -59,11 +57,6 @@ class Shared:
             self.slots.move(last.slot, group.slot, last.length)
             last.slot = group.slot
             self.groups[last.slot] = last
-
-    def seats(self, groups: list[Group]) -> Seats:
-        """Of rows that stand on these."""
-        slots = np.array([group.slot for group in groups])
-        return Seats.of(slots, len(self.groups), self.shape.device)
 
     @property
     def longest(self) -> int:

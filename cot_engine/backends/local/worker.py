@@ -60,6 +60,7 @@ class Worker:
         self.memory = Memory(budget_tokens(memory, shape), shape)
         self.prefill = Prefill(adapter, shape, self.lock, self.memory)
         self.batch = Batch(adapter, shape)
+        self.batch.notice = notice
         self.room = Room(self.memory, self.batch, self.prefill, self.lock, self._in_flight)
         self.queue: deque[Job] = deque()  # there is no room yet to begin them
         self.jobs: list[Job] = []  # whose prompts are not computed yet
@@ -345,7 +346,6 @@ class Worker:
                 self._unsound(row)
             if job.over:
                 continue
-            job.tally.decoded += 1
             if job.request.headway is not None:
                 job.request.headway.tokens += 1
             if token in self.text.eos:
@@ -378,6 +378,9 @@ class Worker:
             with self.lock:
                 self._store(row, ids[:tokens])
         self._discard(row)
+        job.tally.decoded += len(row.ids) + (finish == "eos")
+        crossed = self.adapter.crossed(sequence.images)
+        job.tally.flops += self.adapter.flops.steps(row.start, row.own + 1, crossed)
         text = self.text.added(sequence.ids, ids)
         job.results[row.index] = Generation(text, ids, sum(row.logprobs[:keep]), finish)
         if job.request.headway is not None:
