@@ -15,7 +15,7 @@ import torch
 from near import largest
 from tiny_models import BUILDERS, build, picture
 
-from cot_engine.backends.local import loading
+from cot_engine.backends.local import loading, prefix, step
 from cot_engine.backends.local.backend import LocalBackend
 from cot_engine.core.boundaries import Until
 from cot_engine.core.requests import Choose, Generate, Prompt, Sampling, Segment
@@ -132,6 +132,32 @@ def test_forked_equals_scratch(load, architecture, count):
     assert len(seen.texts) > 6
     assert all(-6 < mean < -1 for mean in seen.per_token)
     assert len({round(a - b, 2) for a, b in seen.verdicts}) > 4
+
+
+@pytest.mark.parametrize("architecture", ["llava", "mllama", "qwen3_vl", "gemma3"])
+def test_as_on_a_gpu(load, monkeypatch, architecture):
+    """Rows and columns padded to those of a graph, buffers used again, prompts read in parts."""
+    monkeypatch.setattr(prefix, "CHUNK", 7)
+    monkeypatch.setattr(step, "ROWS", (3, 6))
+    backend = load(architecture)
+    batch = backend.worker.batch
+    batch.buckets = True
+    steps, real = [], batch.step
+    batch.step = lambda: (real(), steps.append(batch._step))[0]
+    seen = asyncio.run(search(backend, (picture(0), picture(1, 50, 70))))
+    assert seen.worst() < TOLERANCE
+    assert {(one.layout.rows, one.layout.groups, one.layout.width) for one in steps} == {
+        (6, 3, 6),
+        (3, 3, 3),
+    }
+    assert len(set(map(id, steps))) == len(batch._steps) < len(steps) / 3
+    longest = max(
+        len(n.keys)
+        for s in backend._scopes.values()
+        for r in s.roots.values()
+        for n in prefix.walk(r)
+    )
+    assert (longest <= 7) == backend.adapter.in_parts
 
 
 # --- controls: one thing broken each --------------------------------------------------------------

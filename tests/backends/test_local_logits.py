@@ -6,13 +6,11 @@ import asyncio
 import copy
 
 import pytest
-import torch
 from tiny_models import picture
 from torch.utils.flop_counter import FlopCounterMode
 
-from cot_engine.backends.local.sampling import RowSampling, draw, keys
 from cot_engine.core.boundaries import Until
-from cot_engine.core.requests import GREEDY, Choose, Generate, Prompt, Sampling, Segment
+from cot_engine.core.requests import Choose, Generate, Prompt, Segment
 from cot_engine.errors import ModelError
 
 PROMPT = Prompt("how many circle are there?", (picture(0),))
@@ -119,38 +117,10 @@ def test_the_stage_is_named(backend, monkeypatch, written, doing, wrong):
     assert "float16" in caught.value.hint
 
 
-@pytest.mark.parametrize("how", [GREEDY, Sampling(1.0, 1.0, 0), Sampling(0.6, 0.9, 3)])
-def test_what_is_masked_is_never_drawn_and_what_is_no_number_is_told(how):
-    rows = torch.tensor(
-        [
-            [1.0, -INF, -INF, 0.5],  # two words are masked
-            [-INF, -INF, 0.0, -INF],  # all but one
-            [1.0, NAN, 0.0, 0.0],
-            [1.0, INF, 0.0, 0.0],
-            [-INF] * 4,
-            [-INF, 1.0, -INF, -INF],  # only the banned one is left
-        ]
-    )
-    seeds = torch.arange(len(rows)).numpy().astype("uint64")
-    tokens, logprobs = draw(rows, RowSampling.of([how] * 6), keys(seeds, seeds), banned=1)
-    assert tokens[0] in (0, 3) and tokens[1] == 2
-    assert [torch.tensor(p).isfinite().item() for p in logprobs] == [True, True] + 4 * [False]
-
-
-def test_several_draws_from_the_same_logits():
-    logits = torch.randn(2, 30, generator=torch.Generator().manual_seed(0))
-    how = RowSampling.of([Sampling(1.0, 0.9, 10)] * 8)
-    seeds = torch.arange(8).numpy().astype("uint64")
-    of = torch.tensor([0, 0, 0, 1, 1, 0, 1, 1]).numpy()
-    assert draw(logits, how, keys(seeds, seeds), None, of) == draw(
-        logits[of], how, keys(seeds, seeds)
-    )
-
-
 def test_heads_computed_are_heads_charged(backend, monkeypatch):
     """Sixteen candidates begin with one computation of their logits: PyTorch's counter says so."""
-    counted, charged = [], []
-    logits, head = backend.adapter.logits, backend.adapter.flops.head
+    counted, costs = [], backend.adapter.flops
+    logits = backend.adapter.logits
 
     def computed(hidden):
         with FlopCounterMode(display=False) as counter:
@@ -158,16 +128,17 @@ def test_heads_computed_are_heads_charged(backend, monkeypatch):
         counted.append(counter.get_total_flops())
         return out
 
-    def paid(count):
-        charged.append(head(count))
-        return charged[-1]
-
     monkeypatch.setattr(backend.adapter, "logits", computed)
     request = ask(seeds=range(16), tokens=4)
     estimated = backend.estimate(request)
-    monkeypatch.setattr(backend.adapter.flops, "head", paid)
     usage = asyncio.run(backend.generate(request)).usage
-    assert sum(counted) == sum(charged) == head(1 + 3 * 16)
+    assert sum(counted) == costs.head(1 + 3 * 16)
     assert usage.flops == estimated.flops
-    asyncio.run(backend.choose(Choose("s", PROMPT, ("a", "b", "the"), ("A", "B"))))
-    assert sum(counted) == sum(charged) == head(1 + 3 * 16 + 3)
+    choice = Choose("s", PROMPT, ("a", "b", "the"), ("A", "B"))
+    spent = usage.flops + asyncio.run(backend.choose(choice)).usage.flops
+    assert sum(counted) == costs.head(1 + 3 * 16 + 3)
+    backend.release("s")
+    monkeypatch.setattr(costs, "_logits", 0)
+    free = asyncio.run(backend.generate(request)).usage.flops
+    free += asyncio.run(backend.choose(choice)).usage.flops
+    assert spent - free == sum(counted) / 2, "what is charged for logits is what was computed"

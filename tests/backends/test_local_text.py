@@ -1,4 +1,4 @@
-"""Chat format, special tokens in user text, detokenising, boundaries, sampling."""
+"""Chat format, special tokens in user text, detokenising, boundaries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 from importlib import import_module
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import transformers as tf
@@ -16,7 +15,6 @@ from tiny_models import BUILDERS, build, picture
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from cot_engine.backends.local.loading import load
-from cot_engine.backends.local.sampling import RowSampling, draw, keys, seed64, uniforms
 from cot_engine.backends.local.text import ChatText
 from cot_engine.core.boundaries import Until
 from cot_engine.core.requests import GREEDY, Choose, Generate, Prompt, Sampling, Segment
@@ -305,80 +303,3 @@ def test_several_end_tokens(folder, tmp_path):
     path = tmp_path / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [2, 5]}))
     assert load(tmp_path, device="cpu").text.eos == {2, 5}
-
-
-# --- sampling -------------------------------------------------------------------------------------
-
-
-def settings(*rows):
-    return RowSampling.of(rows)
-
-
-def many_keys(count):
-    return keys(np.arange(count, dtype=np.uint64), np.zeros(count, np.uint64))
-
-
-def test_random_numbers_are_uniform_and_independent_of_neighbours():
-    seeds = np.arange(20000, dtype=np.uint64)
-    now, later = (keys(seeds, np.full(20000, i, np.uint64)) for i in range(2))
-    drawn = {(i, j): uniforms(k, np.array(j)) for i, k in enumerate((now, later)) for j in range(3)}
-    for numbers in drawn.values():
-        assert numbers.min() > 0 and numbers.max() < 1
-        assert np.histogram(numbers, 20, (0, 1))[0] == pytest.approx(1000, abs=150)
-    apart = np.corrcoef(list(drawn.values())) - np.eye(6)
-    assert np.abs(apart).max() < 0.03
-    along = uniforms(now[:1], np.arange(20000))  # of one key, over token ids
-    assert np.histogram(along, 20, (0, 1))[0] == pytest.approx(1000, abs=150)
-    assert keys(seeds[7:8], np.ones(1, np.uint64))[0] == later[7]
-    assert seed64(-1) == 2**64 - 1
-
-
-@pytest.mark.parametrize("extreme", [0, 2**64 - 1])
-def test_no_random_number_is_0_or_1(extreme, monkeypatch):
-    """Either would be an endless or a zero time in the race."""
-    monkeypatch.setattr(
-        "cot_engine.backends.local.sampling._mix", lambda x: np.full_like(x, extreme)
-    )
-    assert 0 < uniforms(np.zeros(1, np.uint64), np.zeros(1, int))[0] < 1
-
-
-def test_draws_follow_the_distribution():
-    """Temperature, then top-k, then top-p, against the definition."""
-    logits = torch.tensor([2.0, 1.0, 0.5, 0.2, -1.0, -3.0])
-    how = Sampling(temperature=0.7, top_p=0.85, top_k=4)
-    count = 20000
-    tokens, logprobs = draw(logits.expand(count, -1), settings(*[how] * count), many_keys(count))
-    shares = (logits / 0.7).softmax(-1)[:4]
-    shares = shares / shares.sum()
-    kept = int((shares.cumsum(0) < 0.85).sum()) + 1
-    wanted = shares[:kept] / shares[:kept].sum()
-    seen = torch.bincount(torch.tensor(tokens), minlength=6) / count
-    assert seen[:kept] == pytest.approx(wanted.tolist(), abs=0.015)  # four standard errors
-    assert seen[kept:].sum() == 0
-    assert logprobs[0] == pytest.approx(logits.log_softmax(-1)[tokens[0]].item())
-
-
-def test_a_draw_does_not_hang_on_the_last_digits():
-    """Another batch rounds otherwise. Of 20,000 draws from 960 equally likely tokens, noise of 1e-4
-    in the logits changed 4; it changed 18 while a number was held against cumulated shares."""
-    count, size = 20000, 960
-    shaken = 1 + 1e-4 * torch.randn(1, size, generator=torch.Generator().manual_seed(0))
-    for how in (Sampling(1.0, 1.0, 0), Sampling(2.0, 1.0, size), Sampling(0.6, 1.0, 0)):
-        many = settings(*[how] * count)
-        once, _ = draw(torch.ones(1, size).expand(count, -1), many, many_keys(count))
-        again, _ = draw(shaken.expand(count, -1), many, many_keys(count))
-        assert sum(a != b for a, b in zip(once, again, strict=True)) <= 10
-
-
-def test_rows_of_different_settings_do_not_mix():
-    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    mixed = settings(GREEDY, Sampling(1.0, 1.0, 0), Sampling(0.5, 0.9, 10))
-    together, _ = draw(logits, mixed, many_keys(3))
-    assert together[0] == int(logits[0].argmax())
-    for i, how in enumerate((GREEDY, Sampling(1.0, 1.0, 0), Sampling(0.5, 0.9, 10))):
-        assert draw(logits[i : i + 1], settings(how), many_keys(3)[i : i + 1])[0] == [together[i]]
-
-
-def test_banned_is_never_drawn():
-    logits = torch.tensor([[5.0, 1.0]])
-    assert draw(logits, settings(GREEDY), many_keys(1), banned=0)[0] == [1]

@@ -22,7 +22,7 @@ import torch
 from cot_engine.backends.local.amount import SHARE
 from cot_engine.backends.local.jobs import Choosing, Job, Scope, Sequence, Writing
 from cot_engine.backends.local.loading import Loaded
-from cot_engine.backends.local.prefix import Node, insert, matched
+from cot_engine.backends.local.prefix import Node, in_chunks, insert, matched
 from cot_engine.backends.local.worker import Worker
 from cot_engine.backends.models.family import Pixels
 from cot_engine.core.requests import BackendInfo, Choose, Chosen, Generate, Generated, Prompt
@@ -156,10 +156,12 @@ class LocalBackend:
         crossed = self.adapter.crossed(longest.images)
         # A prompt that is held whole may have to compute its last token again.
         counted = max(counted, 1)
-        flops = sum(
-            costs.prefill(max(1, len(s.keys) - start), start, crossed)
-            for s, start in zip(sequences, had, strict=True)
-        ) + costs.head(len(sequences))
+        flops = costs.head(len(sequences))
+        for sequence, at in zip(sequences, had, strict=True):
+            new = max(1, len(sequence.keys) - at)
+            for size in in_chunks(new) if self.adapter.in_parts else [new]:
+                flops += costs.prefill(size, at, crossed)
+                at += size
         encoded = scope.encoded if scope else ()
         images = {i.digest: i for i in longest.images if i.digest not in encoded}
         flops += sum(self.adapter.image_flops(image) for image in images.values())

@@ -212,9 +212,9 @@ class Batch:
         began = time.perf_counter()
         count = len(self.rows)
         longest = max(row.own for row in self.rows) + 1
-        self._reserve([(self.slots, self._count(count), self._width(longest))])
         step = self._step
         if step is None or step.layout.columns < longest:
+            self._reserve(self._sizes(self.rows))
             step = self._step = self._loaded(longest)
         if self.graphs and step.graph is None and step.uses == ONCE:
             self._capture(step)
@@ -300,8 +300,10 @@ class Batch:
         columns = self._width(pictures.longest)
         seen = torch.zeros(len(pictures.groups), 1, 1, columns, dtype=torch.bool)
         for group in pictures.groups:
-            if group.seen is not None:
-                seen[group.slot, ..., : group.length] = group.seen
+            # Who has none looks at anything: looking at nothing would be no number.
+            seen[group.slot, ..., : group.length or columns] = (
+                True if group.seen is None else group.seen
+            )
         return replace(
             known,
             picture=np.array([row.pictures.slot for row in rows]),

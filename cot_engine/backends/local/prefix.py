@@ -19,6 +19,10 @@ from typing import Any
 
 import torch
 
+CHUNK = 4096
+"""A longer prompt is read in parts of so many tokens: others go on meanwhile, and what one forward
+pass takes is bounded."""
+
 _clock = count()
 
 
@@ -130,6 +134,18 @@ def insert(root: Node, keys: tuple[int, ...]) -> Node:
         node.used = next(_clock)
         at += size
     return node
+
+
+def in_chunks(size: int) -> list[int]:
+    """The parts that so many new tokens are read in."""
+    return [CHUNK] * ((size - 1) // CHUNK) + [size - (size - 1) // CHUNK * CHUNK]
+
+
+def cut(node: Node) -> None:
+    """Give what was planned just now, and ends in `node`, to nodes of a chunk each."""
+    if node.pending and not node.paid and not node.children:
+        for size in in_chunks(len(node.keys))[:-1]:
+            node.split(size)
 
 
 def matched(root: Node, keys: tuple[int, ...]) -> int:

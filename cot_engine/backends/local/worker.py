@@ -22,7 +22,7 @@ from cot_engine.backends.local.jobs import Choosing, DecodeRow, Job, Scope, Writ
 from cot_engine.backends.local.memory import Memory, budget_tokens
 from cot_engine.backends.local.model_thread import ModelThread
 from cot_engine.backends.local.prefill import Planned, Prefill, columns_of
-from cot_engine.backends.local.prefix import evict, insert, recompute_end
+from cot_engine.backends.local.prefix import cut, evict, insert, recompute_end
 from cot_engine.backends.local.room import Room
 from cot_engine.backends.local.text import ChatText
 from cot_engine.backends.models.family import Adapter
@@ -32,6 +32,7 @@ from cot_engine.errors import ModelError
 SCOPE_BYTES = 2 << 30  # keys and values kept for one search
 CALM = 200
 """Turns without running out of memory, after which more is attempted again."""
+STALL = 8192  # columns of prompts, after which those who write have a turn
 HEADS = 256  # verdicts' logits are computed for so many at once: a row of them takes a megabyte
 
 
@@ -67,6 +68,7 @@ class Worker:
         self.waiting: deque[DecodeRow] = deque()  # rows without a slot
         self.changed = True  # who runs, since it was found that the next one does not fit
         self.usual = (max_rows, prefill_columns)
+        self.stalled = 0  # columns of prompts since rows had their turn
         self.calm = 0  # turns since memory ran out
         self.step = 0.0  # seconds that the last forward pass of all rows took
         self.thread = ModelThread(self)
@@ -108,15 +110,17 @@ class Worker:
 
     def _turn(self, arrived: Job | None) -> None:
         """Take in what arrived, or else do one forward pass of whatever is due; prompts first, so
-        that their rows join early."""
+        that their rows join early, but not so many that those who write wait long."""
         if arrived is not None:
             self._admit(arrived)
             return
         self._drop_cancelled()
         self._begin_what_fits()
-        if self.jobs and self._prefill():
+        writing = self.batch.rows or self.waiting
+        if self.jobs and not (writing and self.stalled > STALL) and self._prefill():
             return
-        if self.batch.rows or self.waiting:
+        self.stalled = 0
+        if writing:
             self._decode()
         self._recovered()
 
@@ -126,6 +130,8 @@ class Worker:
                 key = tuple(image.digest for image in sequence.images)
                 found = job.scope.root(key if self.adapter.prompt_depends_on_images else ())
                 sequence.root, sequence.end = found, insert(found, sequence.keys)
+                if self.adapter.in_parts:
+                    cut(sequence.end)
         self.memory.scopes.add(job.scope)
         self.queue.append(job)
         self.changed = True
@@ -194,10 +200,13 @@ class Worker:
             if end.hidden is None and not end.redo and (end.paid or not end.pending):
                 with self.lock:
                     recompute_end(end)
-        parts = self.room.planned(self.jobs, self.prefill_columns)
+        writing = bool(self.batch.rows or self.waiting)
+        most = min(self.prefill_columns, STALL) if writing else self.prefill_columns
+        parts = self.room.planned(self.jobs, most)
         if parts is None:
             return False
         if parts:
+            self.stalled += columns_of(parts)
             error = attempt(lambda: self.prefill.run(parts))
             if error is not None:
                 self.prefill.clear()  # as large as what failed

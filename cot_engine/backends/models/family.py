@@ -138,6 +138,7 @@ class Adapter(ABC):
     )
     prompt_depends_on_images: ClassVar[bool] = False
     apart: ClassVar[bool] = False
+    in_parts: ClassVar[bool] = True
     max_images = 16
     max_pixels: int | None = None
 

@@ -12,6 +12,7 @@ from cot_engine.backends.models.flops import linear, vit
 
 
 class Gemma3Adapter(Adapter):
+    in_parts = False  # an image's tokens see each other, whichever comes first
     texts = ("gemma3_text",)
     counting = "image_seq_length of processor_config.json, or mm_tokens_per_image of config.json"
 
