@@ -144,20 +144,14 @@ def test_as_on_a_gpu(load, monkeypatch, architecture):
     batch.buckets = True
     steps, real = [], batch.step
     batch.step = lambda: (real(), steps.append(batch._step))[0]
+    read, run = [], backend.worker.prefill.run
+    backend.worker.prefill.run = lambda parts: (read.extend(p.size for p in parts), run(parts))
     seen = asyncio.run(search(backend, (picture(0), picture(1, 50, 70))))
     assert seen.worst() < TOLERANCE
-    assert {(one.layout.rows, one.layout.groups, one.layout.width) for one in steps} == {
-        (6, 3, 6),
-        (3, 3, 3),
-    }
+    layouts = {(one.layout.rows, one.layout.groups, one.layout.width) for one in steps}
+    assert (6, 3, 6) in layouts <= {(6, 3, 6), (3, 3, 3)}
     assert len(set(map(id, steps))) == len(batch._steps) < len(steps) / 3
-    longest = max(
-        len(n.keys)
-        for s in backend._scopes.values()
-        for r in s.roots.values()
-        for n in prefix.walk(r)
-    )
-    assert (longest <= 7) == backend.adapter.in_parts
+    assert (max(read) <= 7) == backend.adapter.in_parts
 
 
 # --- controls: one thing broken each --------------------------------------------------------------

@@ -40,6 +40,7 @@ def test_local_is_there_and_takes_what_nobody_claims(install, tmp_path):
         "max_rows",
         "memory",
         "adapter",
+        "max_pixels",
     ]
     claiming(install, "pack1", "abc:.*")
     assert backend_of("abc:x") == "pack1"

@@ -42,7 +42,7 @@ class Batch:
         self.pictures = None if crossing is None else Shared(crossing)
         # On a GPU steps are captured as graphs, for few sizes; `notice` hears if that fails.
         self.graphs = self.buckets = shape.device.type == "cuda"
-        self.notice: Callable[[str], None] = str
+        self.notice: Callable[[str], object] = str
         self.clock = 0.0  # seconds of steps, each divided by its rows
         self._steps: OrderedDict[Layout, Step] = OrderedDict()
         self._step: Step | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -152,7 +153,7 @@ class Step:
         tokens, logprobs = self.out[:, :count].cpu().numpy()
         return tokens.astype(np.int64).tolist(), logprobs.tolist()
 
-    def capture(self, pool: tuple[int, int] | None, said: Callable[[BaseException], None]) -> bool:
+    def capture(self, pool: Any, said: Callable[[BaseException], object]) -> bool:
         """Record the step as a CUDA graph; whether that went well. Nothing is lost if not: the
         buffers are to be loaded again either way."""
         torch.cuda.synchronize()
