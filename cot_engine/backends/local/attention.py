@@ -19,7 +19,6 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 ATTENTION = "cot_engine"
 BLOCKS = 128  # a GPU is busy with so many at once
-FEW = 16
 
 
 @runtime_checkable
@@ -118,6 +117,8 @@ class Forked:
         """See `Looked`."""
         rows, asking, tokens, dim = query.shape
         heads = self.keys.shape[1]
+        if tokens == 1 and query.device.type == "cpu" and query.dtype == torch.float32:
+            return self._plainly(query * scaling, mask)
         together = self.seats.gather(query, heads)
         seen, blind = self.mask, self.blind
         if blind is not None:  # what one query of a row sees, it sees with all heads
@@ -136,6 +137,27 @@ class Forked:
         share = torch.sigmoid(weight - beside)[..., None].to(own.dtype)
         return torch.lerp(own, shared, share).transpose(1, 2).contiguous()
 
+    def _plainly(self, query: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Of rows of one token in float32 on a CPU, by plain products and one softmax: a kernel for
+        long queries takes twice the time, as long as keys and values lie close to each other (see
+        `Slots.fit`)."""
+        rows, asking, _, dim = query.shape
+        heads, columns = self.keys.shape[1:3]
+        seats, held = self.seats, self.shared_keys.shape[2]
+        asked = seats.gather(query, heads)
+        seen = self.mask
+        if seen.shape[2] > 1:
+            seen = seen.repeat(1, 1, asked.shape[2] // seen.shape[2], 1)
+        before = seats.scatter(asked @ self.shared_keys.mT + seen, 1)
+        size = (rows, heads, asking // heads, columns)
+        hidden = query.new_zeros(()) if mask is None else mask.expand(size).flatten(0, 1)
+        folded = query.reshape(rows * heads, -1, dim)
+        own = torch.baddbmm(hidden, folded, self.keys.flatten(0, 1).mT)
+        share = torch.cat((before, own.view(rows, asking, 1, columns)), -1).softmax(-1)
+        found = share[..., held:].reshape(own.shape) @ self.values.flatten(0, 1)
+        told = seats.scatter(seats.gather(share[..., :held], heads) @ self.shared_values, 1)
+        return (found.view(query.shape) + told).transpose(1, 2).contiguous()
+
 
 def with_sums(
     query: torch.Tensor,
@@ -148,22 +170,18 @@ def with_sums(
     exponentials [batch, heads, queries], in float32.
 
     By the kernels that scaled_dot_product_attention chooses, which keep these sums and do not
-    return them; but a few queries of float32 on a CPU by plain products: half the time, as long as
-    keys and values lie close to each other (see `Slots.fit`).
+    return them.
     """
     if query.device.type == "cuda":
         return _efficient(query, keys, values, mask, scaling)
-    if query.device.type == "cpu" and (query.dtype != torch.float32 or query.shape[2] > FEW):
+    if query.device.type == "cpu":
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, keys, values, attn_mask=mask, scale=scaling
         )
-    size = (*query.shape[:3], keys.shape[2])
-    asked, keys, values = (x.flatten(0, 1).float() for x in (query, keys, values))
-    seen = asked.new_zeros(()) if mask is None else mask.expand(size).flatten(0, 1).float()
-    scores = torch.baddbmm(seen, asked, keys.mT, alpha=scaling)
-    sums = scores.logsumexp(-1)
-    found = scores.sub_(sums[..., None]).exp_() @ values
-    return found.view(query.shape).to(query.dtype), sums.view(size[:3])
+    scores = query.float() @ keys.float().mT * scaling
+    if mask is not None:
+        scores = scores + mask
+    return (scores.softmax(-1) @ values.float()).to(query.dtype), scores.logsumexp(-1)
 
 
 def _efficient(

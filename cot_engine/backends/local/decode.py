@@ -20,6 +20,7 @@ from cot_engine.backends.models.family import Adapter, Features
 from cot_engine.errors import said
 
 SMALL_BYTES = 1 << 30
+SLACK = BLOCK  # columns that may be there and not be read, on a CPU
 ONCE = 2  # steps that a layout runs without a graph, before it is worth one
 
 
@@ -126,10 +127,14 @@ class Batch:
         """Growing copies everything, so while that is cheap more is taken than asked for; on a CPU
         more rows, but exactly the columns that are read."""
         exact = not self.buckets
+        used = {id(self.slots): len(self.rows), id(self.prefixes.slots): len(self.prefixes.groups)}
+        if self.pictures is not None:
+            used[id(self.pictures.slots)] = len(self.pictures.groups)
         least, generous = [], []
         for slots, rows, columns in sizes:
             had = slots.rows, slots.columns
-            if rows <= had[0] and (columns == had[1] if exact else columns <= had[1]):
+            fitting = had[1] - SLACK <= columns if exact else True
+            if rows <= had[0] and columns <= had[1] and fitting:
                 continue
             rows, columns = max(rows, had[0]), columns if exact else max(columns, had[1])
             least.append((slots, rows, columns))
@@ -143,7 +148,7 @@ class Batch:
         fits = self.shape.tokens(taken) + self.tokens <= self.room
         self._moved()
         for slots, rows, columns in generous if fits else least:
-            slots.fit(rows, columns)
+            slots.fit(rows, columns, used[id(slots)])
 
     def copy(self, row: DecodeRow, start: int, end: int) -> torch.Tensor:
         """The keys and values of the row's tokens at start..end, in memory of their own."""
@@ -232,10 +237,10 @@ class Batch:
         picture_width = 1 if rows.picture is None else int(np.bincount(rows.picture).max())
         layout = Layout(
             rows=self._count(len(self.rows)),
-            columns=self._width(longest),
+            columns=self._width(longest) if self.buckets else self.slots.columns,
             groups=self._count(len(prefixes.groups)),
             width=self._count(width),
-            prefix=self._width(prefixes.longest),
+            prefix=self._width(prefixes.longest) if self.buckets else prefixes.slots.columns,
             pictures=0 if rows.seen is None else self._count(len(rows.seen)),
             picture_width=self._count(picture_width),
             picture_columns=0 if rows.seen is None else rows.seen.shape[-1],

@@ -7,6 +7,7 @@ the mask hides them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,9 @@ import torch
 from cot_engine.backends.local.attention import Forked, Seats
 
 BLOCK = 32  # columns are handed to attention in multiples of this, so that views can be kept
+
+
+KEPT_BYTES = 1 << 30  # fresh memory costs more than copying: up to this much is used again
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,9 @@ class Slots:
     def __init__(self, shape: KVShape) -> None:
         self.shape = shape
         self.data = self._new(0, 0)
+        # Of a small one on a CPU: all the memory that `data` is the first of, and as much again.
+        self._whole: torch.Tensor | None = None
+        self._spare: torch.Tensor | None = None
 
     def _new(self, rows: int, columns: int) -> torch.Tensor:
         # Zeros, not empty: a masked column still meets the softmax's 0, and 0 * nan is nan.
@@ -65,8 +72,8 @@ class Slots:
         dtype = self.shape.dtype
         if self.shape.device.type == "cpu" and rows and columns:
             # numpy's zeros take no time and no memory before they are used; torch's do.
-            memory = np.zeros((*size[:-1], size[-1] * dtype.itemsize), np.uint8)
-            return torch.from_numpy(memory).view(dtype)
+            memory = np.zeros(math.prod(size) * dtype.itemsize, np.uint8)
+            return torch.from_numpy(memory).view(dtype).view(size)
         return torch.zeros(size, dtype=dtype, device=self.shape.device)
 
     @property
@@ -90,16 +97,25 @@ class Slots:
         old, self.data = self.data, self._new(max(rows, self.rows), columns)
         self.data[:, :, : old.shape[2], :, : old.shape[4]] = old
 
-    def fit(self, rows: int, columns: int) -> bool:
-        """Exactly so many columns, and at least so many rows, keeping what fits; whether anything
-        changed. Products over rows that lie close together take half the time."""
-        columns, rows = blocks(columns), max(rows, self.rows)
-        if (rows, columns) == (self.rows, self.columns):
-            return False
-        old, self.data = self.data, self._new(rows, columns)
-        kept = min(columns, old.shape[4])
-        self.data[:, :, : old.shape[2], :, :kept] = old[..., :kept, :]
-        return True
+    def fit(self, rows: int, columns: int, used: int) -> None:
+        """Exactly so many columns, and so many rows, keeping what the first `used` rows hold as far
+        as there is a place for it. Products over rows that lie close together take half the time.
+
+        What it was in is used again the next time: fresh memory costs more than copying.
+        """
+        old, reused = self.data, self.shape.device.type == "cpu"
+        size = (*old.shape[:2], rows, old.shape[3], blocks(columns), old.shape[5])
+        count = math.prod(size)
+        if reused and count * old.itemsize <= KEPT_BYTES:
+            if self._spare is None or self._spare.numel() < count:
+                # Twice as large: what is not used of it takes no memory, only addresses.
+                self._spare = self._new(2 * rows, size[4]).view(-1)
+            self._spare, self._whole = self._whole, self._spare
+            self.data = self._whole[:count].view(size)
+        else:
+            self.data, self._spare, self._whole = self._new(rows, size[4]), None, None
+        kept = min(size[4], old.shape[4])
+        self.data[:, :, :used, :, :kept] = old[:, :, :used, :, :kept]
 
     def renew(self, rows: int, columns: int) -> None:
         """At least that size, whatever there was."""
@@ -115,7 +131,7 @@ class Slots:
             kept = torch.empty(size, dtype=self.data.dtype)
             for layer, data in zip(kept, self.data, strict=True):
                 layer.copy_(data[:, :rows])
-            self.data = self._new(0, 0)
+            self.data, self._whole, self._spare = self._new(0, 0), None, None
             self.data = kept.to(self.shape.device)
 
     def put(self, row: int, start: int, kv: torch.Tensor | None) -> None:

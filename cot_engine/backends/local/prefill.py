@@ -12,12 +12,10 @@ import torch
 
 from cot_engine.backends.local.attention import Seats
 from cot_engine.backends.local.jobs import Job, Sequence
-from cot_engine.backends.local.kv import Fork, KVShape, RowCache, Slots, blocks
+from cot_engine.backends.local.kv import KEPT_BYTES, Fork, KVShape, RowCache, Slots, blocks
 from cot_engine.backends.local.memory import Memory
 from cot_engine.backends.local.prefix import Node
 from cot_engine.backends.models.family import Adapter, Features, Pass, Pixels
-
-KEPT_BYTES = 1 << 30  # fresh memory costs more than a small prefill: up to this much is reused
 
 
 @dataclass(slots=True)
