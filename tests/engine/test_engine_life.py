@@ -525,8 +525,8 @@ def test_a_part_that_cannot_be_shown_is_still_refused():
         def __repr__(self):
             raise ValueError
 
-    for part in ("judge", "strategy"):
-        with pytest.raises(ConfigError, match=f"is not a {part}"):
+    for part, error in (("judge", ConfigError), ("strategy", StrategyError)):
+        with pytest.raises(error, match=f"is not a {part}"):
             engine_of().solve(None, "How many?", **{part: Silent()})
 
 

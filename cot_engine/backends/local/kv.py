@@ -107,11 +107,12 @@ class Slots:
         size = (*old.shape[:2], rows, old.shape[3], blocks(columns), old.shape[5])
         count = math.prod(size)
         if reused and count * old.itemsize <= KEPT_BYTES:
-            if self._spare is None or self._spare.numel() < count:
+            whole = self._spare
+            if whole is None or whole.numel() < count:
                 # Twice as large: what is not used of it takes no memory, only addresses.
-                self._spare = self._new(2 * rows, size[4]).view(-1)
-            self._spare, self._whole = self._whole, self._spare
-            self.data = self._whole[:count].view(size)
+                whole = self._new(2 * rows, size[4]).view(-1)
+            self._spare, self._whole = self._whole, whole
+            self.data = whole[:count].view(size)
         else:
             self.data, self._spare, self._whole = self._new(rows, size[4]), None, None
         kept = min(size[4], old.shape[4])
