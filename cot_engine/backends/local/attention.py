@@ -8,6 +8,7 @@ prefixes Juravsky et al., "Hydragen", 2024).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -173,15 +174,66 @@ def with_sums(
     return them.
     """
     if query.device.type == "cuda":
-        return _efficient(query, keys, values, mask, scaling)
+        return split(query, keys, values, mask, scaling, _efficient)
     if query.device.type == "cpu":
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, keys, values, attn_mask=mask, scale=scaling
         )
+    return plainly(query, keys, values, mask, scaling)
+
+
+def plainly(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same by plain products, where no kernel gives the sums."""
     scores = query.float() @ keys.float().mT * scaling
     if mask is not None:
         scores = scores + mask
     return (scores.softmax(-1) @ values.float()).to(query.dtype), scores.logsumexp(-1)
+
+
+Kernel = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+def split(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    kernel: Kernel,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """By a `kernel` that goes through a head's columns with one block of a GPU: where there are few
+    heads, parts of the columns are heads of their own, merged afterwards."""
+    batch, heads, queries, _ = query.shape
+    columns, parts = keys.shape[2], 1
+    # A part is a multiple of 16 columns: masks must lie where a GPU reads them at once.
+    while batch * heads * parts < BLOCKS and columns % (32 * parts) == 0 and columns > 128 * parts:
+        parts *= 2
+    if mask is not None:
+        mask = mask.expand(batch, 1, queries, columns)
+    if parts == 1:
+        whole = None if mask is None else mask.expand(-1, heads, -1, -1)
+        return kernel(query, keys, values, whole, scaling)
+    each = columns // parts
+    query = query[:, :, None].expand(-1, -1, parts, -1, -1).flatten(1, 2)
+    keys, values = (x.unflatten(2, (parts, each)).flatten(1, 2) for x in (keys, values))
+    if mask is not None:
+        mask = mask.unflatten(3, (parts, each))[:, 0].transpose(1, 2)
+        mask = mask[:, None].expand(-1, heads, -1, -1, -1).flatten(1, 2)
+    found, sums = kernel(query, keys, values, mask, scaling)
+    sums = sums.unflatten(1, (heads, parts))
+    # A part whose columns are all hidden has no sum, whatever its kernel gives for it.
+    if mask is not None:
+        hidden = torch.isneginf(mask).all(-1).unflatten(1, (heads, parts))
+        sums = sums.masked_fill(hidden, float("-inf"))
+    share = sums.softmax(2)[..., None]
+    found = torch.where(share > 0, found.unflatten(1, (heads, parts)).float() * share, 0)
+    return found.sum(2).to(query.dtype), sums.logsumexp(2)
 
 
 def _efficient(
@@ -191,35 +243,8 @@ def _efficient(
     mask: torch.Tensor | None,
     scaling: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The kernel that takes a mask. It goes through a head's columns with one block of the GPU;
-    where there are few heads, parts of the columns are heads of their own, merged afterwards."""
-    batch, heads, queries, _ = query.shape
-    columns = keys.shape[2]
-    parts = 1
-    while batch * heads * parts < BLOCKS and columns % (2 * parts) == 0 and columns // parts > 128:
-        parts *= 2
-    if mask is not None:
-        mask = mask.expand(batch, 1, queries, columns)
-    if parts > 1:
-        each = columns // parts
-        query = query[:, :, None].expand(-1, -1, parts, -1, -1).flatten(1, 2)
-        keys, values = (x.unflatten(2, (parts, each)).flatten(1, 2) for x in (keys, values))
-        if mask is not None:
-            mask = mask.unflatten(3, (parts, each))[:, 0].transpose(1, 2)
-            mask = mask[:, None].expand(-1, heads, -1, -1, -1).flatten(1, 2)
-    elif mask is not None:
-        mask = mask.expand(-1, heads, -1, -1)
+    """The kernel of CUDA that takes a mask."""
     found, sums = torch.ops.aten._scaled_dot_product_efficient_attention(
         query, keys, values, mask, True, scale=scaling
     )[:2]
-    sums = sums[..., :queries]  # it is padded
-    if parts == 1:
-        return found, sums
-    sums = sums.unflatten(1, (heads, parts))
-    # A part whose columns are all hidden has no sum, whatever its kernel gives for it.
-    if mask is not None:
-        hidden = torch.isneginf(mask).all(-1).unflatten(1, (heads, parts))
-        sums = sums.masked_fill(hidden, float("-inf"))
-    share = sums.softmax(2)[..., None]
-    found = torch.where(share > 0, found.unflatten(1, (heads, parts)).float() * share, 0)
-    return found.sum(2).to(query.dtype), sums.logsumexp(2)
+    return found, sums[..., : query.shape[2]]  # it is padded

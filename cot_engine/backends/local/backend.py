@@ -5,8 +5,8 @@
 
 See `worker` for the thread that runs the model, `prefill`, `decode` and `prefix` for how it avoids
 computing anything twice, `shared` and `attention` for what rows have in common, `step` for what a
-GPU repeats without Python, `models` beside this folder for what differs between families, `text` for
-the chat format and boundaries, `loading` for checkpoints.
+GPU repeats without Python, `models` beside this folder for what differs between families, `text`
+for the chat format and boundaries, `loading` for checkpoints.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from cot_engine.backends.local.attention import Seats, seating
-from cot_engine.backends.local.kv import Fork, RowCache, Slots
+from cot_engine.backends.local.failures import out_of_memory
+from cot_engine.backends.local.kv import Fork, RowCache, Slots, constants
 from cot_engine.backends.local.sampling import RowSampling, draw, keys
 from cot_engine.backends.models.family import Adapter, Looking, Pass
 
@@ -111,6 +112,7 @@ class Step:
         self.out = torch.zeros(2, rows, dtype=torch.float64, device=device)
         self.uses = 0
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.kept: tuple[torch.Tensor, ...] = ()
 
     def load(self, rows: Rows) -> None:
         """Write what there is to know of the rows into the buffers."""
@@ -155,20 +157,25 @@ class Step:
 
     def capture(self, pool: Any, said: Callable[[BaseException], object]) -> bool:
         """Record the step as a CUDA graph; whether that went well. Nothing is lost if not: the
-        buffers are to be loaded again either way."""
+        buffers are to be loaded again either way. Raises what running out of memory raises."""
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         try:
             beside = torch.cuda.Stream()
+            beside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(beside):
                 self.forward()  # what is made once, is made now
             torch.cuda.current_stream().wait_stream(beside)
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self.forward()
         except Exception as error:  # whatever a model does that a graph cannot
+            if out_of_memory(error):
+                raise
             said(error)
             return False
         self.graph = graph
+        # The graph reads what its masks were made of for as long as it lives.
+        self.kept = constants(self.cache.columns, self.cache.slots.shape.dtype, self.own.device)
         return True
 
 
