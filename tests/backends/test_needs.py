@@ -107,7 +107,7 @@ def test_published_shapes(cli, shape, name):
     assert told["token"]["bfloat16"] == token
     [picture] = told["pictures"]
     assert picture["bfloat16"] == picture["tokens"] * token + features
-    problem = (256 + 3 * 256 + 4 * 256) * token + picture["bfloat16"]
+    problem = 2 * ((256 + 3 * 256 + 4 * 256) * token + picture["bfloat16"])
     assert told["problem"]["bfloat16"] == problem
     at = Here("cuda:0", 80 * 10**9, "bfloat16")
     needs = read_needs(shape(name))

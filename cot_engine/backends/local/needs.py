@@ -13,9 +13,10 @@ there; in a model that crosses (Mllama) the cross-attention keys and values of a
 instead.
 
 **A problem in flight**, searched by stage-beam: prompt, pictures and the stages before the last are
-held once, and each of N candidates holds its own last stage.
+there once for all candidates, and each of N candidates has its own last stage. All of it is held
+twice: in the tree where it is kept and in the slots where it is read.
 
-    bytes = (PROMPT + (STAGES - 1) * STEP + N * STEP) * token + pictures
+    bytes = 2 * ((PROMPT + (STAGES - 1) * STEP + N * STEP) * token + pictures)
 
 Not counted: what judges read, which gives way before any of this; what a pass computes with; the
 GPU's own libraries (about half a GB).
@@ -106,7 +107,7 @@ class Needs:
         if self.token is None or any(each is None for each in seen):
             return None
         tokens = PROMPT + (STAGES - 1 + N) * STEP
-        return tokens * self.token * SIZES[dtype] + sum(filter(None, seen))
+        return 2 * (tokens * self.token * SIZES[dtype] + sum(filter(None, seen)))
 
 
 def read_needs(model: str | Path, device: str = "cpu", quantize: str | None = None) -> Needs:
