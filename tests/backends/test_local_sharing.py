@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny_models import BUILDERS, build, picture
 
+from cot_engine.backends.local.kv import Slots
 from cot_engine.backends.local.opener import Local
 from cot_engine.core.boundaries import Until
 from cot_engine.core.headway import Headway
@@ -351,6 +352,14 @@ def test_out_of_memory_while_growing_and_in_prompts(folder, backend, monkeypatch
         for single, (found, _) in zip(wanted, crowd, strict=True):
             for a, b in zip(single, found, strict=True):
                 same(a, b)
+
+
+def test_out_of_memory_halfway(folder, backend, monkeypatch):
+    """While a row gets its slots, which others share: nobody stands on what is filled half."""
+    wanted = run(backend.generate(ask(range(8)))).generations
+    with Local(device="cpu", max_rows=5).open(folder) as short:
+        Shortage(monkeypatch, Slots, "put", lambda n, *_: n % 3 == 1)
+        same(wanted, run(short.generate(ask(range(8)))).generations)
 
 
 def test_out_of_memory_for_good(backend, monkeypatch):

@@ -99,23 +99,31 @@ class Batch:
         if not rows:
             return
         self._reserve(self._sizes([*self.rows, *rows]))
-        prefixes, pictures = self.prefixes, self.pictures
         for row in rows:
-            if row.tail is not None:
-                self.slots.put(len(self.rows), 0, row.tail)
-                row.tail = None
             row.since = self.clock
             self.rows.append(row)
-            row.group = prefixes.join(*_prefix(row))
-            if row.group.rows == 1:
-                for node in row.sequence.end.path():
-                    prefixes.slots.put(row.group.slot, node.start, node.kv)
-            if pictures is not None:
-                row.pictures = pictures.join(*self._picture(row))
-                if row.pictures.rows == 1 and row.pictures.length:
-                    cross, row.pictures.seen = self.adapter.beside(*_looked(row))
-                    pictures.slots.put(row.pictures.slot, 0, cross)
+            try:
+                self._sit(row)
+            except BaseException:
+                self.leave(row)  # it is what it was, and nobody joins what was filled half
+                raise
+            row.tail = None
         self._changed()
+
+    def _sit(self, row: DecodeRow) -> None:
+        """The last of the rows gets what belongs in its slot, and in those that it shares."""
+        prefixes, pictures = self.prefixes, self.pictures
+        if row.tail is not None:
+            self.slots.put(len(self.rows) - 1, 0, row.tail)
+        row.group = prefixes.join(*_prefix(row))
+        if row.group.rows == 1:
+            for node in row.sequence.end.path():
+                prefixes.slots.put(row.group.slot, node.start, node.kv)
+        if pictures is not None:
+            row.pictures = pictures.join(*self._picture(row))
+            if row.pictures.rows == 1 and row.pictures.length:
+                cross, row.pictures.seen = self.adapter.beside(*_looked(row))
+                pictures.slots.put(row.pictures.slot, 0, cross)
 
     def _picture(self, row: DecodeRow) -> tuple[Hashable, int]:
         """Which pictures a row looks at, from where, and how many columns they take."""
@@ -175,8 +183,9 @@ class Batch:
 
     def _left(self, row: DecodeRow) -> None:
         row.job.tally.seconds += self.clock - row.since
-        self.prefixes.leave(row.group)
-        if self.pictures is not None:
+        if row.group is not None:
+            self.prefixes.leave(row.group)
+        if self.pictures is not None and row.pictures is not None:
             self.pictures.leave(row.pictures)
         row.group = row.pictures = None
         self._changed()
