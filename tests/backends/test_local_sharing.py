@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny_models import BUILDERS, build, picture
 
+from cot_engine.backends.local import prefix
 from cot_engine.backends.local.kv import Slots
 from cot_engine.backends.local.opener import Local
 from cot_engine.core.boundaries import Until
@@ -392,6 +393,31 @@ def test_a_cancelled_request_leaves(backend):
                 return
             await asyncio.sleep(0.05)
         raise AssertionError("rows of the cancelled request are still there")
+
+    run(go())
+
+
+def test_what_was_given_up_before_it_was_computed_is_not_held(backend, monkeypatch):
+    monkeypatch.setattr(prefix, "CHUNK", 7)
+    worker, begun, go_on = backend.worker, threading.Event(), threading.Event()
+    real = worker._prefill
+
+    def waiting():
+        begun.set()
+        worker._prefill = real
+        return go_on.wait(10)
+
+    async def go():
+        worker._prefill = waiting
+        tasks = [asyncio.create_task(backend.generate(ask())) for _ in range(2)]
+        await asyncio.to_thread(begun.wait, 10)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        go_on.set()
+        await backend.generate(ask((1,), 1, scope="other"))  # the thread has been there since
+        expected = backend.estimate(ask())
+        assert expected.prefilled == (await backend.generate(ask())).usage.prefilled > 1
 
     run(go())
 

@@ -160,6 +160,17 @@ def matched(root: Node, keys: tuple[int, ...]) -> int:
     return at
 
 
+def unplan(node: Node, spare: set[int]) -> None:
+    """Forget what was planned up to `node` and not computed, but for what others need, who end in
+    one of `spare`: nobody will compute it, and an estimate would count it as held."""
+    while node.pending and not (node.paid or node.redo or node.children or id(node) in spare):
+        above = node.parent
+        if above.children.get(node.keys[0]) is node:
+            del above.children[node.keys[0]]
+        node._parent = None  # whoever comes again with it finds nothing to do
+        node = above
+
+
 def recompute_end(node: Node) -> None:
     """Make `node`'s last token pending again: its final state is asked for but was not kept."""
     if len(node.keys) > 1:

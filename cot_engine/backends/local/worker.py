@@ -22,7 +22,7 @@ from cot_engine.backends.local.jobs import Choosing, DecodeRow, Job, Scope, Writ
 from cot_engine.backends.local.memory import Memory, budget_tokens
 from cot_engine.backends.local.model_thread import ModelThread
 from cot_engine.backends.local.prefill import Planned, Prefill, columns_of
-from cot_engine.backends.local.prefix import cut, evict, insert, recompute_end
+from cot_engine.backends.local.prefix import cut, evict, insert, recompute_end, unplan
 from cot_engine.backends.local.room import Room
 from cot_engine.backends.local.text import ChatText
 from cot_engine.backends.models.family import Adapter
@@ -164,14 +164,21 @@ class Worker:
         return {*self.jobs, *(row.job for row in self._rows())}
 
     def _drop_cancelled(self) -> None:
-        if any(job.over for job in self.queue):
+        if gone := [job for job in (*self.queue, *self.jobs) if job.over]:
             self.queue = deque(job for job in self.queue if not job.over)
-            self.changed = True
-        if any(job.over for job in self.jobs):
             self.jobs = [job for job in self.jobs if not job.over]
             self.changed = True
+            self._unplan(gone)
         for row in [row for row in self._rows() if row.job.over]:
             self._discard(row)
+
+    def _unplan(self, gone: list[Job]) -> None:
+        others = (*self._in_flight(), *self.queue)
+        with self.lock:
+            spare = {id(sequence.end) for job in others for sequence in job.sequences}
+            for sequence in (sequence for job in gone for sequence in job.sequences):
+                if hasattr(sequence, "end"):  # else it was not even taken in
+                    unplan(sequence.end, spare)
 
     def _discard(self, row: DecodeRow) -> None:
         self.changed = True
@@ -186,6 +193,7 @@ class Worker:
                 job.fail(failure(error))
         self._drop_cancelled()
         busy = {id(job.scope) for job in (*self._in_flight(), *self.queue)}
+        self._unplan(jobs)
         for job in jobs:
             job.leave()
             if id(job.scope) not in busy:
