@@ -238,14 +238,18 @@ def _check(needs: _Needs, tasks: list[SearchTask]) -> None:
 _loaded: tuple[Any, Engine] | None = None
 
 
+def _key(needs: _Needs) -> tuple[Any, ...]:
+    """What a model is loaded with; with its digest, because its files may have changed since."""
+    config = needs.cells[0].config
+    parts = (config.model, needs.device, config.dtype, config.quantize, config.adapter)
+    return (*parts, config.max_pixels, needs.model)
+
+
 def _engine(needs: _Needs) -> Engine:
     """The model, loaded once for a process. Raises ModelError, or CotEngineError for another one
     than the run's."""
     global _loaded
-    config = needs.cells[0].config
-    parts = (config.model, needs.device, config.dtype, config.quantize, config.adapter)
-    most = config.max_pixels
-    key = (*parts, most, needs.model)  # with the digest: the files may have changed since
+    config, key = needs.cells[0].config, _key(needs)
     if _loaded is not None and _loaded[0] == key:
         return _loaded[1]
     import torch
@@ -256,15 +260,15 @@ def _engine(needs: _Needs) -> Engine:
         _loaded[1].close()
         _loaded = None
     torch.set_num_threads(needs.threads)  # else each of its workers would use the whole machine
-    model, device, dtype, quantize, adapter = parts
+    model, device, dtype, quantize, adapter, most, digest = key
     engine = Engine.from_pretrained(
         model, device=device, dtype=dtype, quantize=quantize, adapter=adapter, max_pixels=most
     )
-    if engine.backend.info.digest != needs.model:
+    if engine.backend.info.digest != digest:
         engine.close()
         raise CotEngineError(
             f"Its model {model!r} has the digest {engine.backend.info.digest}, the run's is"
-            f" {needs.model}.",
+            f" {digest}.",
             "Give every node the same weights.",
         )
     _loaded = (key, engine)

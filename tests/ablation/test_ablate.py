@@ -291,9 +291,8 @@ def test_a_worker_hands_over_what_it_had_done_when_its_model_is_lost(engine, mon
         work = planned(engine, "[data]\nn = 3\n[[cells]]\nstrategy = 'greedy'")
         tasks = [task for phase in work.phases(store) for task in phase]
     needs = ray_workers._Needs(work.run.code, work.run.model, tuple(work.cells.values()), 1, 1)
-    config, generate, seen = tasks[0].cell.config, engine.backend.generate, set()
-    key = (config.model, needs.device, config.dtype, config.quantize, needs.model)
-    monkeypatch.setattr(ray_workers, "_loaded", (key, engine))
+    generate, seen = engine.backend.generate, set()
+    monkeypatch.setattr(ray_workers, "_loaded", (ray_workers._key(needs), engine))
 
     async def twice(request):
         seen.add(request.scope)
