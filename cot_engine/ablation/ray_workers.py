@@ -249,7 +249,7 @@ def _engine(needs: _Needs) -> Engine:
     """The model, loaded once for a process. Raises ModelError, or CotEngineError for another one
     than the run's."""
     global _loaded
-    config, key = needs.cells[0].config, _key(needs)
+    key = _key(needs)
     if _loaded is not None and _loaded[0] == key:
         return _loaded[1]
     import torch
