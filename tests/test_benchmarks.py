@@ -93,3 +93,16 @@ def test_searches_alone_and_among_others_are_compared():
 )
 def test_what_counts_as_another_trace(a, b, wanted):
     assert alike(a, b) is wanted
+
+
+def test_drawing_is_measured(capsys, monkeypatch):
+    import torch
+
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import drawing
+
+    threads = str(torch.get_num_threads())
+    drawing.main(["--words", "3000", "--rows", "2", "3", "--rounds", "1", "--threads", threads])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.startswith("3000 words") and len(lines) == 2 * len(drawing.KINDS)
+    assert [line.endswith(" 1.00 x") for line in lines[:: len(drawing.KINDS)]] == [True, True]

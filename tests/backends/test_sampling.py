@@ -165,6 +165,9 @@ def test_the_same_draws_as_by_numpy(size):
     counters = np.arange(count, dtype=np.uint64)
     key = keys(*(torch.from_numpy(x.view(np.int64)) for x in (seeds, counters)))
     kinds = [[how] * count for how in HOW] + [[*HOW] * (count // len(HOW))]
+    kinds.append(
+        [HOW[0], GREEDY, HOW[1], HOW[4]] * (count // 4)
+    )  # all words and few, top-p nowhere
     for sampling in kinds:
         tokens, logprobs = draw(logits, RowSampling.of(sampling), key, banned=3)
         assert tokens.tolist() == by_numpy(logits, sampling, seeds, counters, 3)
@@ -189,3 +192,7 @@ def test_a_draw_waits_for_nothing_and_has_one_shape():
         with Watched():
             tokens, logprobs = draw(logits, rows, key, banned=3)
         assert tokens.shape == logprobs.shape == (16,)
+        # Tensors without numbers: as on a GPU, in a vocabulary that is not sorted without need.
+        rows, meta = RowSampling.of(sampling, torch.device("meta")), key.to("meta")
+        tokens, _ = draw(torch.empty(16, 5000, device="meta"), rows, meta, banned=3)
+        assert tokens.shape == (16,)
