@@ -54,11 +54,12 @@ class Room:
             return parts
         with self.lock:
             fits = self.memory.make_room(takes(parts), rows, self.active())
-        if fits or not self.batch.rows:
+        if fits:
             return parts
         self.batch.trim()
         rows = self.batch.tokens + _owed(self.batch.rows)
-        return parts if self.memory.room(rows) >= takes(parts) else None
+        fits = self.memory.room(rows) >= takes(parts)
+        return parts if fits or not self.batch.rows else None
 
     def seated(self, waiting: deque[DecodeRow], most: int) -> list[DecodeRow]:
         """The rows that join now. Those for which there is no room any more wait again."""
