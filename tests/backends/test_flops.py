@@ -52,7 +52,7 @@ def test_language(adapter, tokens, context):
     with torch.inference_mode():
         seen = tuple(adapter.encode(image) for image in images)
     slots = Slots(adapter.kv_shape())
-    slots.reserve(1, context + tokens)
+    slots.renew(1, context + tokens)
     positions = context + torch.arange(tokens)[None]
     ids = torch.ones(1, tokens, dtype=torch.long)
     rows = Pass(ids, positions, positions, [], [(seen, (0,) * len(seen))])

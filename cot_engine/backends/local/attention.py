@@ -23,7 +23,7 @@ BLOCKS = 128  # a GPU is busy with so many at once
 
 
 @runtime_checkable
-class Looked(Protocol):
+class Attending(Protocol):
     """Stands where a layer's attention expects its keys, and says how they are attended to."""
 
     def attend(
@@ -34,8 +34,8 @@ class Looked(Protocol):
 
 
 def attend(module: Any, query: torch.Tensor, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
-    """What every layer calls: sdpa, but where the cache gave something `Looked` instead of keys."""
-    if not isinstance(key, Looked):
+    """What every layer calls: sdpa, but where the cache gave what is `Attending` instead of keys."""
+    if not isinstance(key, Attending):
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
     scaling = kwargs.get("scaling")
     return key.attend(query, mask, query.shape[-1] ** -0.5 if scaling is None else scaling), None
@@ -115,7 +115,7 @@ class Forked:
     def attend(
         self, query: torch.Tensor, mask: torch.Tensor | None, scaling: float
     ) -> torch.Tensor:
-        """See `Looked`."""
+        """See `Attending`."""
         rows, asking, tokens, dim = query.shape
         heads = self.keys.shape[1]
         if tokens == 1 and query.device.type == "cpu" and query.dtype == torch.float32:

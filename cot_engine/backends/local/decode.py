@@ -29,8 +29,8 @@ class Batch:
     the last one. What rows stand on is in `prefixes`, the pictures that they look at through
     cross-attention layers in `pictures` (None: there are no such layers)."""
 
-    def __init__(self, adapter: Adapter, shape: KVShape) -> None:
-        self.adapter = adapter
+    def __init__(self, adapter: Adapter, shape: KVShape, notice: Callable[[str], object]) -> None:
+        self.adapter, self.notice = adapter, notice
         self.shape = shape
         # An image's placeholder in a reply would stand for an image that is not there.
         vocabulary = adapter.head.weight.shape[0]
@@ -43,7 +43,6 @@ class Batch:
         self.pictures = None if crossing is None else Shared(crossing)
         # On a GPU steps are captured as graphs, for few sizes; `notice` hears if that fails.
         self.graphs = self.buckets = shape.device.type == "cuda"
-        self.notice: Callable[[str], object] = str
         self.clock = 0.0  # seconds of steps, each divided by its rows
         self._steps: OrderedDict[Layout, Step] = OrderedDict()
         self._step: Step | None = None
@@ -135,9 +134,6 @@ class Batch:
         """Growing copies everything, so while that is cheap more is taken than asked for; on a CPU
         more rows, but exactly the columns that are read."""
         exact = not self.buckets
-        used = {id(self.slots): len(self.rows), id(self.prefixes.slots): len(self.prefixes.groups)}
-        if self.pictures is not None:
-            used[id(self.pictures.slots)] = len(self.pictures.groups)
         least, generous = [], []
         for slots, rows, columns in sizes:
             had = slots.rows, slots.columns
@@ -155,8 +151,16 @@ class Batch:
         taken = sum(s.shape.bytes_per_token * rows * cols for s, rows, cols in generous)
         fits = self.shape.tokens(taken) + self.tokens <= self.room
         self._moved()
+        used = {id(slots): count for slots, count in self._used()}
         for slots, rows, columns in generous if fits else least:
             slots.fit(rows, columns, used[id(slots)])
+
+    def _used(self) -> list[tuple[Slots, int]]:
+        """Of each of the slots, how many rows there are in it."""
+        used = [(self.slots, len(self.rows)), (self.prefixes.slots, len(self.prefixes.groups))]
+        if self.pictures is not None:
+            used.append((self.pictures.slots, len(self.pictures.groups)))
+        return used
 
     def copy(self, row: DecodeRow, start: int, end: int) -> torch.Tensor:
         """The keys and values of the row's tokens at start..end, in memory of their own."""
@@ -193,9 +197,9 @@ class Batch:
     def park(self, keep: int) -> list[DecodeRow]:
         """Take all but the first `keep` rows out, losing nothing; they can join again."""
         parked = self.rows[keep:]
-        for row in parked:
-            if row.tail is None and row.own:
-                row.tail = self.copy(row, row.start, row.length).cpu()
+        for at, row in enumerate(parked, keep):
+            if row.own:
+                row.tail = self.slots.saved(at, 0, row.own)
         del self.rows[keep:]
         for row in parked:
             self._left(row)
@@ -204,10 +208,7 @@ class Batch:
 
     def trim(self) -> bool:
         """Give back the slots of rows that have left; whether there were any."""
-        held = [(self.slots, len(self.rows)), (self.prefixes.slots, len(self.prefixes.groups))]
-        if self.pictures is not None:
-            held.append((self.pictures.slots, len(self.pictures.groups)))
-        spare = [(slots, used) for slots, used in held if slots.rows > used]
+        spare = [(slots, used) for slots, used in self._used() if slots.rows > used]
         for slots, used in spare:
             slots.shrink(used)
             self._moved()

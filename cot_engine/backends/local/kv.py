@@ -89,14 +89,6 @@ class Slots:
         """What it takes, however much of it is used."""
         return self.rows * self.columns
 
-    def reserve(self, rows: int, columns: int) -> None:
-        """Grow to at least that size, keeping what there is."""
-        if rows <= self.rows and columns <= self.columns:
-            return
-        columns = blocks(max(columns, self.columns))
-        old, self.data = self.data, self._new(max(rows, self.rows), columns)
-        self.data[:, :, : old.shape[2], :, : old.shape[4]] = old
-
     def fit(self, rows: int, columns: int, used: int) -> None:
         """Exactly so many columns, and so many rows, keeping what the first `used` rows hold as far
         as there is a place for it. Products over rows that lie close together take half the time.
@@ -122,8 +114,8 @@ class Slots:
         """At least that size, whatever there was."""
         if rows > self.rows or columns > self.columns:
             rows, columns = max(rows, self.rows), max(columns, self.columns)
-            self.data = self._new(0, 0)
-            self.reserve(rows, columns)
+            self.data = self._new(0, 0)  # the old one goes before there is a new one
+            self.data = self._new(rows, blocks(columns))
 
     def shrink(self, rows: int) -> None:
         """Give back the memory of all but the first `rows` rows; asks the device for none."""
@@ -143,6 +135,10 @@ class Slots:
     def take(self, row: int, start: int, end: int) -> torch.Tensor:
         """A copy of a row's columns: [layers, 2, heads, end - start, dim]."""
         return self.data[:, :, row, :, start:end].clone()
+
+    def saved(self, row: int, start: int, end: int) -> torch.Tensor:
+        """The same in host memory, layer by layer: a device that is full need not hold it twice."""
+        return torch.stack([layer[:, row, :, start:end].cpu() for layer in self.data])
 
     def move(self, source: int, target: int, length: int) -> None:
         self.data[:, :, target, :, :length] = self.data[:, :, source, :, :length]

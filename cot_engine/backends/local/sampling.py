@@ -7,7 +7,7 @@ this included, can be captured as a CUDA graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
@@ -95,7 +95,7 @@ class RowSampling:
         return self.widest, self.whole, self.mixed, self.nucleus
 
     def tensors(self) -> list[torch.Tensor]:
-        return [getattr(self, field.name) for field in fields(self)[:3]]
+        return [self.temperature, self.top_k, self.top_p]
 
 
 def draw(

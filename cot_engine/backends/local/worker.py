@@ -60,8 +60,7 @@ class Worker:
         self.scope_tokens = max(2 * context, SCOPE_BYTES // max(1, shape.bytes_per_token))
         self.memory = Memory(budget_tokens(memory, shape), shape)
         self.prefill = Prefill(adapter, shape, self.lock, self.memory)
-        self.batch = Batch(adapter, shape)
-        self.batch.notice = notice
+        self.batch = Batch(adapter, shape, notice)
         self.room = Room(self.memory, self.batch, self.prefill, self.lock, self._in_flight)
         self.queue: deque[Job] = deque()  # there is no room yet to begin them
         self.jobs: list[Job] = []  # whose prompts are not computed yet
@@ -147,14 +146,15 @@ class Worker:
             if active or self.memory.fits(job, ()):
                 self.jobs.append(job)
                 continue
-            job.fail(
+            self._fail(
+                [job],
                 ModelError(
                     f"This takes the memory of {self.memory.alone(job):,} tokens at least: all that"
                     f" it asks ({len(job.sequences)} prompts, replies so far included), and one row"
                     f" to compute it; there is room for {self.memory.limit:,}.",
                     "Use more --memory, fewer candidates, a smaller image, fewer tokens a stage, or"
                     " --quantize.",
-                )
+                ),
             )
 
     def _rows(self) -> list[DecodeRow]:
