@@ -34,7 +34,7 @@ class Attending(Protocol):
 
 
 def attend(module: Any, query: torch.Tensor, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
-    """What every layer calls: sdpa, but where the cache gave what is `Attending` instead of keys."""
+    """What every layer calls: sdpa, but where the cache gave what is `Attending`, and no keys."""
     if not isinstance(key, Attending):
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
     scaling = kwargs.get("scaling")
