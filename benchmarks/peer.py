@@ -3,9 +3,10 @@
     python benchmarks/peer.py --problems 64 --in-flight 32 --threads 2
 
 Both sample whole responses (four for each problem, temperature 1, nothing cut) to the same prompts
-in fp32: the engine in this process by `majority`, vLLM behind HTTP, as it is used. They run in
-turns, each round with pictures of its own, so that neither finds its prompts in a cache; the median
-of the rounds' ratios is the result. `vllm_server.py` makes and starts the server.
+in fp32: the engine by `majority`, in this process or in replicas of its own, vLLM behind HTTP, as
+it is used. They run in turns, each round with pictures of its own, so that neither finds its
+prompts in a cache; the median of the rounds' ratios is the result. `vllm_server.py` makes and
+starts the server.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from replicas import used
 from vllm_server import VENV, Server, ServerError, serving
 
 from cot_engine.core.problem import Problem
@@ -90,19 +92,26 @@ async def over_http(server: Server, problems: Sequence[Problem], n: int, in_flig
         return Round(time.perf_counter() - began, len(problems), sum(tokens), used)
 
 
+def processor_seconds(engine: Any) -> float:
+    """What this process and the replicas' processes have used."""
+    replicas = getattr(engine.backend, "backends", ())
+    return time.process_time() + sum(used(each.process.pid) for each in replicas)
+
+
 def in_process(engine: Any, problems: Sequence[Problem], n: int) -> Round:
     """The same of the engine."""
-    began, used = time.perf_counter(), time.process_time()
+    began, spent = time.perf_counter(), processor_seconds(engine)
     answers = list(
         engine.solve_many(
             problems, strategy="majority", n=n, temperature=1.0, top_p=1.0, top_k=0, mode="trained"
         )
     )
-    seconds, used = time.perf_counter() - began, time.process_time() - used
-    return Round(seconds, len(answers), sum(answer.total.decoded for answer in answers), used)
+    seconds, spent = time.perf_counter() - began, processor_seconds(engine) - spent
+    return Round(seconds, len(answers), sum(answer.total.decoded for answer in answers), spent)
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # replicas divide it among them
     import torch
     from models import scene
 
@@ -116,7 +125,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         serving(
             Path(model_path(args.model)), args.venv, threads=args.peer_threads, rows=rows
         ) as server,
-        Engine.from_pretrained(args.model, device="cpu", dtype="float32",
+        Engine.from_pretrained(args.model, device=args.device, dtype="float32",
                                in_flight=args.in_flight) as engine,
     ):  # fmt: skip
         few = [scene(i) for i in range(8)]
@@ -133,7 +142,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     ]
     return {
         "model": args.model, "problems": args.problems, "in_flight": args.in_flight, "n": args.n,
-        "threads": args.threads, "peer_threads": args.peer_threads,
+        "device": args.device, "threads": args.threads, "peer_threads": args.peer_threads,
         "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
         "rounds": {name: [r.row() for r in rounds] for name, rounds in sides.items()},
         "ratio": round(statistics.median(ratios), 3),
@@ -160,6 +169,9 @@ def parsed(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--in-flight", type=int, default=32, help="problems at a time")
     parser.add_argument("--n", type=int, default=4, help="whole responses to each")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--device", default="cpu", help="of the engine; cpu,cpu: two replicas, a thread each"
+    )
     parser.add_argument("--threads", type=int, default=2, help="of torch, for the engine")
     parser.add_argument(
         "--peer-threads",
