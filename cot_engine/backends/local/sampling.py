@@ -17,9 +17,8 @@ _MASK = (1 << 64) - 1
 _ALL = 1 << 40  # more tokens than any vocabulary has
 FEW = 1024  # top-p of a whole vocabulary looks at so many first; smaller ones are sorted whole,
 WIDER = 32  # and at so many times as many next
-CHUNK = 1 << 17  # numbers that a race over a whole vocabulary makes at a time, on a CPU
-BLOCK = 64  # its tokens race in blocks of this,
-LEADING = 32  # so many blocks of which are raced again exactly
+BLOCK = 64  # so many tokens of a whole vocabulary race as one at first,
+CHUNK = 1 << 17  # and so many are weighed at a time, on a CPU
 
 
 def seed64(seed: int) -> int:
@@ -63,36 +62,42 @@ def uniforms(keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 @dataclass(frozen=True, slots=True)
 class RowSampling:
     """The rows' sampling settings [rows, 1], and what all of them allow to be left out: `widest` is
-    the largest top-k that some row has, `whole` says that some row has none, `mixed` that not all
-    have the same, `nucleus` that some row cuts by top-p."""
+    the largest top-k that some row has, `mixed` says that not all have the same, `nucleus` that
+    some row cuts by top-p, `wide` by that alone; `uncut` that some row cuts nothing, `cut` that
+    some does."""
 
     temperature: torch.Tensor
     top_k: torch.Tensor
     top_p: torch.Tensor
     widest: int
-    whole: bool
     mixed: bool
     nucleus: bool
+    wide: bool
+    uncut: bool
+    cut: bool
 
     @classmethod
     def of(cls, rows: Sequence[Sampling], device: torch.device | None = None) -> RowSampling:
         sizes = [1 if s.greedy else s.top_k or _ALL for s in rows]
         warmth = [1.0 if s.greedy else s.temperature for s in rows]
         shares = [s.top_p for s in rows]
+        whole = [size == _ALL and p >= 1 for p, size in zip(shares, sizes, strict=True)]
         return cls(
             torch.tensor(warmth, dtype=torch.float64, device=device)[:, None],
             torch.tensor(sizes, device=device)[:, None],
             torch.tensor(shares, dtype=torch.float64, device=device)[:, None],
             max((size for size in sizes if size < _ALL), default=1),
-            max(sizes) == _ALL,
             min(sizes) != max(sizes),
             any(p < 1 for p, size in zip(shares, sizes, strict=True) if size > 1),
+            any(p < 1 for p, size in zip(shares, sizes, strict=True) if size == _ALL),
+            any(whole),
+            not all(whole),
         )
 
     @property
-    def kind(self) -> tuple[int, bool, bool, bool]:
+    def kind(self) -> tuple[int, bool, bool, bool, bool, bool]:
         """What is left out: rows of the same kind can be drawn by the same operations."""
-        return self.widest, self.whole, self.mixed, self.nucleus
+        return self.widest, self.mixed, self.nucleus, self.wide, self.uncut, self.cut
 
     def tensors(self) -> list[torch.Tensor]:
         return [self.temperature, self.top_k, self.top_p]
@@ -117,10 +122,10 @@ def draw(
     E / share wins, E from an exponential distribution (the Gumbel-max trick, its logarithm taken
     off). E belongs to the row's key in `keys` [rows] and the token's id, so rounding, which is
     another in another batch, changes the winner only where the first two are equal to the last
-    digits; a number held against cumulated shares would feel the rounding at all their edges. Of
-    tokens that are equally likely at the edge of top-k or top-p, which is kept is the device's
-    choice. The log-probability is the model's own: temperature 1, nothing cut. `banned` is never
-    drawn.
+    digits; a number held against cumulated shares would feel the rounding at all their edges.
+    Where nothing is cut, tokens race in two heats (`_race`). Of tokens that are equally likely at
+    the edge of top-k or top-p, which is kept is the device's choice. The log-probability is the
+    model's own: temperature 1, nothing cut. `banned` is never drawn.
 
     A whole vocabulary is sorted only where top-p cuts it: all of it on a GPU, which is not to be
     asked; on a CPU the likeliest tokens that reach p, and no more than `WIDER` times as many.
@@ -130,15 +135,14 @@ def draw(
         logprobs[:, banned] = float("-inf")
     size = logits.shape[-1]
     width = min(settings.widest, size)
-    if settings.whole and settings.nucleus:
+    if settings.wide:
         width = min(max(FEW, width), size) if logits.device.type == "cpu" else size
-    if settings.whole and not settings.nucleus:
-        chosen = _race(logprobs if of is None else logprobs[of], settings.temperature, keys)
-        if settings.mixed:
-            few = _among(logprobs, width, settings, keys, of)
-            chosen = torch.where(settings.top_k < _ALL, few, chosen)
-    else:
+    if settings.cut:
         chosen = _among(logprobs, width, settings, keys, of)
+    if settings.uncut:
+        raced = _race(logprobs if of is None else logprobs[of], settings.temperature, keys)
+        cut = (settings.top_k < _ALL) | (settings.top_p < 1)
+        chosen = torch.where(cut, chosen, raced) if settings.cut else raced
     own = logprobs if of is None else logprobs[of]
     return chosen[:, 0], own.gather(1, chosen)[:, 0]
 
@@ -166,12 +170,12 @@ def _among(
     if settings.nucleus:
         below = share.cumsum(-1)  # of this token and all likelier ones
         enough = settings.top_p * below[:, -1:]
-        if settings.whole and width < size:
+        if settings.wide and width < size:
             own = logprobs if of is None else logprobs[of]
             mass = (own - top[:, :1]).div_(settings.temperature.float()).exp_().sum(-1, True)
-            cut = settings.top_k < _ALL
-            enough = torch.where(cut, enough, settings.top_p * mass)
-            short = ((below[:, -1:] < enough) & ~cut)[:, 0].nonzero()[:, 0]
+            wide = (settings.top_k == _ALL) & (settings.top_p < 1)
+            enough = torch.where(wide, settings.top_p * mass, enough)
+            short = ((below[:, -1:] < enough) & wide)[:, 0].nonzero()[:, 0]
         # Top-p keeps the smallest set that reaches p: every token with less than p before it.
         share *= below - share < enough
     won = (share / -uniforms(keys[:, None], ids).log()).argmax(-1, keepdim=True)
@@ -184,42 +188,32 @@ def _among(
 
 
 def _race(logprobs: torch.Tensor, temperature: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """The winners [rows, 1] among all tokens, which need not be sorted for that."""
+    """The winners [rows, 1] among all tokens, in two heats: `BLOCK`s of neighbours race with the
+    sum of their tokens' shares, then the tokens of the block that won. A token's chance is its
+    block's times its own among that: its share, as if all had raced, with few random numbers."""
     highest = logprobs.amax(-1, keepdim=True)
-    if logprobs.shape[1] > LEADING * BLOCK:
-        ids = _leading(logprobs, highest, temperature.reciprocal().float(), keys)
-        logprobs = logprobs.gather(1, ids)
-    else:
-        ids = torch.arange(logprobs.shape[1], device=keys.device).expand(len(keys), -1)
-    share = ((logprobs - highest) / temperature).exp_()
+    sums = _sums(logprobs, highest, temperature.reciprocal().float())
+    blocks = torch.arange(sums.shape[1], device=keys.device)
+    block = (sums / -uniforms(keys[:, None], ~blocks).log()).argmax(-1, keepdim=True)
+    ids = block * BLOCK + torch.arange(BLOCK, device=keys.device)
+    past = ids >= logprobs.shape[1]
+    ids = ids.masked_fill(past, 0)
+    share = ((logprobs.gather(1, ids) - highest) / temperature).exp_().masked_fill_(past, 0)
     won = (share / -uniforms(keys[:, None], ids).log()).argmax(-1, keepdim=True)
     return ids.gather(1, won)
 
 
-def _leading(
-    logprobs: torch.Tensor, highest: torch.Tensor, colder: torch.Tensor, keys: torch.Tensor
-) -> torch.Tensor:
-    """Ids [rows, LEADING * BLOCK] of tokens among which the winner of the whole race is.
-
-    All run in float32, and for E = -log(1 - v) with v itself, which is less: it takes no logarithm
-    and lets nobody seem slower than he is. The winner is in one of the blocks with the best of
-    these unless tokens in as many other blocks seem faster, each by v in place of E: about e^-32.
-    On a CPU some run at a time, so that what is made lies in its cache.
-    """
+def _sums(logprobs: torch.Tensor, highest: torch.Tensor, colder: torch.Tensor) -> torch.Tensor:
+    """Of the tokens' shares (the likeliest one's is 1) by block, [rows, blocks]. On a CPU of some
+    at a time, so that what is made lies in its cache."""
     rows, size = logprobs.shape
     each = max(CHUNK // rows // BLOCK, 1) * BLOCK if logprobs.device.type == "cpu" else size
-    numbers = torch.arange(size, device=keys.device).mul_(_GOLDEN)
-    state, room = (keys.new_empty(rows * each) for _ in range(2))  # for all parts: new is dear
-    late, speed = (logprobs.new_empty(rows * each) for _ in range(2))
-    best = []
+    room = logprobs.new_empty(rows * min(each, size))  # for all parts: new is dear
+    sums = []
     for first in range(0, size, each):
         part = logprobs[:, first : first + each]
-        s, r, v, f = (x[: part.numel()].view(part.shape) for x in (state, room, late, speed))
-        torch.add(keys[:, None], numbers[first : first + each], out=s)
-        v.copy_(_shifted(_mix(s, r).bitwise_not_(), 12, r)).add_(0.5)  # 2^52 times v
-        f = torch.sub(part, highest, out=f).mul_(colder).exp_().div_(v)
-        f = torch.nn.functional.pad(f, (0, -f.shape[1] % BLOCK))
-        best.append(f.view(rows, -1, BLOCK).amax(-1))
-    block = torch.cat(best, 1).topk(LEADING, dim=-1)[1]
-    ids = block[..., None] * BLOCK + torch.arange(BLOCK, device=keys.device)
-    return ids.view(rows, -1).clamp_(max=size - 1)
+        share = room[: part.numel()].view(part.shape)
+        torch.sub(part, highest, out=share).mul_(colder).exp_()
+        padded = torch.nn.functional.pad(share, (0, -part.shape[1] % BLOCK))
+        sums.append(padded.view(rows, -1, BLOCK).sum(-1))
+    return torch.cat(sums, 1)
