@@ -41,7 +41,7 @@ class Layout:
     pictures: int
     picture_width: int
     picture_columns: int
-    drawing: tuple[int, bool, bool, bool]
+    drawing: tuple[int, bool, bool, bool, bool, bool]
 
 
 @dataclass(frozen=True, slots=True)
