@@ -41,7 +41,8 @@ ROOMS = {
     "report": ENGINE | {"ablation", "show"},
     "training": ENGINE | {"ablation", "report", "show"},
     "bundled": set(),
-    "cli": ENGINE | {"ablation", "report", "show", "training"},
+    "serve": ENGINE | {"show"},
+    "cli": ENGINE | {"ablation", "report", "serve", "show", "training"},
     "__main__": {"cli"},
 }
 """What each room may import, beside itself."""

@@ -297,6 +297,86 @@ app.command(cls=_usage("CONFIG.toml"))(train)
 app.command("train-judge", cls=_usage("CONFIG.toml"))(train_judge)
 
 
+@app.command(cls=_usage(""))
+@flags(
+    after="timeout",
+    model="Which to serve. [{}]",
+    in_flight="Searches at a time; others wait. [{}]",
+    budget="Of a search that names none.",
+)
+def serve(
+    config: Annotated[
+        str | None,
+        _option("--config", "-c", metavar="FILE", help="A TOML file: n = 4, top_p = 1 ..."),
+    ] = None,
+    host: Annotated[
+        str, _option("--host", metavar="HOST", help="Others than this machine's need API keys.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, _option("--port", metavar="N", min=0, max=65535, help="0 is any free one. [8000]")
+    ] = 8000,
+    name: Annotated[
+        str | None, _option("--name", metavar="NAME", help="What clients call the model. [its own]")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        _option("--allow-host", metavar="NAME", help="A Host header may have it; repeatable."),
+    ] = None,
+    max_queue: Annotated[
+        int | None, _option("--max-queue", metavar="N", help="Searches that may wait. [64]")
+    ] = None,
+    max_n: Annotated[
+        int | None, _option("--max-n", metavar="N", help="Candidates of a selection. [16]")
+    ] = None,
+    max_budget: Annotated[
+        str | None, _option("--max-budget", metavar="AMOUNT", help="The most for one search.")
+    ] = None,
+    max_total: Annotated[
+        str | None,
+        _option("--max-total", metavar="AMOUNT", help="The most for all of a client's."),
+    ] = None,
+    per: Annotated[
+        float | None, _option("--per", metavar="SECONDS", help="In so long. [86400]")
+    ] = None,
+    max_upload: Annotated[
+        int | None, _option("--max-upload", metavar="BYTES", help="Of a request. [32000000]")
+    ] = None,
+    max_pictures: Annotated[
+        int | None, _option("--max-pictures", metavar="N", help="Of a question. [16]")
+    ] = None,
+    max_picture: Annotated[
+        int | None, _option("--max-picture", metavar="PIXELS", help="Of a picture. [25000000]")
+    ] = None,
+    traces: Annotated[
+        str | None,
+        _option("--traces", metavar="FOLDER", help="Keep all traces. [the last 200, in memory]"),
+    ] = None,
+    grace: Annotated[
+        float | None,
+        _option("--grace", metavar="SECONDS", help="For what runs when it is ended. [30]"),
+    ] = None,
+    timeout: Annotated[
+        float | None, _option("--timeout", metavar="SECONDS", help="Of one search. [600]")
+    ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    **options: Any,
+) -> Action:
+    """Serve the engine to clients of OpenAI's API.
+
+    At /v1/chat/completions, /v1/models, /health, /metrics and /v1/traces. Options of a search hold
+    where a request has none. API keys: COT_ENGINE_SERVE_KEYS=KEY,KEY or COT_ENGINE_SERVE_KEY_FILE.
+    """
+    from cot_engine.cli.serve import run
+
+    limits: dict[str, Any]
+    limits = {"queue": max_queue, "n": max_n, "budget": max_budget, "total": max_total}
+    limits |= {"per": per, "upload": max_upload, "pictures": max_pictures, "pixels": max_picture}
+    limits |= {"folder": traces, "grace": grace, "seconds": timeout}
+    more: dict[str, Any] = {"host": host, "port": port, "name": name, "hosts": allow_host or []}
+    return partial(run, config, options, **more, limits=limits, quiet=quiet)
+
+
 @app.command("list", cls=_usage("strategies|judges|tournaments|stages|models [MODEL]"))
 @flags("plan", after="model")
 def list_(

@@ -18,6 +18,9 @@ from cot_engine.options.config import KEYS, SHORT, RunConfig
 PREFIX = "COT_ENGINE_"
 TEACHER_KEY = "COT_ENGINE_TEACHER_KEY"
 """Where `data build` looks for the key of its server: no setting of a search."""
+SERVE_KEYS, SERVE_KEY_FILE = "COT_ENGINE_SERVE_KEYS", "COT_ENGINE_SERVE_KEY_FILE"
+"""Where `serve` looks for the keys of its clients, and for the name of a file with them."""
+_NO_OPTIONS = (TEACHER_KEY, SERVE_KEYS, SERVE_KEY_FILE)
 
 
 def load_config(
@@ -79,7 +82,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """COT_ENGINE_TOP_K=20 as {"top_k": 20}; empty ones do not count."""
     values: dict[str, Any] = {}
     for name, text in environment.items():
-        if name.startswith(PREFIX) and text and name != TEACHER_KEY:
+        if name.startswith(PREFIX) and text and name not in _NO_OPTIONS:
             key = name.removeprefix(PREFIX).lower()
             if key not in (*KEYS, *SHORT):
                 known = [PREFIX + known.upper() for known in (*KEYS, *SHORT)]
