@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator
 
 from cot_engine import Engine
-from cot_engine.ablation.data import load_data
+from cot_engine.questions.data import load_data
 
 
 def numbers(a: object, b: object, name: str = "") -> Iterator[tuple[str, float]]:

@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import torch
 
 from cot_engine import Engine
-from cot_engine.ablation.data import load_data
 from cot_engine.backends.local import worker
+from cot_engine.questions.data import load_data
 from cot_engine.search import session
 from cot_engine.search.budget import Meter
 

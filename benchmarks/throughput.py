@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from cot_engine import Engine
-from cot_engine.ablation.data import load_data
 from cot_engine.ablation.grid import parse_ablation
 from cot_engine.ablation.runner import ablate, plan_run, run_local
 from cot_engine.ablation.store import Store
+from cot_engine.questions.data import load_data
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

@@ -37,12 +37,13 @@ ROOMS = {
     "engine": ENGINE,
     "show": CORE,
     "testing": SEARCH,
-    "ablation": ENGINE,
-    "report": ENGINE | {"ablation", "show"},
-    "training": ENGINE | {"ablation", "report", "show"},
+    "questions": CORE | {"options", "scenes"},
+    "ablation": ENGINE | {"questions"},
+    "report": ENGINE | {"questions", "ablation", "show"},
+    "training": ENGINE | {"questions", "ablation", "report", "show"},
     "bundled": set(),
     "serve": ENGINE | {"show"},
-    "cli": ENGINE | {"ablation", "report", "serve", "show", "training"},
+    "cli": ENGINE | {"questions", "ablation", "report", "serve", "show", "training"},
     "__main__": {"cli"},
 }
 """What each room may import, beside itself."""

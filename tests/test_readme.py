@@ -62,8 +62,8 @@ def test_the_plan_example_is_a_plan(tmp_path):
 
 
 def test_the_ablation_example_is_a_grid(tmp_path):
-    from cot_engine.ablation.data import load_data
     from cot_engine.ablation.grid import load_ablation
+    from cot_engine.questions.data import load_data
 
     path = tmp_path / "grid.toml"
     path.write_text(blocks("toml", page("ablation.md"))[0], "utf-8")

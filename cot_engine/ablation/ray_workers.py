@@ -21,14 +21,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cot_engine.ablation.code import code_version
-from cot_engine.ablation.grid import Ablation, Cell
-from cot_engine.ablation.pictures import FilePicture
+from cot_engine.ablation.grid import Cell
 from cot_engine.ablation.records import ResultRow, without_pixels
 from cot_engine.ablation.runner import SearchTask, Work, run_local
+from cot_engine.engine.code import code_version
 from cot_engine.errors import CotEngineError, install
 from cot_engine.judging.profile import FILE as PROFILE
 from cot_engine.judging.profile import Profile
+from cot_engine.questions.pictures import FilePicture
 
 if TYPE_CHECKING:
     from cot_engine.engine.facade import Engine
@@ -220,7 +220,7 @@ def _check(needs: _Needs, tasks: list[SearchTask]) -> None:
     from cot_engine.engine.facade import model_path
 
     model = needs.cells[0].config.model
-    code = code_version(Ablation("", needs.cells), Profile.of(model_path(model)))
+    code = code_version((cell.config for cell in needs.cells), Profile.of(model_path(model)))
     if code != needs.code:
         raise CotEngineError(
             f"Its code is {code}, the run's is {needs.code}.",

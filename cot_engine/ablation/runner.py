@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from cot_engine.ablation.code import code_version
-from cot_engine.ablation.data import DataSet, Item
 from cot_engine.ablation.grid import Ablation, Cell
 from cot_engine.ablation.matching import matched, spent
 from cot_engine.ablation.records import CandidateRecord, ItemRecord, Key, ResultRow, Run
@@ -26,7 +24,9 @@ from cot_engine.ablation.worth import selections
 from cot_engine.core.answers import Answer
 from cot_engine.core.grammar import conclusion, tier
 from cot_engine.core.problem import Problem
+from cot_engine.engine.code import code_version
 from cot_engine.errors import BudgetError, InputError, StrategyError, cut
+from cot_engine.questions.data import DataSet, Item
 from cot_engine.search.budget import Budget, Unit
 from cot_engine.search.concurrency import bounded
 
@@ -109,7 +109,7 @@ def plan_run(ablation: Ablation, data: DataSet, engine: Engine, command: str) ->
         engine.profile.make_judge(cell.config.judge)  # else every search of it would fail
     cells = {cell.hash: cell for cell in ablation.cells}
     items = {item.digest: item for item in data.items}
-    code = code_version(ablation, engine.profile)
+    code = code_version((cell.config for cell in ablation.cells), engine.profile)
     records = tuple(
         ItemRecord(item.digest, item.id, item.type, item.question, item.answer)
         for item in data.items

@@ -25,9 +25,9 @@ from cot_engine.errors import ConfigError
 from cot_engine.search.strategy import Continuation, Expand, Search, Task
 
 if TYPE_CHECKING:
-    from cot_engine.ablation.data import Item
     from cot_engine.engine.facade import Engine
     from cot_engine.options.config import RunConfig
+    from cot_engine.questions.data import Item
 
 WHOLE, SENTENCE = "whole", "sentence"
 """The stages of selections that are not about one stage's text: whole responses, and candidates

@@ -15,12 +15,12 @@ from cot_engine.files.locking import held
 from cot_engine.files.outputs import check_outputs, side_files
 
 if TYPE_CHECKING:
-    from cot_engine.ablation.data import DataSet
     from cot_engine.ablation.grid import Ablation
     from cot_engine.ablation.records import ResultRow
     from cot_engine.ablation.runner import Work
     from cot_engine.ablation.store import Store
     from cot_engine.cli.progress import LongWork
+    from cot_engine.questions.data import DataSet
 
 PRESETS = Path(__file__).parent.parent / "ablation" / "presets"
 
@@ -38,9 +38,9 @@ def run(
     dry_run: bool,
     quiet: bool,
 ) -> None:
-    from cot_engine.ablation.data import check_n, load_data
     from cot_engine.ablation.store import Store
     from cot_engine.engine.facade import model_path
+    from cot_engine.questions.data import check_n, load_data
 
     if workers not in ("local", "ray"):
         raise ConfigError(f"workers is {workers!r}.", "It must be local or ray.")

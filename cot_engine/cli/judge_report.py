@@ -16,7 +16,7 @@ from cot_engine.options.config import MAX_N
 from cot_engine.options.layers import files_of, load_config
 
 if TYPE_CHECKING:
-    from cot_engine.ablation.data import DataSet
+    from cot_engine.questions.data import DataSet
     from cot_engine.report.judge_report import Examination, JudgeReport, Parts
 
 MAX_ROLLOUTS = 64
@@ -40,9 +40,9 @@ def run(
     json: bool,
     quiet: bool,
 ) -> None:
-    from cot_engine.ablation.data import check_n, load_data
     from cot_engine.engine.facade import model_path, profile_path
     from cot_engine.judging.profile import Profile
+    from cot_engine.questions.data import check_n, load_data
     from cot_engine.report.judge_report import STRATEGIES, Examination, judges_of
 
     check_n(problems, "problems")

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cot_engine.ablation.data import DataSet, Item
 from cot_engine.ablation.worth import selections
 from cot_engine.core.events import Heard
 from cot_engine.core.usage import Usage
@@ -25,6 +24,7 @@ from cot_engine.judging.judges import RandomJudge
 from cot_engine.judging.profile import Profile
 from cot_engine.options.config import RunConfig
 from cot_engine.options.resolve import Resolved, resolve
+from cot_engine.questions.data import DataSet, Item
 from cot_engine.report.controls import Control, OverLikelihood
 from cot_engine.report.judging import (
     MEASURES,

@@ -18,12 +18,12 @@ from typing import Any, cast
 import torch
 
 from cot_engine import scenes
-from cot_engine.ablation.data import Item, load_data, scene_item
 from cot_engine.ablation.worth import WHOLE
 from cot_engine.core.problem import Problem
 from cot_engine.core.stages import DEFAULT_PLAN, Plan
 from cot_engine.errors import CotEngineError, InputError
 from cot_engine.judging.prompts import VERDICTS, Form
+from cot_engine.questions.data import Item, load_data, scene_item
 from cot_engine.scenes import guesses
 from cot_engine.scenes.corruption import About, corrupt
 from cot_engine.training.examples import Encoder, Example

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cot_engine.ablation.data import Item
 from cot_engine.core import parts
 from cot_engine.core.match import Match, Verdict
 from cot_engine.core.requests import Choose, Prompt
@@ -19,6 +18,7 @@ from cot_engine.core.stages import Plan
 from cot_engine.errors import CotEngineError, ModelError
 from cot_engine.judging.judges import ScorerJudge
 from cot_engine.judging.protocol import Judge
+from cot_engine.questions.data import Item
 from cot_engine.report.judging import Contest, JudgeCard, cards_of, leanings
 from cot_engine.search.concurrency import bounded
 from cot_engine.search.select import combine

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 
-from cot_engine.ablation.grading import number
 from cot_engine.core.answers import normalise_answer
 from cot_engine.core.stages import Plan
+from cot_engine.questions.grading import number
 
 # "The answer is B", "correct option: B"; what follows is group 1, up to the end of the clause.
 _STATED = re.compile(

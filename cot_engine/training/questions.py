@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from cot_engine.ablation.data import Item, item_of
-from cot_engine.ablation.files import QuestionRow, Source, read_file
 from cot_engine.core.grammar import conclusion
 from cot_engine.core.stages import DEFAULT_PLAN
 from cot_engine.errors import InputError
 from cot_engine.files.reading import opened, parse_json
 from cot_engine.images.download import AllowUrl
+from cot_engine.questions.data import Item, item_of
+from cot_engine.questions.files import QuestionRow, Source, read_file
 from cot_engine.training.row import standard_answers, unlearnable
 from cot_engine.training.rows import BadRow, numbered_rows
 

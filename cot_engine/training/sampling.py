@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cot_engine import scenes
-from cot_engine.ablation.data import Item, SceneGrader
 from cot_engine.ablation.worth import SENTENCE, WHOLE, continued, stages_of
 from cot_engine.core.chain import Chain
 from cot_engine.core.grammar import conclusion, read
@@ -21,6 +20,7 @@ from cot_engine.core.trace import Trace
 from cot_engine.errors import CotEngineError, InputError, ModelError
 from cot_engine.judging.judges import RandomJudge
 from cot_engine.options.config import RunConfig
+from cot_engine.questions.data import Item, SceneGrader
 from cot_engine.scenes.checking import mark_caption, mark_reasoning
 from cot_engine.search.strategy import Expand, Search, Select, Task
 from cot_engine.training.pairs import Candidate, Claim, Done, Pair, PairsFile

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cot_engine.ablation.data import Item, Picture
-from cot_engine.ablation.grading import verdict
-from cot_engine.ablation.pictures import BytesPicture, FilePicture
 from cot_engine.core.grammar import read, tier
 from cot_engine.core.stages import DEFAULT_PLAN, Plan
 from cot_engine.errors import InputError, StoreError, shown
 from cot_engine.files.writing import write_whole
 from cot_engine.images.load import load_image
+from cot_engine.questions.data import Item, Picture
+from cot_engine.questions.grading import verdict
+from cot_engine.questions.pictures import BytesPicture, FilePicture
 from cot_engine.training.questions import Entry
 from cot_engine.training.rows import TrainingRow
 from cot_engine.training.tasks import Fault, RowDraft, data_url

@@ -20,9 +20,7 @@ import pytest
 from PIL import Image
 
 from cot_engine.ablation import ray_workers
-from cot_engine.ablation.data import load_data
 from cot_engine.ablation.grid import parse_ablation
-from cot_engine.ablation.pictures import FilePicture
 from cot_engine.ablation.records import Key
 from cot_engine.ablation.runner import ablate, plan_run, run_local, told
 from cot_engine.ablation.store import Store
@@ -30,6 +28,8 @@ from cot_engine.cli import main
 from cot_engine.engine.facade import Engine
 from cot_engine.errors import ModelError
 from cot_engine.files.locking import held
+from cot_engine.questions.data import load_data
+from cot_engine.questions.pictures import FilePicture
 from cot_engine.testing import alike
 
 GRID = """

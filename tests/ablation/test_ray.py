@@ -14,13 +14,13 @@ from functools import partial
 
 import pytest
 
-from cot_engine.ablation.data import load_data
 from cot_engine.ablation.grid import parse_ablation
 from cot_engine.ablation.ray_workers import run_ray
 from cot_engine.ablation.runner import SearchTask, ablate, plan_run, run_local
 from cot_engine.ablation.store import Store
 from cot_engine.engine.facade import Engine
 from cot_engine.errors import CotEngineError
+from cot_engine.questions.data import load_data
 from cot_engine.testing import alike
 
 GRID = {

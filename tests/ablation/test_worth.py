@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import pytest
 
 from cot_engine import Engine, RunConfig
-from cot_engine.ablation.data import load_data
 from cot_engine.ablation.worth import continued, selections, stages_of
 from cot_engine.core.boundaries import Until
 from cot_engine.core.events import Selected
@@ -20,6 +19,7 @@ from cot_engine.core.requests import GREEDY, Generate, Sampling
 from cot_engine.core.stages import DEFAULT_PLAN
 from cot_engine.errors import ConfigError
 from cot_engine.judging import prompts
+from cot_engine.questions.data import load_data
 from cot_engine.testing import ScriptedBackend, staged_reply
 
 

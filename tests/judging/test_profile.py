@@ -10,15 +10,15 @@ import pytest
 from command_line import two_lines
 
 from cot_engine import Engine, RunConfig
-from cot_engine.ablation.code import code_version
-from cot_engine.ablation.data import load_data
-from cot_engine.ablation.grid import Ablation, Cell, load_ablation
+from cot_engine.ablation.grid import load_ablation
 from cot_engine.ablation.runner import ablate, plan_run, run_local
 from cot_engine.ablation.store import Store
 from cot_engine.core.requests import Choose
+from cot_engine.engine.code import code_version
 from cot_engine.errors import ConfigError, UnknownNameError
 from cot_engine.judging.judges import ScorerJudge, SelfJudge, SelfLikelihoodJudge
 from cot_engine.judging.profile import FILE, Profile
+from cot_engine.questions.data import load_data
 from cot_engine.testing import ScriptedBackend
 
 TRAINED = Profile("self+likelihood", "brief", 1.3)
@@ -114,7 +114,7 @@ def test_judging_again_does_too():
 
 def test_results_are_filed_by_what_the_profile_says_to_the_judges_of_the_grid():
     def code(judge, profile):
-        return code_version(Ablation("", (Cell("", RunConfig(judge=judge)),)), profile)
+        return code_version([RunConfig(judge=judge)], profile)
 
     heavier = replace(TRAINED, likelihood_weight=1.4)
     assert code("self+likelihood", TRAINED) != code("self+likelihood", heavier)

@@ -16,7 +16,6 @@ import scripted_cli
 from command_line import two_lines
 
 from cot_engine import Engine, RunConfig
-from cot_engine.ablation.data import load_data
 from cot_engine.cli.judge_report import plain
 from cot_engine.core.events import Selected
 from cot_engine.core.grammar import conclusion, read
@@ -24,6 +23,7 @@ from cot_engine.core.match import Verdict
 from cot_engine.errors import InputError
 from cot_engine.judging.judges import JUDGES, OracleJudge, SelfJudge
 from cot_engine.judging.profile import Profile
+from cot_engine.questions.data import load_data
 from cot_engine.report.judge_report import Examination, examine, report
 from cot_engine.testing import ScriptedBackend
 

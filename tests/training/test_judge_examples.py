@@ -16,12 +16,12 @@ from tiny_models import BUILDERS, build
 
 import cot_engine.bundled
 from cot_engine import Engine
-from cot_engine.ablation.data import load_data
 from cot_engine.ablation.worth import SENTENCE, WHOLE
 from cot_engine.backends.local import loading
 from cot_engine.backends.local.backend import LocalBackend
 from cot_engine.core.stages import DEFAULT_PLAN
 from cot_engine.judging.judges import SelfJudge
+from cot_engine.questions.data import load_data
 from cot_engine.training.examples import IGNORE, Encoder
 from cot_engine.training.judge_config import parse_judge_config
 from cot_engine.training.judge_data import JudgedPair, JudgeEncoder, JudgeSteps, load_problems

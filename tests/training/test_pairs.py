@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from cot_engine import Engine, RunConfig
-from cot_engine.ablation.data import load_data, scene_item
 from cot_engine.ablation.worth import SENTENCE, WHOLE
 from cot_engine.core.grammar import conclusion, read
 from cot_engine.core.requests import GREEDY, Generate, Prompt, Segment
 from cot_engine.core.stages import DEFAULT_PLAN
 from cot_engine.errors import InputError, ModelError, StoreError
+from cot_engine.questions.data import load_data, scene_item
 from cot_engine.scenes import grade, grade_caption, sample
 from cot_engine.testing import ScriptedBackend, staged_reply
 from cot_engine.training.pairs import Candidate, Done, Pair, PairsFile

@@ -7,9 +7,9 @@ import PIL.Image
 import pytest
 
 from cot_engine import Plan, Profile, RunConfig, Trace, load_image
-from cot_engine.ablation.data import load_data
-from cot_engine.ablation.files import read_file
 from cot_engine.ablation.grid import load_ablation
+from cot_engine.questions.data import load_data
+from cot_engine.questions.files import read_file
 from cot_engine.training.build import files_of
 from cot_engine.training.check import check
 from cot_engine.training.journal import Journal

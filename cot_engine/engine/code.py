@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,31 +16,27 @@ from cot_engine.backends.opening import backend_of
 from cot_engine.errors import CotEngineError
 
 if TYPE_CHECKING:
-    from cot_engine.ablation.grid import Ablation
     from cot_engine.judging.profile import Profile
+    from cot_engine.options.config import RunConfig
 
 # What only shows results, or makes models, cannot change what a search with a given model does.
-_ASIDE = ("cli", "show", "report", "training", "__main__.py", "testing", "statistics.py")
-_OF_ABLATION = (
-    "data.py",
-    "matching.py",
-    "worth.py",
-    "runner.py",
-)  # the rest of it only stores and reports
+_ASIDE = ("cli", "show", "report", "serve", "training", "__main__.py", "testing", "statistics.py")
+_OF_ABLATION = ("matching.py", "worth.py", "runner.py")  # the rest of it only stores and reports
 
 
-def code_version(ablation: Ablation, profile: Profile) -> str:
+def code_version(configs: Iterable[RunConfig], profile: Profile) -> str:
     """Such as "cot-engine 0.1.0 (3fa9c1d2) torch 2.13.0 transformers 5.23.0".
 
     The digest in brackets is over this package's sources and those of the strategies, judges and
-    backends that the grid names, wherever they come from, and over what the model's profile has to
-    say to these judges: with one changed, no old row is counted.
+    backends that the configurations name, wherever they come from, and over what the model's
+    profile has to say to these judges: with one changed, no old result is counted.
     """
     digest = hashlib.sha256(_package().encode())
     parts: set[tuple[plugins.Kind, str]]
-    parts = {("strategy", cell.config.strategy) for cell in ablation.cells}
-    parts |= {("judge", c.config.judge) for c in ablation.cells if c.config.judge != "auto"}
-    parts |= {("backend", backend_of(c.config.model)) for c in ablation.cells}
+    configs = tuple(configs)
+    parts = {("strategy", config.strategy) for config in configs}
+    parts |= {("judge", config.judge) for config in configs if config.judge != "auto"}
+    parts |= {("backend", backend_of(config.model)) for config in configs}
     for kind, name in sorted(parts):
         digest.update(f"{kind} {name}".encode() + _source(kind, name))
         if kind == "judge" and (given := profile.parameters(name)):

@@ -8,10 +8,10 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cot_engine.ablation.files import QuestionRow, Source, wrong
 from cot_engine.errors import ImageError, shown
 from cot_engine.images.download import AllowUrl, download
 from cot_engine.images.load import Image, load_image
+from cot_engine.questions.files import QuestionRow, Source, wrong
 
 _SHOWN = 3  # of what is missing, before "and 14 more"
 

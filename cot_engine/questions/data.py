@@ -26,16 +26,16 @@ from pathlib import Path
 from typing import Protocol
 
 from cot_engine import scenes
-from cot_engine.ablation.cells import is_bracketed
-from cot_engine.ablation.files import QuestionRow, read_file, wrong
-from cot_engine.ablation.grading import RULES, SAID, Grader, Grading, is_marked, kind_of
-from cot_engine.ablation.pictures import pictures_of
 from cot_engine.core.answers import normalise_answer
 from cot_engine.core.problem import Problem
 from cot_engine.errors import ConfigError, ImageError, InputError, UnknownNameError, shown
 from cot_engine.images.download import AllowUrl
 from cot_engine.images.load import Image, load_image
 from cot_engine.options.problem import check_question
+from cot_engine.questions.cells import is_bracketed
+from cot_engine.questions.files import QuestionRow, read_file, wrong
+from cot_engine.questions.grading import RULES, SAID, Grader, Grading, is_marked, kind_of
+from cot_engine.questions.pictures import pictures_of
 
 SCENES = 1000
 """How many scenes are taken where nothing else is said."""

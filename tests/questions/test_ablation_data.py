@@ -19,11 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cot_engine import scenes
-from cot_engine.ablation.data import DataSet, load_data
-from cot_engine.ablation.grading import RULES
 from cot_engine.core.problem import Problem
 from cot_engine.errors import ConfigError, ImageError, InputError
 from cot_engine.images.load import load_image
+from cot_engine.questions.data import DataSet, load_data
+from cot_engine.questions.grading import RULES
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "examples" / "images"
@@ -546,7 +546,7 @@ def test_a_url_only_where_allowed(jsonl, monkeypatch):
         asked.append((url, scheme, allowed))
         return picture("blue"), url
 
-    monkeypatch.setattr("cot_engine.ablation.pictures.download", download)
+    monkeypatch.setattr("cot_engine.questions.pictures.download", download)
     (item,) = load_data(path, allow_url=True).items
     assert item.problem().images == (load_image(picture("blue")),)
     assert asked == [("https://example.org/a.png", "https", True)]

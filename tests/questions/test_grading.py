@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cot_engine.ablation.data import load_data
-from cot_engine.ablation.grading import RULES, Grader, kind_of, number, option, verdict
 from cot_engine.images.load import load_image
+from cot_engine.questions.data import load_data
+from cot_engine.questions.grading import RULES, Grader, kind_of, number, option, verdict
 
 GOLD = Path(__file__).parents[3] / "shared" / "gold"
 CHOICES = {"A": "red cube", "B": "blue ball", "C": "dark red cube", "D": "none of these"}

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cot_engine.ablation.cells import entries
 from cot_engine.errors import InputError, cut, shown
 from cot_engine.files.reading import parse_json, read_bytes
+from cot_engine.questions.cells import entries
 
 LETTERS = string.ascii_uppercase
 _JSON_KEYS = "id image images question answer choices hint type category split".split()
