@@ -124,7 +124,7 @@ class Replicas:
                 self._lost(at, error)
                 last = error
             if request.headway is not None:  # it begins anew
-                request.headway.tokens = request.headway.finished = 0
+                request.headway.begin_anew()
         raise ModelError(
             f"{_ENDS} replicas ended one after the other with this request in flight, the last "
             f"with {said(last)}",

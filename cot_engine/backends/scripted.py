@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cot_engine.core.grammar import next_stage, read
+from cot_engine.core.headway import Headway
 from cot_engine.core.requests import (
     BackendInfo,
     Choose,
@@ -61,7 +62,8 @@ class ScriptedBackend:
     """A backend whose replies are a function of request and seed; no model, no clock.
 
     A token is a word with the whitespace before it. Prefixes are shared within a scope as a real
-    backend does, so that costs can be tested. `requests` keeps everything that was asked.
+    backend does, so that costs can be tested. `requests` keeps everything that was asked. With a
+    `pause` it takes that many seconds over each word and each pair judged, to be watched at it.
     """
 
     script: Callable[[Generate, int], str] = staged_reply
@@ -72,6 +74,7 @@ class ScriptedBackend:
         "scripted", "scripted", "0", "arithmetic", "none", "none", 1_000_000, 100
     )
     closed: bool = False
+    pause: float = 0.0
     _known: dict[str, set[tuple[str, ...]]] = field(default_factory=dict)
     _words: dict[int, str] = field(default_factory=dict)
 
@@ -92,7 +95,22 @@ class ScriptedBackend:
             self._remember(request.scope, (*context, *words))
             usage += Usage(decoded=len(words), flops=_FLOPS_PER_TOKEN * len(words))
             generations.append(generation)
+        if self.pause:
+            await self._write(request, generations)
         return Generated(tuple(generations), usage)
+
+    async def _write(self, request: Generate, generations: list[Generation]) -> None:
+        """Let the words come one by one, in all continuations at once."""
+        headway = request.headway or Headway()
+        written = [""] * len(generations)
+        headway.written = lambda: tuple(written)
+        for at in range(max(len(generation.ids) for generation in generations)):
+            await asyncio.sleep(self.pause)
+            for k, generation in enumerate(generations):
+                if at < len(generation.ids):
+                    written[k] += self._words[generation.ids[at]]
+                    headway.tokens += 1
+                headway.finished += at == len(generation.ids) - 1
 
     def _generation(self, request: Generate, seed: int) -> Generation:
         text = self.script(request, seed)
@@ -111,6 +129,10 @@ class ScriptedBackend:
         await self._take(request)
         usage, rows = Usage(), []
         for tail in request.tails:
+            if self.pause:
+                await asyncio.sleep(self.pause)
+                if request.headway is not None:
+                    request.headway.finished += 1
             context = self._words_of(request.prompt.text + tail, request.prompt)
             usage += self._read(request.scope, context, request.prompt)
             compared = _COMPARED.search(tail)

@@ -209,7 +209,8 @@ class Progress:
     judged ("" for whole responses), or the scorer. `done` `of` so many candidates are written, or
     matches judged; `of` is 0 where nobody knows, and `at_most` says that it may be fewer. `tokens`
     were written for it so far, at `tokens_per_second` over the last two seconds; `seconds` since
-    it began.
+    it began. `texts` is what each candidate that is being written reads so far, by the id that
+    it will have: its new step, tags and all, and maybe some characters past the step's end.
     """
 
     doing: Doing
@@ -220,6 +221,7 @@ class Progress:
     tokens: int = 0
     tokens_per_second: float = 0.0
     seconds: float = 0.0
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 Event = (

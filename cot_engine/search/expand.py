@@ -217,13 +217,16 @@ class Growth:
         """Children that one request writes."""
         session, until = self.session, portion.until
         prefix = self._opening(chain, portion)
-        seeds = [session.seed(f"{chain.id}.{i}") for i in indices]
+        ids = tuple(f"{chain.id}.{i}" for i in indices)
+        seeds = [session.seed(id) for id in ids]
         asked = unit_length(chain, until, session.plan)
         length = min(portion.length, asked)
         request = session.growing(
             chain.segments + prefix, self._boundary(until), seeds, length, portion.greedy
         )
-        generated = await session.generate(request, portion.upto or 1.0)
+        generated = await session.generate(
+            request, portion.upto or 1.0, ids=ids, before=_text(prefix)
+        )
         beam = tuple(
             child(
                 *(chain, i, until, session.plan, prefix, generation),
@@ -257,7 +260,10 @@ class Growth:
                     left = 0
                     break
                 request = replace(request, max_new_tokens=tokens)
-            generated = await session.generate(request, upto, whole=False)
+            before = whole.text[len(chain.text) :] + _text(prefix)
+            generated = await session.generate(
+                request, upto, whole=False, ids=(path,), before=before
+            )
             usage += generated.usage
             generation = generated.generations[0]
             left -= len(generation.ids)
@@ -300,9 +306,10 @@ class Growth:
                 return session.safe or chain, Usage()
             request = replace(request, max_new_tokens=length)
         session.emit(Growing((chain.id,), plan.last.tag, 1))
-        with session.reporter.doing("growing", plan.last.tag, 1):
-            generated = await session.generate(request, final=True)
         index = self.children.get(chain.id, 0)
+        with session.reporter.doing("growing", plan.last.tag, 1):
+            ids = (f"{chain.id}.{index}",)
+            generated = await session.generate(request, final=True, ids=ids, before=_text(prefix))
         self.children[chain.id] = index + 1
         concluded = child(
             *(chain, index, plan.last, plan, prefix, generated.generations[0]),
@@ -320,6 +327,10 @@ def largest(most: int, fits: Callable[[int], bool]) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
+
+
+def _text(segments: tuple[Segment, ...]) -> str:
+    return "".join(segment.text for segment in segments)
 
 
 def record(chain: Chain) -> Chain:

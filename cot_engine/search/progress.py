@@ -1,8 +1,8 @@
 """How far a search has come inside what it is doing, for whoever listens: `Progress` events.
 
-The model's thread counts (`backends.Headway`); a timer on the search's event loop looks at the
-counts some times a second. So being watched costs the model nothing, and a search that nobody
-listens to has neither counts nor a timer.
+The model's thread counts (`core.headway`); a timer on the search's event loop looks at the counts
+some times a second, and makes text of the tokens that have come. So being watched costs the model
+nothing, and a search that nobody listens to has neither counts nor a timer.
 """
 
 from __future__ import annotations
@@ -25,9 +25,20 @@ _WINDOW = 2.0  # seconds over which a rate is measured
 
 
 @dataclass
+class _Writing:
+    """Who is being written by a request: the candidates of these ids, each behind `before`, which
+    is there already."""
+
+    headway: Headway
+    ids: tuple[str, ...]
+    before: str
+
+
+@dataclass
 class _Now:
     """What is being done. `whole` are the requests whose continuations are what is counted,
-    `parts` those that write pieces of them; `settled` counts what the core itself saw done."""
+    `parts` those that write pieces of them; `settled` counts what the core itself saw done.
+    `writing` are those of both that write candidates, the later piece of one after the earlier."""
 
     doing: Doing
     unit: str
@@ -37,6 +48,7 @@ class _Now:
     begun: float
     whole: list[Headway] = field(default_factory=list)
     parts: list[Headway] = field(default_factory=list)
+    writing: list[_Writing] = field(default_factory=list)
     settled: int = 0
     written: int = 0  # tokens of requests that are no longer looked at
     seen: deque[tuple[float, int]] = field(default_factory=deque)  # (when, tokens by then)
@@ -54,7 +66,17 @@ class _Now:
         return Progress(
             *(self.doing, self.unit, done, self.of, self.at_most),
             *(tokens, round(rate, 1), round(now - self.begun, 3)),
+            self.texts(),
         )
+
+    def texts(self) -> dict[str, str]:
+        """What each candidate reads so far."""
+        found: dict[str, str] = {}
+        for each in self.writing:
+            texts = tuple(each.headway.written()) if each.headway.written else ()
+            texts += ("",) * (len(each.ids) - len(texts))
+            found.update(zip(each.ids, (each.before + text for text in texts), strict=False))
+        return found
 
 
 class Reporter:
@@ -96,19 +118,27 @@ class Reporter:
         if self.error is not None:
             raise self.error
 
-    def request(self, whole: bool = True) -> Headway | None:
+    def request(
+        self, whole: bool = True, ids: tuple[str, ...] = (), before: str = ""
+    ) -> Headway | None:
         """The counts of a new request. `whole`: each of its continuations (or tails) is one of
-        the pieces that are counted, not a part of one."""
+        the pieces that are counted, not a part of one. `ids` are those of the candidates that it
+        writes, if it does, of which `before` is there already."""
         if self.now is None:
             return None
         headway = Headway()
         (self.now.whole if whole else self.now.parts).append(headway)
+        if ids:
+            self.now.writing.append(_Writing(headway, ids, before))
         return headway
 
-    def answered(self, headway: Headway | None, tokens: int, finished: int) -> None:
-        """A request was answered: what its backend may not have counted."""
+    def answered(
+        self, headway: Headway | None, tokens: int, finished: int, texts: tuple[str, ...] = ()
+    ) -> None:
+        """A request was answered: what its backend may not have counted, or told."""
         if headway is not None:
             headway.tokens, headway.finished = max(headway.tokens, tokens), finished
+            headway.written = lambda: texts
 
     def settle(self, pieces: int = 1) -> None:
         """So many pieces of work are done, whatever their requests had told of it."""

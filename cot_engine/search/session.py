@@ -125,17 +125,24 @@ class Session:
         return Generate(self.scope, self.prompt, prefix, until, tuple(seeds), length, sampling)
 
     async def generate(
-        self, request: Generate, upto: float = 1.0, final: bool = False, whole: bool = True
+        self,
+        request: Generate,
+        upto: float = 1.0,
+        final: bool = False,
+        whole: bool = True,
+        ids: tuple[str, ...] = (),
+        before: str = "",
     ) -> Generated:
         """Send a request that was found affordable; charge what it really cost.
 
         Of a budget in seconds it may use the fraction `upto`, and only the `final` one may use
         what is held back for it. `whole`: its continuations are what is being counted, not parts
-        of it. Raises ModelError for a reply that cannot be relied on, whatever the backend may
-        raise, and what it raises on purpose.
+        of it; `ids` and `before` say of which candidates, and what of them is there already, for
+        those who watch. Raises ModelError for a reply that cannot be relied on, whatever the
+        backend may raise, and what it raises on purpose.
         """
         floor = Usage() if final or self.safe else Usage(calls=1)
-        headway = self.reporter.request(whole)
+        headway = self.reporter.request(whole, ids, before)
         request = replace(request, deadline=self.meter.deadline(floor, upto), headway=headway)
         with guard(self.model):
             began = self.meter.seconds
@@ -146,7 +153,8 @@ class Session:
             self.meter.charge(request.role, usage)
             replies.generated(self.model, request, generated)
             self.meter.timed(took, max(len(each.ids) for each in generated.generations))
-            self.reporter.answered(headway, usage.decoded, len(request.seeds))
+            texts = tuple(each.text for each in generated.generations)
+            self.reporter.answered(headway, usage.decoded, len(request.seeds), texts)
             return replace(generated, usage=usage)
 
     async def choose(self, request: Choose) -> Chosen:

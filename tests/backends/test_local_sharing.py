@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import threading
 import time
@@ -492,6 +493,8 @@ class Noting(Headway):
         if not hasattr(self, "noted"):
             object.__setattr__(self, "noted", [])
         self.noted.append((name, value))
+        if name == "tokens" and value:
+            self.noted.append(("read", tuple(self.written())))
         object.__setattr__(self, name, value)
 
 
@@ -505,6 +508,11 @@ def test_who_watches_sees_tokens_and_tails_done_one_after_the_other(folder):
         assert tokens == list(range(watched.usage.decoded + 1))
         done = [value for name, value in writing.noted if name == "finished"]
         assert done == [0, 1, 2, 3, 4]
+        read = [value for name, value in writing.noted if name == "read"]
+        rows = zip(*read, writing.written(), strict=True)
+        for row, generation in zip(rows, watched.generations, strict=True):
+            assert len(set(row)) > 5 and all(b.startswith(a) for a, b in itertools.pairwise(row))
+            assert row[-1].startswith(generation.text.rstrip("\ufffd"))
 
         backend.worker.prefill_columns = 64  # a prompt or so at a time
         tails = tuple(f" {colour} {number}?" for colour in ("red", "blue") for number in range(6))

@@ -120,7 +120,7 @@ def test_what_a_session_begins_with():
 def test_a_question_writes_no_tokens_and_a_continuation_those_it_has():
     made, *_ = session()
     told = []
-    made.reporter.answered = lambda headway, tokens, rows: told.append((tokens, rows))
+    made.reporter.answered = lambda headway, tokens, rows, texts=(): told.append((tokens, rows))
     asyncio.run(MeteredAsk(made, "judge", ()).choose(Prompt("q"), ["a", "b"], ["1", "2"]))
     expand(Growth(made), (Chain(),), SUMMARY, 3)
     assert told == [(0, 2), (made.meter.usage["generate"].decoded, 3)]

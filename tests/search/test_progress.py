@@ -23,26 +23,16 @@ from cot_engine.errors import StrategyError, TraceError
 from cot_engine.search.loop import Named, search
 from cot_engine.search.session import Settings
 from cot_engine.search.tournament import TOURNAMENTS, matches_of, play
-from cot_engine.testing import ScriptedBackend, solve_scripted
+from cot_engine.testing import ScriptedBackend, solve_scripted, staged_reply
 
 
-class Slow(ScriptedBackend):
+def slow():
     """Writes a word at a time, and judges a pair at a time, and says so while it does."""
 
-    async def generate(self, request):
-        done = await super().generate(request)
-        for generation in done.generations:
-            for _ in generation.ids:
-                request.headway.tokens += 1
-                await asyncio.sleep(0.005)
-            request.headway.finished += 1
-        return done
+    def wordy(request, seed):
+        return staged_reply(request, seed).replace("About", "About" + " so" * (2 + seed % 7))
 
-    async def choose(self, request):
-        for _ in request.tails:
-            await asyncio.sleep(0.02)
-            request.headway.finished += 1
-        return await super().choose(request)
+    return ScriptedBackend(wordy, pause=0.005)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +54,7 @@ def stages(heard):
 
 def test_what_moves_inside_a_stage():
     heard = []
-    solve_scripted(StageBeam(n=4), backend=Slow(), judge=SelfJudge(), listen=heard.append)
+    solve_scripted(StageBeam(n=4), backend=slow(), judge=SelfJudge(), listen=heard.append)
     grown, judged, *_ = stages(heard)
     assert [grown[0].doing, grown[0].unit, grown[0].of] == ["growing", "SUMMARY", 4]
     assert [judged[0].doing, judged[0].unit] == ["judging", "SUMMARY"]
@@ -82,8 +72,30 @@ def test_what_moves_inside_a_stage():
     assert max(event.done for event in judged) > 0
 
 
+@pytest.mark.parametrize("mode", ["trained", "prompted"])
+@pytest.mark.parametrize("strategy", [StageBeam(n=3), BestOfN(n=2)])
+def test_who_listens_reads_what_is_being_written(mode, strategy):
+    """Each candidate by the id that it will have, growing towards its step."""
+    heard, now, seen = [], {}, set()
+    backend, settings = slow(), Settings(mode=mode)
+    solve_scripted(strategy, backend=backend, settings=settings, listen=heard.append)
+    for event in heard:
+        if isinstance(event, Progress):
+            assert all(text.startswith(now.get(id, "")) for id, text in event.texts.items())
+            now = event.texts
+            seen |= {(id, text) for id, text in now.items() if text}
+        elif isinstance(event, Grown) and now:
+            steps = {chain.id: chain.last.text for chain in event.chains}
+            assert now.keys() == steps.keys()
+            assert all(steps[id].startswith(text) for id, text in now.items())
+            assert {id for id, _ in seen} >= steps.keys()
+            now = {}
+    ids = [id for id, _ in seen]
+    assert max(map(ids.count, ids)) > 2, "they grow"
+
+
 def test_a_listener_changes_no_trace_and_none_records_it(tmp_path):
-    alone = solve_scripted(StageBeam(n=3), backend=Slow(), listen=lambda event: None).trace
+    alone = solve_scripted(StageBeam(n=3), backend=slow(), listen=lambda event: None).trace
     heard = []
     with TraceFile(tmp_path / "trace.jsonl") as file:
 
@@ -91,7 +103,7 @@ def test_a_listener_changes_no_trace_and_none_records_it(tmp_path):
             heard.append(event)
             file(event)
 
-        trace = solve_scripted(StageBeam(n=3), backend=Slow(), listen=listen).trace
+        trace = solve_scripted(StageBeam(n=3), backend=slow(), listen=listen).trace
     progress = [event for event in heard if isinstance(event, Progress)]
     assert len(progress) > 6 and not any(isinstance(event, Progress) for event in trace)
     assert trace.canonical() == alone.canonical()
@@ -153,7 +165,7 @@ def test_a_stage_that_is_sampled_once_more_counts_anew():
 def test_a_listener_that_raises_while_a_stage_runs_ends_the_search():
     """At once: the model is not asked for the rest of the stage."""
 
-    class Endless(Slow):
+    class Endless(ScriptedBackend):
         async def generate(self, request):
             while True:
                 await asyncio.sleep(0.001)

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -62,8 +61,9 @@ class _Child:
         while not over.is_set():
             await asyncio.sleep(BEAT)
             now = {n: (h.tokens, h.finished) for n, h in self.headways.items()}
-            if news := {n: far for n, far in now.items() if told.get(n, (0, 0)) != far}:
-                self.wire.send(0, "headway", news)
+            if news := [n for n, far in now.items() if told.get(n, (0, 0)) != far]:
+                written = {n: w() for n in news if (w := self.headways[n].written)}
+                self.wire.send(0, "headway", {n: (*now[n], written.get(n)) for n in news})
             told = now
 
     def _read(self, backend: Backend, loop: Any, over: asyncio.Event) -> None:
@@ -97,14 +97,15 @@ class _Child:
             task.cancel()
 
     async def _answer(self, backend: Backend, number: int, what: str, request: Any) -> None:
-        headway = self.headways[number] = Headway()
+        if request.headway is not None:
+            self.headways[number] = request.headway
         try:
-            given = await getattr(backend, what)(replace(request, headway=headway))
+            given = await getattr(backend, what)(request)
             self.wire.send(number, "ok", given)
         except Exception as error:
             self._failed(number, error)
         finally:
-            del self.headways[number]
+            self.headways.pop(number, None)
 
     def _failed(self, number: int, error: BaseException) -> None:
         if isinstance(error, CotEngineError):

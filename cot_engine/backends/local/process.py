@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from cot_engine.backends.local.wire import ERRORS, Wire
@@ -118,8 +119,8 @@ class ProcessBackend:
         self._link.end(_CLOSED)
 
     async def _asked(self, method: str, request: Generate | Choose) -> Any:
-        bare = replace(request, headway=None)
-        number, answer = self._link.ask(method, bare, request.headway)
+        own = replace(request, headway=request.headway and Headway())  # the other side's own
+        number, answer = self._link.ask(method, own, request.headway)
         try:
             return await asyncio.wrap_future(answer)
         except asyncio.CancelledError:
@@ -189,9 +190,10 @@ class _Link:
                 self.notice(value)
             return
         if what == "headway":
-            for each, (tokens, finished) in value.items():
+            for each, (tokens, finished, texts) in value.items():
                 if (headway := self._waiting.get(each, (None, None))[1]) is not None:
                     headway.tokens, headway.finished = tokens, finished
+                    headway.written = texts and partial(list, texts)
             return
         answer, _ = self._waiting.pop(number, (None, None))
         if answer is not None:

@@ -25,8 +25,8 @@ _MEND = (
 )
 _ANCHORS = ("\n", ":", "a", "0", ">")
 _TAG = re.compile(r"</?[A-Z][A-Z0-9_]*>")
-_BROKEN = "\ufffd"  # what half a UTF-8 sequence decodes to
-_CONTEXT = 6  # tokens before a step that decide how its first one is spelled
+BROKEN = "\ufffd"  # what half a UTF-8 sequence decodes to
+CONTEXT = 6  # tokens before a step that decide how its first one is spelled
 
 
 class ChatText:
@@ -284,15 +284,15 @@ class ChatText:
 
     def added(self, before: Sequence[int], ids: Sequence[int]) -> str:
         """The text that `ids` add after `before`, spaces as they stand there."""
-        context = list(before[-_CONTEXT:])
+        context = list(before[-CONTEXT:])
         return self._decode([*context, *ids])[len(self._decode(context)) :]
 
     def whole(self, before: Sequence[int], ids: Sequence[int]) -> int:
         """How many of `ids` to keep so that the text does not end in half a character."""
         keep = len(ids)
-        while keep and len(ids) - keep < 3 and self.added(before, ids[:keep]).endswith(_BROKEN):
+        while keep and len(ids) - keep < 3 and self.added(before, ids[:keep]).endswith(BROKEN):
             keep -= 1
-        return len(ids) if self.added(before, ids[:keep]).endswith(_BROKEN) else keep
+        return len(ids) if self.added(before, ids[:keep]).endswith(BROKEN) else keep
 
     # --- boundaries ------------------------------------------------------------------------------
 

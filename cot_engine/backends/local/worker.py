@@ -23,6 +23,7 @@ from cot_engine.backends.local.memory import Memory, budget_tokens
 from cot_engine.backends.local.model_thread import ModelThread
 from cot_engine.backends.local.prefill import Planned, Prefill, columns_of
 from cot_engine.backends.local.prefix import cut, evict, insert, recompute_end, unplan
+from cot_engine.backends.local.reading import Reading
 from cot_engine.backends.local.room import Room
 from cot_engine.backends.local.text import ChatText
 from cot_engine.backends.models.family import Adapter
@@ -285,12 +286,16 @@ class Worker:
         self._answer(job, Chosen(tuple(map(tuple, chosen)), job.usage()))
 
     def _start(self, jobs: list[Writing]) -> None:
-        rows = []
+        rows: list[DecodeRow] = []
         for job in jobs:
             if self.adapter.prompt_depends_on_images:
                 self.prefill.pictures(job, job.sequences[0].images)
             start = len(job.sequences[0].ids)
-            rows += [DecodeRow(job, i, start) for i in range(len(job.request.seeds))]
+            own = [DecodeRow(job, i, start) for i in range(len(job.request.seeds))]
+            if job.request.headway is not None:
+                ids = [row.ids for row in own]
+                job.request.headway.written = Reading(self.text, job.sequences[0].ids, ids)
+            rows += own
             job.tally.flops += self.adapter.flops.head(1)
         self.waiting.extend(self._take(rows, *self.batch.first(jobs, rows)))
 
