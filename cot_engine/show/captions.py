@@ -56,7 +56,9 @@ def tally(figure: Figure) -> str:
 
 
 def column_text(column: Column) -> str:
-    text = f"{column.sampled} sampled"
+    text = f"{column.sampled} sampled" if column.sampled or not column.drafts else ""
+    if column.drafts:
+        text += f"{', ' if text else ''}{len(column.drafts)} being written"
     if len(column.cards) < column.sampled:
         text += f", {len(column.cards)} distinct"
     if column.matches:

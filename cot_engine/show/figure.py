@@ -3,11 +3,13 @@
 A search is columns: candidates that stand side by side as cards, the tournaments held among them,
 and what was remarked on the way. A column is a depth of the chains' tree, and there are two of it
 where a strategy looked ahead: what it grew to see what would come, and what it went on with.
-Nothing here knows colours or markup.
+A search that goes on is drawn as far as it is, with what is being written. Nothing here knows
+colours or markup.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cot_engine.core.answers import normalise_answer
@@ -65,7 +67,8 @@ class Bout:
 class Column:
     """`depth` counts from 1. `cards` begin with the one on the answer's path, if any; `passed`: it
     has none, and the path goes by; `dropped`: nothing else was grown from them either, they were
-    looked at. `elsewhere` names candidates of its tournaments that are in another column."""
+    looked at. `elsewhere` names candidates of its tournaments that are in another column. `drafts`
+    are the candidates that are being written."""
 
     depth: int
     unit: str
@@ -76,6 +79,7 @@ class Column:
     passed: bool = False
     dropped: bool = False
     elsewhere: dict[str, str] = field(default_factory=dict)
+    drafts: list[Card] = field(default_factory=list)
 
     @property
     def sampled(self) -> int:
@@ -112,6 +116,9 @@ class Column:
 
 @dataclass
 class Figure:
+    """All there is to draw. `live`: it goes on. What names a place in it begins with `anchor`,
+    where it stands beside others."""
+
     started: Started
     finished: Finished | None
     failed: Failed | None
@@ -119,6 +126,8 @@ class Figure:
     remarks: list[str]
     pending: str
     usage: dict[Role, Usage]
+    live: bool = False
+    anchor: str = ""
 
     @property
     def answer(self) -> str | None:
@@ -132,8 +141,8 @@ class Figure:
 
     @property
     def ending(self) -> str:
-        """Why there is no answer; "" if there is one."""
-        if self.finished:
+        """Why there is no answer; "" if there is one, or may come."""
+        if self.finished or self.live:
             return ""
         if self.failed:
             if self.failed.error in ("KeyboardInterrupt", "CancelledError"):
@@ -144,8 +153,15 @@ class Figure:
 
 def read(trace: Trace) -> Figure:
     """Raises TraceError if the trace has no beginning, or a gap."""
-    started, fold = trace.started, trace.fold()
-    columns = _columns(fold)
+    return drawn(trace.started, trace.fold())
+
+
+def drawn(started: Started, fold: Fold, texts: Mapping[str, str] | None = None) -> Figure:
+    """The figure of what was folded so far. `texts`, of a search that goes on: what each candidate
+    that is being written reads by now (`Progress.texts`)."""
+    live = texts is not None and not (fold.finished or fold.failed)
+    drafts = _drafts(fold, texts or {}) if live else {}
+    columns = _columns(fold, drafts)
     at = {growth.number: column for column in columns for growth in column.growths}
     remarks = [words.remark_text(remark, started.budget) for remark in fold.remarks]
     here: Column | None = None
@@ -161,7 +177,10 @@ def read(trace: Trace) -> Figure:
     left = [words.remark_text(cut, started.budget) for _, cut in fold.waiting]
     (here.remarks if here else remarks).extend(left)
     for column in columns:
-        _fill(column, fold)
+        _fill(column, fold, live)
+        column.drafts = [
+            Card("", each) for g in column.growths for each in drafts.get(g.number, ())
+        ]
     pending = sum(growth.wanted for growth in fold.growths.values() if growth.pending)
     figure = Figure(
         started,
@@ -171,12 +190,34 @@ def read(trace: Trace) -> Figure:
         remarks,
         f"{pending} more were being sampled." if pending else "",
         fold.spent,
+        live,
     )
     _arrange(figure, fold)
     return figure
 
 
-def _columns(fold: Fold) -> list[Column]:
+def _drafts(fold: Fold, texts: Mapping[str, str]) -> dict[int, list[Chain]]:
+    """Who is being written, by the number of their round; of a round of which nothing has come yet,
+    as many empty ones as were asked for."""
+    found: dict[int, list[Chain]] = {}
+    growths = [growth for _, growth in sorted(fold.growths.items())]
+    for id, text in texts.items():
+        parent = id.rpartition(".")[0]
+        of = next((growth for growth in reversed(growths) if parent in growth.parents), None)
+        if of is not None and id not in fold.chains:
+            found.setdefault(of.number, []).append(_draft(id, text))
+    for growth in growths:
+        if growth.pending and growth.number not in found:
+            each = range(growth.wanted // len(growth.parents))
+            found[growth.number] = [_draft(f"{p}.new{i}", "") for p in growth.parents for i in each]
+    return found
+
+
+def _draft(id: str, text: str) -> Chain:
+    return Chain(id, (Step(text, (), "", 0.0, 0, "length"),))
+
+
+def _columns(fold: Fold, drafts: Mapping[int, list[Chain]]) -> list[Column]:
     """The growths that stand side by side: of the same unit and depth, if they grew before there
     was a selection among them, from the same parents, or met in one. Parents stand to the left."""
     columns: list[Column] = []
@@ -196,7 +237,7 @@ def _columns(fold: Fold) -> list[Column]:
         return bool(met) or all(number > growth.number for number in held)
 
     for _, growth in sorted(fold.growths.items()):
-        if not growth.chains:
+        if not (growth.chains or growth.number in drafts):
             continue
         first = 1 + max((home.get(parent, -1) for parent in growth.parents), default=-1)
         places = (
@@ -210,8 +251,9 @@ def _columns(fold: Fold) -> list[Column]:
     return columns
 
 
-def _fill(column: Column, fold: Fold) -> None:
-    """Put a column's candidates on cards, and what its tournaments made of them."""
+def _fill(column: Column, fold: Fold, live: bool) -> None:
+    """Put a column's candidates on cards, and what its tournaments made of them. In one that goes
+    on, who will be merged is taken for it: they were before it began."""
     column.cards = [
         Card("", chain, scores=fold.scores.get(chain.id, {}))
         for growth in column.growths
@@ -225,6 +267,12 @@ def _fill(column: Column, fold: Fold) -> None:
             card.unjudged = event.unjudged.get(card.id, card.unjudged)
             card.kept = card.kept or card.id in event.kept
         column.cards = [card for card in column.cards if card.id not in folded]
+    if live and column.busy and column.contests:
+        same: dict[tuple[str | None, str], Card] = {}
+        for card in column.cards:
+            first = same.setdefault((card.chain.parent, card.chain.text.strip()), card)
+            first.folded += (card.id,) * (first is not card)
+        column.cards = list(same.values())
 
 
 def _arrange(figure: Figure, fold: Fold) -> None:
@@ -236,10 +284,10 @@ def _arrange(figure: Figure, fold: Fold) -> None:
         tip = kept[-1][0] if kept and kept[-1] else ""
     names: dict[str, tuple[int, str]] = {}  # the column and label of each id
     for at, column in enumerate(columns):
-        parents = {card.chain.parent for card in column.cards}
+        parents = {card.chain.parent for card in (*column.cards, *column.drafts)}
         same = [c for c in columns[:at] if (c.depth, c.unit) == (column.depth, column.unit)]
         before = sum(len(other.cards) for other in same)
-        for index, card in enumerate(column.cards, before):
+        for index, card in enumerate((*column.cards, *column.drafts), before):
             card.label = letter(index)
             ids = (card.id, *card.folded)
             names.update((id, (at, card.label)) for id in ids)

@@ -6,6 +6,7 @@ Here is what it shows; where that stands, and its markup, is in `search.html.jin
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from cot_engine.core.events import ImageRecord
@@ -18,6 +19,7 @@ from cot_engine.show.templates import render
 
 _PREVIEW = 260  # characters of a text that are shown before "more"
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+_HALF_A_TAG = re.compile(r"</?[A-Z_]*\Z")
 
 
 def render_html(trace: Trace) -> str:
@@ -26,17 +28,24 @@ def render_html(trace: Trace) -> str:
     return render(
         "show/search.html.jinja",
         title=" ".join(figure.started.question.split())[:80],
-        figure=figure,
-        strategy=captions.strategy_text(figure),
-        tally=captions.tally(figure),
         images=[_image(image, i) for i, image in enumerate(figure.started.images, 1)],
-        columns=[_column(figure, i) for i in range(len(figure.columns))],
-        legend=_legend(figure),
-        cost=_cost(figure),
-        budget=captions.budget_text(figure),
-        settings=_settings(figure),
-        command=captions.command(figure),
+        **values(figure),
     )
+
+
+def values(figure: Figure) -> dict[str, Any]:
+    """What the templates print of a figure, but its images."""
+    return {
+        "figure": figure,
+        "strategy": captions.strategy_text(figure),
+        "tally": captions.tally(figure),
+        "columns": [_column(figure, i) for i in range(len(figure.columns))],
+        "legend": _legend(figure),
+        "cost": _cost(figure),
+        "budget": captions.budget_text(figure),
+        "settings": _settings(figure),
+        "command": captions.command(figure),
+    }
 
 
 def _image(image: ImageRecord, number: int) -> dict[str, Any]:
@@ -97,13 +106,17 @@ def _column(figure: Figure, index: int) -> dict[str, Any]:
         "kind": "column" + " path" * path + " whole" * (column.unit == "end"),
         "lanes": max((bout.lane + 1 for bout in bouts), default=0),
         "said": captions.column_text(column),
-        "votes": _votes(figure) if last else [],
+        "votes": _votes(figure) if last and not figure.live else [],
         "cards": [
             _card(figure, column, card, row)
             | {"lines": _lines(card, row, bouts, first=first, following=following)}
             for row, card in enumerate(column.cards, 1)
         ],
         "bouts": [_bout(column, bout) for bout in bouts],
+        "drafts": [
+            draft_view(figure, column, card, row, card.step.text)
+            for row, card in enumerate(column.drafts, len(column.cards) + 1)
+        ],
         "cross": _cross(column) if column.matches and not bouts else None,
         "matches": matches,
         "held": words.plural(len(matches), "match", "matches"),
@@ -135,23 +148,38 @@ def _lines(
 
 def _card(figure: Figure, column: Column, card: Card, row: int) -> dict[str, Any]:
     step = card.step
-    parts = words.pieces(step.text, figure.started.plan)
     facts: list[tuple[str, object]] = [("id", ", ".join([card.id, *card.folded]))]
     facts += [("log-probability", words.logprob_text(step.logprob)), ("ended by", step.finish)]
     facts += [(f"score ({name})", f"{value:.4g}") for name, value in card.scores.items()]
     return {
         "card": card,
+        "anchor": figure.anchor + card.id,
         "row": row,
         "kind": "card" + " won" * card.on_path + " aside" * bool(card.unjudged),
         "likely": words.logprob_text(card.chain.likelihood(1)),
-        # Tags become small headings where they say something new.
-        "named": any(stage and (stage != column.unit or len(parts) > 1) for stage, _ in parts),
-        "parts": [(stage, text, _preview(text)) for stage, text in parts],
         "faults": [words.fault_text(fault) for fault in step.faults]
         + ["not judged for that"] * bool(card.unjudged),
         "tokens": words.plural(step.tokens, "token"),
         "facts": facts,
+    } | _written(figure, column, step.text, _preview)
+
+
+def _written(
+    figure: Figure, column: Column, text: str, preview: Callable[[str], str]
+) -> dict[str, Any]:
+    """A text by its stages: tags become small headings where they say something new."""
+    parts = words.pieces(text, figure.started.plan)
+    return {
+        "named": any(stage and (stage != column.unit or len(parts) > 1) for stage, _ in parts),
+        "parts": [(stage, text, preview(text)) for stage, text in parts],
     }
+
+
+def draft_view(figure: Figure, column: Column, card: Card, row: int, text: str) -> dict[str, Any]:
+    """A candidate that is being written, and what it reads by now."""
+    whole = _HALF_A_TAG.sub("", text)  # the rest of the tag is still to come
+    view = {"card": card, "anchor": figure.anchor + card.id, "row": row}
+    return view | _written(figure, column, whole, lambda _: "")
 
 
 def _preview(text: str) -> str:
