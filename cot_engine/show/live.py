@@ -7,7 +7,7 @@ write are made anew: a whole drawing takes some milliseconds, and the model want
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from cot_engine.core.events import Heard, Progress
 from cot_engine.show import figure as fig
@@ -16,6 +16,7 @@ from cot_engine.show.board import Board
 from cot_engine.show.templates import part
 
 _PARTS = "show/drawing.html.jinja"
+_Pieces: TypeAlias = dict[tuple[str, str], Any]  # by kind and name, "" where there is one only
 
 
 class Live:
@@ -28,7 +29,7 @@ class Live:
     def __init__(self, anchor: str = "") -> None:
         self.anchor = anchor
         self.board = Board()
-        self._told: dict[str, Any] = {}
+        self._told: _Pieces = {}
         self._drafts: dict[str, tuple[fig.Figure, fig.Column, fig.Card, int]] = {}
         self._stale = True  # more has happened than that words have come
 
@@ -44,7 +45,7 @@ class Live:
         """
         texts = self.board.progress.texts if self.board.progress else {}
         if self.board.started is None:
-            found: dict[str, Any] = {}
+            found: _Pieces = {}
         elif self._stale or texts.keys() - self._drafts.keys() - self.board.fold.chains.keys():
             found = self._whole(texts)
         else:
@@ -60,7 +61,7 @@ class Live:
                     news[kind] = value
         return news
 
-    def _whole(self, texts: dict[str, str]) -> dict[Any, Any]:
+    def _whole(self, texts: dict[str, str]) -> _Pieces:
         self._stale = False
         assert self.board.started is not None
         figure = fig.drawn(self.board.started, self.board.fold, texts)
@@ -71,7 +72,7 @@ class Live:
             for row, card in enumerate(column.drafts, len(column.cards) + 1)
         }
         values = html.values(figure)
-        found: dict[Any, Any] = {
+        found: _Pieces = {
             ("columns", str(at)): part(_PARTS, "stage", view)
             for at, view in enumerate(values["columns"])
         }
@@ -90,7 +91,7 @@ class Live:
         self._told |= {key: value for key, value in found.items() if key[0] == "cards"}
         return found
 
-    def _cards(self, texts: dict[str, str]) -> dict[Any, Any]:
+    def _cards(self, texts: dict[str, str]) -> _Pieces:
         return {("cards", id): self._card(id, texts[id]) for id in texts if id in self._drafts}
 
     def _card(self, id: str, text: str) -> str:
