@@ -1,0 +1,159 @@
+"""Whatever is sent: an answer, or a 4xx with an error of the right shape; never a 500 or a hang."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from serving import QUESTION, picture, scripted, seen
+
+from cot_engine.serve.app import make_app
+from cot_engine.serve.desk import Desk
+from cot_engine.serve.limits import Limits
+from cot_engine.serve.schema import NEUTRAL, ChatRequest
+
+LONGEST = 20.0
+"""Seconds that an answer may take, on cores that others use too."""
+GOOD = {"model": "bundled", "messages": QUESTION}
+BODIES = [
+    GOOD,
+    {"model": "bundled:best-of-n-2", "messages": seen("How many?", picture()), "stream": True},
+    {**GOOD, "strategy": "majority", "parameters": {"n": 2}, "budget": "300 new tokens"},
+    {**GOOD, "plan": [{"tag": "A", "purpose": "p", "question": "q", "length": 9}], "seed": 1},
+    {**GOOD, "temperature": 0.5, "top_p": 0.5, "detail": "brief", "max_tokens": 400, "user": "u"},
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(sorted({*ChatRequest.model_fields, *NEUTRAL})) | st.text(max_size=6)
+
+
+class Sender:
+    """Sends into the application, in this process, on a loop of its own."""
+
+    def __init__(self, app) -> None:
+        self.loop = asyncio.new_event_loop()
+        transport = httpx.ASGITransport(app)
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
+        self.seen: dict[int, int] = {}
+
+    def send(self, method: str, path: str, **more) -> httpx.Response:
+        begun = time.monotonic()
+        work = self.client.request(method, path, **more)
+        reply = self.loop.run_until_complete(asyncio.wait_for(work, 2 * LONGEST))
+        assert time.monotonic() - begun < LONGEST
+        self.seen[reply.status_code] = self.seen.get(reply.status_code, 0) + 1
+        check(reply, path)
+        return reply
+
+
+def check(reply: httpx.Response, path: str) -> None:
+    if reply.status_code == 200:
+        return
+    assert 400 <= reply.status_code < 500, (reply.status_code, reply.text)
+    assert reply.headers["content-type"] == "application/json"
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"] and len(error["message"]) < 5000 and error["message"].isprintable()
+
+
+@pytest.fixture(scope="module")
+def sender():
+    with scripted() as engine:
+        made = Sender(make_app(Desk(engine, Limits(seconds=10, pixels=10_000))))
+        yield made
+        made.loop.run_until_complete(made.client.aclose())
+        made.loop.close()
+
+
+@st.composite
+def mutated(draw) -> bytes:
+    """A good body with something in it changed, or its bytes."""
+    body = json.loads(json.dumps(draw(st.sampled_from(BODIES))))
+    for _ in range(draw(st.integers(1, 3))):
+        place = body
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            if not keys:
+                break
+            key = draw(st.sampled_from(keys))
+            if isinstance(place[key], (dict, list)) and draw(st.booleans()):
+                place = place[key]
+                continue
+            if isinstance(place, dict) and draw(st.integers(0, 3)) == 0:
+                place[draw(NAMES)] = draw(JSON)
+            else:
+                place[key] = draw(JSON)
+            break
+    text = json.dumps(body).encode()
+    if draw(st.integers(0, 9)) == 0:
+        at = draw(st.integers(0, len(text)))
+        text = text[:at] + draw(st.binary(max_size=4)) + text[at + draw(st.integers(0, 4)) :]
+    return text
+
+
+def schema(app):
+    made = schemathesis.openapi.from_dict(app.app.openapi())
+    return [each.ok() for each in made.get_all_operations()]
+
+
+def fuzz(sender, app_schema, examples: int) -> None:
+    every = settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+    @every
+    @given(mutated())
+    def bodies(text):
+        headers = {"Content-Type": "application/json"}
+        sender.send("POST", "/v1/chat/completions", content=text, headers=headers)
+
+    bodies()
+    for operation in app_schema:
+        either = st.one_of(
+            operation.as_strategy(generation_mode=mode)
+            for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+        )
+
+        @settings(every, max_examples=examples if operation.method == "post" else examples // 10)
+        @given(either)
+        def calls(case):
+            asked = case.as_transport_kwargs(base_url="http://localhost")
+            path = asked.pop("url")
+            method = asked.pop("method")
+            known = {key: asked[key] for key in ("headers", "params", "json") if key in asked}
+            known["headers"] = {
+                key: value for key, value in (asked.get("headers") or {}).items() if value.isascii()
+            }
+            if isinstance(asked.get("data"), bytes):
+                known["content"] = asked["data"]
+            sender.send(method, path, **known)
+
+        calls()
+
+
+def test_whatever_is_sent(sender):
+    fuzz(sender, schema(sender.client._transport.app), 60)
+    assert sender.seen[200] > 10 and sender.seen[400] > 50, sender.seen
+
+
+@pytest.mark.slow
+def test_whatever_is_sent_ten_thousand_times(sender):
+    fuzz(sender, schema(sender.client._transport.app), 5000)
+    assert sum(sender.seen.values()) > 10_000
