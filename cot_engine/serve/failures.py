@@ -68,7 +68,8 @@ def body(said: str, kind: str, code: str | None, param: str | None = None) -> di
     """The error as a client reads it. Sentences about a field begin with its name."""
     if param is None and (first := said.partition(" ")[0]) in schema.ChatRequest.model_fields:
         param = first
-    return {"error": {"message": readable(said), "type": kind, "param": param, "code": code}}
+    said = " ".join(readable(said).split())
+    return {"error": {"message": said, "type": kind, "param": param, "code": code}}
 
 
 def described(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
