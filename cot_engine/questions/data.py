@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -33,9 +33,10 @@ from cot_engine.images.download import AllowUrl
 from cot_engine.images.load import Image, load_image
 from cot_engine.options.problem import check_question
 from cot_engine.questions.cells import is_bracketed
-from cot_engine.questions.files import QuestionRow, read_file, wrong
-from cot_engine.questions.grading import RULES, SAID, Grader, Grading, is_marked, kind_of
+from cot_engine.questions.files import read_file
+from cot_engine.questions.grading import RULES, SAID, Grader, Grading, Unknown, is_marked, kind_of
 from cot_engine.questions.pictures import pictures_of
+from cot_engine.questions.row import QuestionRow, wrong
 
 SCENES = 1000
 """How many scenes are taken where nothing else is said."""
@@ -79,8 +80,13 @@ class Item:
             raise ImageError(f"Question {self.id!r}: {error.message}", error.hint) from None
         return Problem(self.id, self.question, images)
 
+    @property
+    def known(self) -> bool:
+        """Is there a standard answer?"""
+        return self.grader.kind != "unknown"
+
     def grade(self, answer: str) -> float:
-        """What the text of a CONCLUSION earns, 0 to 1."""
+        """What the text of a CONCLUSION earns, 0 to 1; NaN where there is no standard answer."""
         return self.grader.grade(answer)
 
     def facts(self, stage: str, text: str) -> float | None:
@@ -245,7 +251,7 @@ def _from_file(
     notes = _taken(n, len(rows), name)
     if blind := sum(not item.pictures for item in items):
         notes.append(f"{blind} of {len(items)} questions have no image.")
-    notes += _about_lists(taken)
+    notes += about_lists(taken)
     if hopeless := sum(_hopeless(grader) for grader in graders[: len(items)]):
         notes.append(
             f"{hopeless} of {len(items)} standard answers are longer than {_LONG} words: no answer "
@@ -263,7 +269,7 @@ def _taken(n: int | None, held: int, name: str) -> list[str]:
     return [f"The first {n} of the {held} questions of {name}: a part of it, not a sample."]
 
 
-def _about_lists(rows: list[QuestionRow]) -> list[str]:
+def about_lists(rows: list[QuestionRow]) -> list[str]:
     """What is to be said of answers that are written as lists, read or not."""
     notes = []
     if listed := sum(row.listed for row in rows):
@@ -328,16 +334,27 @@ def _letter(path: Path, row: QuestionRow, answer: str) -> str:
 
 
 def item_of(
-    path: Path, row: QuestionRow, every: dict[str, QuestionRow], allow_url: AllowUrl = False
+    path: Path,
+    row: QuestionRow,
+    every: Mapping[str, QuestionRow],
+    allow_url: AllowUrl = False,
+    marked: bool | None = None,
 ) -> Item:
-    """One row of a file, graded by its kind; `every` is for pictures that other rows hold. Raises
-    InputError or ImageError naming the line."""
-    grader = _grader(path, row, "auto", any(is_marked(answer) for answer in row.answers))
+    """One row of a file, graded by its kind; `every` is for pictures that other rows hold, `marked`
+    says that answers are written as MM-Vet does (None: this one will tell). Raises InputError or
+    ImageError naming the line."""
+    grader: Grader | Unknown = Unknown()
+    if row.answers:
+        if marked is None:
+            marked = any(is_marked(answer) for answer in row.answers)
+        grader = _grader(path, row, "auto", marked)
     (pictures,) = pictures_of(path, [row], every, allow_url)
     return _item(path, row, grader, pictures)
 
 
-def _item(path: Path, row: QuestionRow, grader: Grader, pictures: tuple[Picture, ...]) -> Item:
+def _item(
+    path: Path, row: QuestionRow, grader: Grader | Unknown, pictures: tuple[Picture, ...]
+) -> Item:
     question = prompt(row.question, row.choices, row.hint)
     try:
         check_question(question)

@@ -113,6 +113,23 @@ class Grader:
         return tuple(spellings)
 
 
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """In place of a Grader where nobody gave the standard answer: nothing can be said."""
+
+    kind: str = "unknown"
+    accepted: tuple[str, ...] = ()
+    choices: tuple[tuple[str, str], ...] = ()
+
+    def grade(self, answer: str) -> float:
+        """NaN: neither right nor wrong."""
+        return math.nan
+
+    def facts(self, stage: str, text: str) -> float | None:
+        """Whether a stage's text is right: nobody knows."""
+        return None
+
+
 def kind_of(rule: str, answers: Sequence[str], choices: Mapping[str, str], marked: bool) -> Kind:
     """How a question is graded under a rule of RULES. `marked`: its data set writes alternatives as
     <OR> and <AND>, as MM-Vet does, whose answers are sentences.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cot_engine.errors import ImageError, shown
 from cot_engine.images.download import AllowUrl, download
 from cot_engine.images.load import Image, load_image
-from cot_engine.questions.files import QuestionRow, Source, wrong
+from cot_engine.questions.row import QuestionRow, Source, wrong
 
 _SHOWN = 3  # of what is missing, before "and 14 more"
 
@@ -50,7 +51,7 @@ class BytesPicture:
 
 
 def pictures_of(
-    path: Path, rows: list[QuestionRow], every: dict[str, QuestionRow], allow_url: AllowUrl
+    path: Path, rows: list[QuestionRow], every: Mapping[str, QuestionRow], allow_url: AllowUrl
 ) -> list[tuple[FilePicture | BytesPicture, ...]]:
     """The pictures of each of `rows`, all there and unchanged from here on, none decoded. `every`
     row of the file may be referred to. Raises ImageError; of missing files it names the first."""
@@ -77,7 +78,7 @@ def pictures_of(
 
 
 def _followed(
-    path: Path, row: QuestionRow, source: Source, every: dict[str, QuestionRow]
+    path: Path, row: QuestionRow, source: Source, every: Mapping[str, QuestionRow]
 ) -> tuple[Source, ...]:
     """What a picture that is the index of another row stands for; others stand for themselves."""
     seen = [row.id]

@@ -29,8 +29,8 @@ from cot_engine.errors import (
     shown,
 )
 from cot_engine.files.writing import writing
+from cot_engine.questions.entries import Entry
 from cot_engine.training.journal import Journal, Spent
-from cot_engine.training.questions import Entry
 from cot_engine.training.rows import row_json
 from cot_engine.training.tasks import Fault, RowDraft, TeacherTask
 from cot_engine.training.teacher import Rejected, Reply, Stopped, Teacher, TeacherError, Unanswered

@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeGuard
 
 from cot_engine.errors import ImageError, InputError, UnknownNameError, cut
 from cot_engine.files.reading import parse_json, read_bytes
-from cot_engine.training.questions import Entry, failing, faulty
+from cot_engine.questions.entries import Entry, failing, faulty
 from cot_engine.training.rows import TrainingRow
 from cot_engine.training.staged import relative
 from cot_engine.training.tasks import Fault, RowDraft

@@ -7,32 +7,20 @@ given out. One row that is no good never keeps the others from being read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Generic, TypeVar
 
 from cot_engine.core.grammar import conclusion
 from cot_engine.core.stages import DEFAULT_PLAN
 from cot_engine.errors import InputError
 from cot_engine.files.reading import opened, parse_json
 from cot_engine.images.download import AllowUrl
-from cot_engine.questions.data import Item, item_of
-from cot_engine.questions.files import QuestionRow, Source, read_file
+from cot_engine.questions.data import Item
+from cot_engine.questions.entries import Entry, entries_of, faulty, rows_of
+from cot_engine.questions.row import QuestionRow, Source
 from cot_engine.training.row import standard_answers, unlearnable
 from cot_engine.training.rows import BadRow, numbered_rows
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry(Generic[T]):
-    """One row of the input. `make` reads its picture and raises InputError where it is no good."""
-
-    place: str  # "line 3"
-    id: str
-    make: Callable[[], T]
 
 
 def read_questions(
@@ -46,36 +34,12 @@ def read_questions(
     path, images = Path(path), None if images is None else Path(images)
     if path.suffix.lower() not in (".jsonl", ".ndjson", ".json", ".tsv"):
         raise InputError(f"The data {str(path)!r} is no known kind.", "Give a .jsonl or .tsv file.")
-    read = _conversations if _has_conversations(path) else _rows
-    found = [_located(x, images) if isinstance(x, QuestionRow) else x for x in read(path)]
-    every = {row.id: row for row in reversed(found) if isinstance(row, QuestionRow)}
-    first: dict[str, str] = {}
-    entries = []
-    for one in found:
-        if isinstance(one, Entry):
-            entries.append(one)
-        elif one.id in first:
-            said = f"the id {one.id!r} is that of {first[one.id]} too."
-            entries.append(faulty(path, one.place, said, "Give each its own.", one.id))
-        else:
-            first[one.id] = one.place
-            make = partial(item_of, path, one, every, allow_url)
-            entries.append(Entry(one.place, one.id, make))
+    read = _conversations if _has_conversations(path) else rows_of
+    rows = (_located(x, images) if isinstance(x, QuestionRow) else x for x in read(path))
+    entries = entries_of(path, rows, allow_url)
     if not entries:
         raise InputError(f"The data {str(path)!r} holds no questions.", "Write some into it.")
     return entries
-
-
-def faulty(path: Path, place: str, said: str, hint: str = "", id: str = "") -> Entry:
-    """An entry that says, when it is made, why it cannot be."""
-    return failing(place, InputError(f"{str(path)!r}, {place}: {said}", hint), id)
-
-
-def failing(place: str, error: InputError, id: str = "") -> Entry:
-    def make() -> Item:
-        raise error
-
-    return Entry(place, id, make)
 
 
 def _has_conversations(path: Path) -> bool:
@@ -97,20 +61,6 @@ def _has_conversations(path: Path) -> bool:
     except (OSError, InputError):
         pass  # the reader explains it
     return False
-
-
-def _rows(path: Path) -> Iterator[QuestionRow | Entry]:
-    """Rows and faulty ones, in the order of the file."""
-    bad: list[tuple[str, InputError]] = []
-    good = read_file(path, lambda place, error: bad.append((place, error)))
-    both: list[tuple[int, QuestionRow | Entry]]
-    both = [(_line(place), failing(place, error)) for place, error in bad]
-    both += [(_line(row.place), row) for row in good]
-    yield from (one for _, one in sorted(both, key=lambda pair: pair[0]))
-
-
-def _line(place: str) -> int:
-    return int(place.removeprefix("line "))
 
 
 def _conversations(path: Path) -> Iterator[QuestionRow | Entry]:

@@ -16,9 +16,9 @@ from cot_engine.errors import InputError, StoreError, shown
 from cot_engine.files.writing import write_whole
 from cot_engine.images.load import load_image
 from cot_engine.questions.data import Item, Picture
+from cot_engine.questions.entries import Entry
 from cot_engine.questions.grading import verdict
 from cot_engine.questions.pictures import BytesPicture, FilePicture
-from cot_engine.training.questions import Entry
 from cot_engine.training.rows import TrainingRow
 from cot_engine.training.tasks import Fault, RowDraft, data_url
 from cot_engine.training.teacher import Message
