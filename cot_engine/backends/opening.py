@@ -13,10 +13,11 @@ from typing import Any
 from cot_engine import plugins
 from cot_engine.backends.local.opener import BUNDLED, Local
 from cot_engine.backends.protocol import Backend, Opener
+from cot_engine.backends.server.opener import Server
 from cot_engine.core.parts import Part, guard
 from cot_engine.errors import ConfigError, StrategyError, shown
 
-BACKENDS: dict[str, Callable[..., Opener]] = {"local": Local}
+BACKENDS: dict[str, Callable[..., Opener]] = {"local": Local, "server": Server}
 """Those with a name that need no package. `local` opens what no other one claims."""
 
 _log = logging.getLogger("cot_engine")

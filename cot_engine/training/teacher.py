@@ -13,27 +13,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
-import email.utils
 import json
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
-from cot_engine.errors import ConfigError, CotEngineError, cut, install
+from cot_engine.backends.server.http import (
+    FIRST_WAIT,
+    LONGEST,
+    TRANSIENT,
+    Line,
+    Passing,
+    explained,
+    is_quota,
+    retry_after,
+    usage_of,
+)
+from cot_engine.backends.server.http import check_base_url as check_base_url
+from cot_engine.backends.server.http import is_exposed as is_exposed
+from cot_engine.errors import ConfigError, CotEngineError, InputError, cut
 
 Message = dict[str, Any]
 
-FIRST_WAIT = 1.0
-"""Seconds before the first retry where the server names none; doubled with each, up to LONGEST."""
-LONGEST = 60.0
 MAX_WAIT = 600.0
 """Seconds that a server may ask to wait. If it asks for more, the run ends and can go on later."""
-MAX_BODY = 16 * 2**20
-"""Bytes of a reply; more is garbage."""
-_TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 _OPTIONAL = ("seed", "temperature")
 _UNSUPPORTED = re.compile(r"support|unknown|unrecogni|extra|not permitted|not allowed|unexpected")
 _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
@@ -49,15 +54,6 @@ class Rejected(Exception):
 
 class Unanswered(Exception):
     """No answer after all retries; a later run may have more luck."""
-
-
-class _Passing(Exception):
-    """What passes by itself. `wait` are the seconds that the server asks for; `queued`: others are
-    answered, so that it is only the queue, and not this request's fault."""
-
-    def __init__(self, said: str, wait: float | None = None, queued: bool = False) -> None:
-        super().__init__(said)
-        self.wait, self.queued = wait, queued
 
 
 class Stopped(Exception):
@@ -85,15 +81,9 @@ def read_reply(body: str) -> Reply:
         found = json.loads(body, parse_int=_int)
     except (ValueError, RecursionError) as error:
         return Reply(garbage=f"the reply is not JSON: {error}")
-    usage = found.get("usage") if isinstance(found, dict) else None
-    usage = usage if isinstance(usage, dict) else {}
-    details = usage.get("prompt_tokens_details")
-    details = details if isinstance(details, dict) else {}
-    tokens: dict[str, Any] = {
-        "prompt": _count(usage.get("prompt_tokens")),
-        "completion": _count(usage.get("completion_tokens")),
-        "cached": _count(details.get("cached_tokens")),
-    }
+    tokens: dict[str, Any] = dict(
+        zip(("prompt", "completion", "cached"), usage_of(found), strict=True)
+    )
     try:
         choice = found["choices"][0]
         message, finish = choice["message"], choice.get("finish_reason")
@@ -114,10 +104,6 @@ def _int(text: str) -> int | None:
     """An integer of JSON; None for one that nobody counted to, which is no reason to lose a text
     that was paid for."""
     return int(text) if len(text) < 16 else None
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 class Pace:
@@ -175,37 +161,31 @@ class Teacher:
     tell: Callable[[str], None] = lambda text: None
 
     def __post_init__(self) -> None:
-        self.base_url = check_base_url(self.base_url)
-        if not (self.key.isascii() and self.key.isprintable()):  # else an error would show it
-            raise ConfigError("The key is not plain ASCII.", "Copy it again, alone.")
+        try:
+            self._line = Line(self.base_url, self.key, self.in_flight)
+        except ConfigError:
+            raise
+        except InputError as error:  # a library that is missing
+            raise TeacherError(error.message, error.hint) from None
+        self.base_url = self._line.base_url
         self._without: set[str] = set()
         self._answered = 0
         self.open = 0
-        try:
-            import httpx2
-            import tenacity
-        except ImportError as error:
-            raise TeacherError(f"This needs {error.name}.", install("data")) from None
-        self._http, self._tenacity = httpx2, tenacity
 
     async def __aenter__(self) -> Teacher:
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         self._places = asyncio.Semaphore(self.in_flight)
-        limits = self._http.Limits(max_connections=self.in_flight)
-        # Its own timeouts are for each read: a server that sends a byte now and then has forever.
-        self._client = self._http.AsyncClient(headers=headers, timeout=None, limits=limits)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.aclose()
+        await self._line.aclose()
 
     async def ask(
         self, model: str, messages: list[Message], *, seed: int, temperature: float, tokens: int
     ) -> str:
         """The body of the reply, as it came. Raises Rejected, Unanswered, Stopped, TeacherError."""
         options = {"seed": seed, "temperature": temperature, "max_tokens": tokens}
-        retried = self._tenacity.AsyncRetrying(
-            retry=self._tenacity.retry_if_exception_type(_Passing),
+        retried = self._line.tenacity.AsyncRetrying(
+            retry=self._line.tenacity.retry_if_exception_type(Passing),
             stop=self._tired,
             wait=self._wait,
             sleep=self.pace.pause,
@@ -224,21 +204,20 @@ class Teacher:
                         {"model": model, "messages": messages, **sent}
                     )
         except TimeoutError:
-            raise _Passing(f"no answer in {self.timeout:g} s") from None
-        except self._http.HTTPError as error:  # also a body that cannot be decoded
-            if isinstance(error, self._http.ConnectError) and not self._answered:
+            raise Passing(f"no answer in {self.timeout:g} s") from None
+        except self._line.http.HTTPError as error:  # also a body that cannot be decoded
+            if isinstance(error, self._line.http.ConnectError) and not self._answered:
                 raise self._unreachable(error) from None
-            broke = "the connection broke: " * isinstance(error, self._http.TransportError)
-            raise _Passing(f"{broke}{type(error).__name__}: {error}") from None
+            raise self._line.broke(error) from None
         if status == 200:
             self._answered += 1
-            return self._blot(body)
-        said = f"HTTP {status}: {self._blot(_said(body))}"
+            return self._line.blot(body)
+        said = f"HTTP {status}: {self._line.said(body)}"
         if status == 400 and self._adapt(sent, body):
             return await self._once(model, messages, options)
-        if status not in _TRANSIENT or _quota(body):
+        if status not in TRANSIENT or is_quota(body):
             raise await self._final(status, said, model, headers)
-        raise _Passing(said, _retry_after(headers), status == 429 and self._answered != seen)
+        raise Passing(said, retry_after(headers), status == 429 and self._answered != seen)
 
     def _tired(self, state: Any) -> bool:
         """Was it tried often enough? Raises Unanswered."""
@@ -254,8 +233,8 @@ class Teacher:
         passing = state.outcome.exception()
         wait = passing.wait
         if wait is None:
-            wait = self._tenacity.wait_exponential(FIRST_WAIT, LONGEST)(state)
-            wait += self._tenacity.wait_random(0, FIRST_WAIT)(state)
+            wait = self._line.tenacity.wait_exponential(FIRST_WAIT, LONGEST)(state)
+            wait += self._line.tenacity.wait_random(0, FIRST_WAIT)(state)
         if wait > MAX_WAIT:
             raise TeacherError(
                 f"The teacher asks to wait {wait:,.0f} s ({passing}); at most {MAX_WAIT:g} s are"
@@ -266,16 +245,9 @@ class Teacher:
         return wait
 
     async def _post(self, payload: dict[str, Any]) -> tuple[int, Any, str]:
-        url = f"{self.base_url}/chat/completions"
         self.open += 1
         try:
-            async with self._client.stream("POST", url, json=payload) as response:
-                body = bytearray()
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    if len(body) > MAX_BODY:
-                        break
-                return response.status_code, response.headers, body.decode("utf-8", "replace")
+            return await self._line.ask("chat/completions", payload)
         finally:
             self.open -= 1
 
@@ -287,7 +259,7 @@ class Teacher:
 
     def _adapt(self, sent: dict[str, Any], body: str) -> bool:
         """Leave out, from now on, what the server says it does not know. Is there any?"""
-        said = _said(body).lower()
+        said = explained(body).lower()
         odd = [k for k in _OPTIONAL if k in sent and k in said and _UNSUPPORTED.search(said)]
         if "max_tokens" in sent and "max_completion_tokens" in said:
             odd.append("max_tokens")
@@ -330,9 +302,17 @@ class Teacher:
     async def _models(self) -> list[str]:
         """The names that the server lists, if it does."""
         try:
-            response = await self._client.get(f"{self.base_url}/models", timeout=10)
-            return [str(m["id"]) for m in response.json()["data"]]
-        except (self._http.HTTPError, ValueError, KeyError, TypeError, RecursionError):
+            async with asyncio.timeout(10):
+                _, _, body = await self._line.ask("models")
+            return [str(m["id"]) for m in json.loads(body)["data"]]
+        except (
+            self._line.http.HTTPError,
+            ValueError,
+            LookupError,
+            TypeError,
+            RecursionError,
+            OSError,
+        ):
             return []
 
     def _unreachable(self, error: Exception) -> TeacherError:
@@ -340,60 +320,3 @@ class Teacher:
             f"No teacher answers at {self.base_url}: {error or type(error).__name__}.",
             "Is the server running? --base-url is its address, usually ending in /v1.",
         )
-
-    def _blot(self, text: str) -> str:
-        return text.replace(self.key, "***") if self.key else text
-
-
-def check_base_url(url: str) -> str:
-    """The address without what people paste along. Raises ConfigError."""
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        secret = bool(parts.username or parts.password)
-    except ValueError:
-        usable, secret = False, False
-    if secret:
-        raise ConfigError(
-            "base-url holds a user name or password.", "Keys come from an environment variable."
-        )
-    if not usable or parts.query or parts.fragment:
-        raise ConfigError(f"base-url is {url!r}.", 'Give one like "http://127.0.0.1:8000/v1".')
-    return url.rstrip("/").removesuffix("/chat/completions").rstrip("/")
-
-
-def is_exposed(base_url: str) -> bool:
-    """Would a key go to another machine unencrypted?"""
-    parts = urlsplit(base_url)
-    return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
-
-
-def _said(body: str) -> str:
-    """What an error's body says, in short."""
-    try:
-        found = json.loads(body)
-        error = found.get("error", found.get("detail", found.get("message", found)))
-        text = error.get("message", error) if isinstance(error, dict) else error
-    except (ValueError, AttributeError, RecursionError):
-        text = body
-    text = text if isinstance(text, str) else json.dumps(text)
-    return cut(" ".join(text.split()), 300) or "no explanation"
-
-
-def _quota(body: str) -> bool:
-    """OpenAI answers 429 also where the account is empty; waiting does not fill it."""
-    return "insufficient_quota" in body
-
-
-def _retry_after(headers: Any) -> float | None:
-    """Seconds, from a number or a date; None where there is none."""
-    text = headers.get("retry-after", "").strip()
-    try:
-        seconds = float(text)
-        return max(0.0, seconds) if seconds == seconds else None
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None

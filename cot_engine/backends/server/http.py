@@ -1,0 +1,210 @@
+"""HTTP to an OpenAI-compatible server: one line to it, and what its answers mean before their body
+is read. The teacher's data is asked for over the same line as a search's continuations.
+
+What a server says is worth asking again (`Passing`: it passes by itself), or it is final.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import time
+import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+from cot_engine.errors import ConfigError, InputError, cut, install
+
+FIRST_WAIT = 1.0
+"""Seconds before the first retry where the server names none; doubled with each, up to LONGEST."""
+LONGEST = 60.0
+MAX_BODY = 16 * 2**20
+"""Bytes of a reply; more is garbage."""
+TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+"""Statuses that may be others in a moment."""
+
+
+class Passing(Exception):
+    """What passes by itself. `wait` are the seconds that the server asks for; `queued`: others are
+    answered, so that it is only the queue, and not this request's fault."""
+
+    def __init__(self, said: str, wait: float | None = None, queued: bool = False) -> None:
+        super().__init__(said)
+        self.wait, self.queued = wait, queued
+
+
+def libraries() -> tuple[ModuleType, ModuleType]:
+    """httpx2 and tenacity. Raises InputError, which says how they are installed."""
+    try:
+        import httpx2
+        import tenacity
+    except ImportError as error:
+        raise InputError(f"This needs {error.name}.", install("server")) from None
+    return httpx2, tenacity
+
+
+class Line:
+    """A line to one server: at most `most` requests are open at a time, in each event loop.
+
+    `key` goes into the Authorization header and nowhere else: where a server repeats it, `blot` it
+    out. Raises ConfigError for an address or a key that will not do, InputError for a library that
+    is missing.
+    """
+
+    def __init__(self, base_url: str, key: str, most: int, what: str = "base-url") -> None:
+        self.base_url = check_base_url(base_url, what)
+        if not (key.isascii() and key.isprintable()):  # else an error would show it
+            raise ConfigError("The key is not plain ASCII.", "Copy it again, alone.")
+        self._key, self._most = key, most
+        self.http, self.tenacity = libraries()
+        self._clients: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    @property
+    def has_key(self) -> bool:
+        """Whether one is sent."""
+        return bool(self._key)
+
+    @property
+    def client(self) -> Any:
+        """The client of this event loop."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
+            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+            # Its own timeouts are for each read: a server that sends a byte now and then has
+            # forever. Whoever asks bounds the whole.
+            timeout = self.http.Timeout(None, connect=20.0)
+            limits = self.http.Limits(max_connections=self._most)
+            self._clients[loop] = self.http.AsyncClient(
+                headers=headers, timeout=timeout, limits=limits
+            )
+        return self._clients[loop]
+
+    @asynccontextmanager
+    async def open(self, method: str, path: str, payload: Any = None) -> AsyncIterator[Any]:
+        """A response whose body is still to be read. `path` goes behind the base address, or, with
+        a / in front, behind the host."""
+        parts = urlsplit(self.base_url)
+        root = f"{parts.scheme}://{parts.netloc}"
+        url = root + path if path.startswith("/") else f"{self.base_url}/{path}"
+        kwargs = {} if payload is None else {"json": payload}
+        async with self.client.stream(method, url, **kwargs) as response:
+            yield response
+
+    async def ask(self, path: str, payload: Any = None, method: str = "") -> tuple[int, Any, str]:
+        """The status, the headers and the body, no more of it than MAX_BODY. Raises what httpx2
+        raises."""
+        method = method or ("GET" if payload is None else "POST")
+        async with self.open(method, path, payload) as response:
+            return response.status_code, response.headers, await self.body(response)
+
+    async def body(self, response: Any) -> str:
+        """What is in a response, no more of it than MAX_BODY."""
+        body = bytearray()
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > MAX_BODY:
+                break
+        return body.decode("utf-8", "replace")
+
+    async def aclose(self) -> None:
+        """Close the connections of this event loop."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
+
+    def close(self) -> None:
+        """Close the connections of all event loops that still run, from whatever thread."""
+        for loop, client in list(self._clients.items()):
+            with suppress(RuntimeError):  # it does not run any more
+                loop.call_soon_threadsafe(lambda c=client, at=loop: at.create_task(c.aclose()))
+        self._clients.clear()
+
+    def broke(self, error: Exception) -> Passing:
+        """What an error of httpx2 is: a connection that broke, a body that cannot be decoded."""
+        broke = "the connection broke: " * isinstance(error, self.http.TransportError)
+        return Passing(self.blot(f"{broke}{type(error).__name__}: {error}"))
+
+    def said(self, body: str) -> str:
+        """What an error's body says, in short, without the key, of which none is cut in half."""
+        return self.blot(explained(self.blot(body)))
+
+    def blot(self, text: str) -> str:
+        """A text without the key."""
+        return text.replace(self._key, "***") if self._key else text
+
+
+def check_base_url(url: str, what: str = "base-url") -> str:
+    """The address without what people paste along. Raises ConfigError."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        secret = bool(parts.username or parts.password)
+    except ValueError:
+        usable, secret = False, False
+    if secret:
+        raise ConfigError(
+            f"{what} holds a user name or password.", "Keys come from an environment variable."
+        )
+    if not usable or parts.query or parts.fragment:
+        raise ConfigError(f"{what} is {url!r}.", 'Give one like "http://127.0.0.1:8000/v1".')
+    return url.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+
+
+def is_exposed(base_url: str) -> bool:
+    """Would a key go to another machine unencrypted?"""
+    parts = urlsplit(base_url)
+    return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
+
+
+def explained(body: str) -> str:
+    """What an error's body says, in short."""
+    try:
+        found = json.loads(body)
+        error = found.get("error", found.get("detail", found.get("message", found)))
+        text = error.get("message", error) if isinstance(error, dict) else error
+    except (ValueError, AttributeError, RecursionError):
+        text = body
+    text = text if isinstance(text, str) else json.dumps(text)
+    return cut(" ".join(text.split()), 300) or "no explanation"
+
+
+def is_quota(body: str) -> bool:
+    """OpenAI answers 429 also where the account is empty; waiting does not fill it."""
+    return "insufficient_quota" in body
+
+
+def retry_after(headers: Any) -> float | None:
+    """Seconds, from a number or a date; None where there is none."""
+    text = headers.get("retry-after", "").strip()
+    try:
+        seconds = float(text)
+        return max(0.0, seconds) if seconds == seconds else None
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def count(value: Any) -> int | None:
+    """A number of tokens, None for what is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def usage_of(found: Any) -> tuple[int | None, int | None, int | None]:
+    """Of a reply: tokens of its prompt, of what was written, and of the prompt that were cached;
+    None where the server does not count them."""
+    usage = found.get("usage") if isinstance(found, dict) else None
+    usage = usage if isinstance(usage, dict) else {}
+    details = usage.get("prompt_tokens_details")
+    details = details if isinstance(details, dict) else {}
+    return (
+        count(usage.get("prompt_tokens")),
+        count(usage.get("completion_tokens")),
+        count(details.get("cached_tokens")),
+    )

@@ -1,0 +1,181 @@
+"""The backend `server` as a plug-in: what there is to choose, and the addresses that it opens."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import parse_qsl
+
+from cot_engine.backends.server.http import Line, check_base_url, is_exposed
+from cot_engine.errors import ConfigError, UnknownNameError, shown
+
+if TYPE_CHECKING:
+    from cot_engine.backends.replicas import Replicas
+    from cot_engine.backends.server.backend import ServerBackend
+    from cot_engine.backends.server.dialect import Dialect
+    from cot_engine.backends.server.sizes import Sizes
+
+KEY = "COT_ENGINE_API_KEY"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A model behind an OpenAI-compatible server, such as vLLM or SGLang, by its address:
+    http://host:8000/v1. Several with commas between them are replicas.
+
+    `served` is what the server calls the model, if it has several. `key_env` names the environment
+    variable with the key. At most `at_once` requests are open at a time on each replica, each for
+    `timeout` seconds at most, retries included; `retries` are for what passes by itself. `sizes` is
+    a folder with the model's config.json and tokenizer (its weights need not be there): with it
+    floating-point operations are counted. `context` is the longest prompt and reply, in tokens,
+    where the server does not say. Any of these may stand behind the address:
+    http://host:8000/v1#served=NAME&sizes=FOLDER.
+    """
+
+    models: ClassVar[str] = r"https?://.*"
+
+    served: str | None = None
+    key_env: str = KEY
+    at_once: int = 128
+    timeout: float = 600.0
+    retries: int = 5
+    sizes: str | Path | None = None
+    context: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("at_once", 1, 4096), ("retries", 0, 100)):
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise ConfigError(
+                    f"{name} is {shown(value)}.", f"It must be a whole number, {low} to {high}."
+                )
+        if not 0 < self.timeout <= 86_400:
+            raise ConfigError(f"timeout is {shown(self.timeout)}.", "It must be 0 to 86400.")
+        if self.context is not None and self.context < 16:
+            raise ConfigError(f"context is {shown(self.context)}.", "It must be 16 at least.")
+
+    def open(
+        self, model: str, *, on_notice: Callable[[str], None] | None = None
+    ) -> ServerBackend | Replicas:
+        """Connect, and find out what the server can do. Raises ModelError for one that is not
+        there or cannot continue a message, and InputError for an address or a parameter that will
+        not do."""
+        from cot_engine.backends.replicas import Replicas
+
+        addresses, own = split(str(model))
+        how = replace(self, **own)
+        sizes = how._sizes()
+        opened: list[ServerBackend] = []
+        try:
+            for address in addresses:
+                opened.append(how._one(str(model), address, sizes))
+            notes = dict.fromkeys(note for each in opened for note in each.info.notes)
+            for note in notes:
+                with suppress(Exception):  # it is no part of what is computed
+                    on_notice and on_notice(note)
+            if len(opened) == 1:
+                return opened[0]
+            return Replicas(opened, on_notice)
+        except BaseException:
+            for each in opened:
+                each.close()
+            raise
+
+    def probe(self, model: str) -> list[tuple[str, Dialect]]:
+        """What each of the servers can do, by its address. Raises as `open` does."""
+        addresses, own = split(str(model))
+        how = replace(self, **own)
+        return [(address, how._found(address)[1]) for address in addresses]
+
+    def _sizes(self) -> Sizes | None:
+        if self.sizes is None:
+            return None
+        from cot_engine.backends.server.sizes import Sizes
+
+        return Sizes(self.sizes)
+
+    def _one(self, name: str, address: str, sizes: Sizes | None) -> ServerBackend:
+        from cot_engine.backends.server.backend import ServerBackend
+
+        asking, dialect = self._found(address)
+        notes = [*self._exposed(asking.line), *dialect.notes]
+        if sizes is None:
+            notes.append(
+                "The model's sizes are not known: no floating-point operations are counted "
+                "(sizes=FOLDER names a folder with its config.json); give budgets in tokens."
+            )
+        return ServerBackend(asking, replace(dialect, notes=tuple(notes)), name, sizes)
+
+    def _found(self, address: str) -> tuple[Any, Dialect]:
+        """The server, ready to be asked, and what it can do."""
+        from cot_engine.backends.server.asking import Asking
+        from cot_engine.backends.server.probe import Probe
+
+        key = os.environ.get(self.key_env, "").strip()
+        line = Line(address, key, self.at_once, "The model's address")
+        asking = Asking(line, self.at_once, self.timeout, self.retries)
+        # Whoever opens it waits: what does not answer at once is said to be gone at once.
+        first = Asking(line, self.at_once, min(self.timeout, 120.0), min(self.retries, 2))
+        probe = Probe(first, self.served, self.context)
+
+        async def find() -> Dialect:
+            try:
+                return await probe.dialect()
+            finally:
+                await line.aclose()
+
+        return asking, _apart(find)
+
+    def _exposed(self, line: Line) -> list[str]:
+        if not (line.has_key and is_exposed(line.base_url)):
+            return []
+        return ["The key goes to another machine unencrypted (http, not https)."]
+
+
+def split(model: str) -> tuple[list[str], dict[str, Any]]:
+    """The addresses in a model's name, and the parameters that stand behind them. Raises
+    ConfigError and UnknownNameError."""
+    text, _, behind = model.partition("#")
+    addresses = [check_base_url(part.strip(), "The model's address") for part in text.split(",")]
+    if len(set(addresses)) < len(addresses):
+        raise ConfigError("An address is named twice.", "Name each replica once.")
+    own: dict[str, Any] = {}
+    known = {f.name: str(f.type) for f in fields(Server)}
+    for name, value in parse_qsl(behind, keep_blank_values=True):
+        if name not in known:
+            raise UnknownNameError("parameter of a server called", name, known)
+        kind = known[name].split(" ")[0]
+        try:
+            own[name] = {"int": int, "float": float}.get(kind, str)(value)
+        except ValueError:
+            raise ConfigError(f"{name} is {shown(value)}.", "Give a number.") from None
+    if behind and not own:
+        raise ConfigError(
+            f"{shown(behind)} stands behind the address.", "Write #served=NAME or the like."
+        )
+    return addresses, own
+
+
+def _apart(work: Callable[[], Any]) -> Any:
+    """The result of asynchronous work, which may be asked for where an event loop runs already."""
+    done: list[Any] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(asyncio.run(work()))
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]
