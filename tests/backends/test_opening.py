@@ -32,7 +32,7 @@ def claiming(install, package, claim):
 
 
 def test_local_is_there_and_takes_what_nobody_claims(install, tmp_path):
-    assert plugins.names("backend") == ["local"]
+    assert plugins.names("backend") == ["local", "server"]
     assert plugins.parameters("backend", "local") == [
         "device",
         "dtype",

@@ -122,11 +122,13 @@ class ServerBackend:
         payload |= self.dialect.sampling(request.sampling) | self.dialect.numbered()
         payload |= self.dialect.stops(request.until.strings)
         read: list[Written] = []
+        room = self.dialect.context - self.costs.counted(scope, request.prompt, prefix)
+        most = max(1, min(request.max_new_tokens, room))
         try:
-            made = await self._candidates(payload, request, request.max_new_tokens)
+            made = await self._candidates(payload, request, most)
         except InputError:
-            room = await self._room(payload, request.max_new_tokens, read)
-            if room >= request.max_new_tokens:
+            room = await self._room(payload, most, read)
+            if room >= most:
                 raise
             made = await self._candidates(payload, request, room)
         most = request.max_new_tokens

@@ -97,6 +97,12 @@ class Costs:
                 used = replace(used, flops=used.flops + flops)
         return used
 
+    def counted(self, scope: Scope, prompt: Prompt, prefix: str) -> int:
+        """How many tokens they take, 0 where nobody has counted them."""
+        known, text = scope.of(prompt), prompt.text + _TURN + prefix
+        exact = text in known or self.sizes is not None
+        return self.total(known, prompt, text) if exact else 0
+
     def total(self, known: dict[str, int], prompt: Prompt, text: str) -> int:
         """How many tokens a text takes with its pictures: at most, where nobody has read it."""
         if text in known:

@@ -280,14 +280,12 @@ class Probe:
     async def _block(self, d: Dialect) -> int:
         """What divides the tokens that it has cached of prompts that it reads again; 0 if it does
         not say."""
-        cached: list[int] = []
-        for times in (3, 4, 5):
-            payload = self._payload(d, text=_TEXT * times)
-            await self._ask(payload)
-            again = await self._ask(payload)
-            if again.cached is None:
-                return 0
-            cached.append(again.cached)
+        # Of lengths that no block divides.
+        payloads = [self._payload(d, text=(_TEXT * 6)[:end]) for end in (450, 570, 710, 860)]
+        await all_of(*map(self._ask, payloads))
+        cached = [again.cached for again in await all_of(*map(self._ask, payloads))]
+        if None in cached:
+            return 0
         return math.gcd(*cached) or 128  # it says, and had none: the largest that vLLM has
 
     async def _tokenize(self, d: Dialect) -> bool:

@@ -1,0 +1,94 @@
+"""A model behind a server: the contract, what is asked of it, and the same search as in process."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from openai_server import serving
+from real_engine import HOT
+
+from cot_engine import Engine, Problem, scenes
+from cot_engine.backends.local.opener import Local
+from cot_engine.backends.opening import backend_of
+from cot_engine.backends.server.opener import Server
+from cot_engine.core.boundaries import Until
+from cot_engine.core.requests import GREEDY, Choose, Generate, Prompt, Sampling
+from cot_engine.images.load import load_image
+from cot_engine.judging.profile import Profile
+from cot_engine.testing import check_backend
+
+PLAIN = Problem("p", "How many legs have two cats?")
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    with Local(device="cpu").open("bundled") as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def served(bundled):
+    with serving(bundled) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def problems():
+    made = [scenes.sample(5, i, "val") for i in range(4)]
+    return [Problem(p.id, p.question, (load_image(p.image),)) for p in made]
+
+
+def asking(images=(), text="How many circles are there?", **more):
+    given = {"until": Until(), "seeds": (1, 2), "max_new_tokens": 24, "prefix": ()} | more
+    sampling = given.pop("sampling", Sampling(1.2, 1.0, 0))
+    return Generate("a", Prompt(text, images), sampling=sampling, **given)
+
+
+def answered(backend, request):
+    method = backend.generate if isinstance(request, Generate) else backend.choose
+    return asyncio.run(method(request))
+
+
+def test_the_contract_is_kept(served, problems):
+    check_backend(Server().open(served.url), problems[0])
+
+
+@pytest.mark.parametrize("strategy", ["stage-beam", "best-of-n"])
+def test_a_search_over_http_is_the_search_in_process(bundled, served, problems, strategy):
+    profile, how = Profile.of("cot_engine/bundled"), {"strategy": strategy, "n": 3, **HOT}
+    there = Server(sizes="bundled").open(served.url)
+    with Engine(there, profile=profile) as engine:
+        over_http = list(engine.solve_many(problems, **how))
+    engine = Engine(bundled, profile=profile)
+    for mine, own in zip(over_http, engine.solve_many(problems, **how), strict=True):
+        assert mine.chain.text == own.chain.text
+        for one, other in zip(mine.chain.steps, own.chain.steps, strict=True):
+            assert one.tokens == other.tokens
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+        for role, used in mine.usage.items():
+            assert used.decoded == own.usage[role].decoded and used.calls == own.usage[role].calls
+            assert used.flops == pytest.approx(own.usage[role].flops, rel=0.02)
+
+
+def test_greedy_costs_the_same_to_the_token(bundled, served, problems):
+    request = replace(asking(problems[0].images), sampling=GREEDY, seeds=(0,), scope="fresh")
+    with Server(sizes="bundled").open(served.url) as there:
+        mine, own = answered(there, request), answered(bundled, request)
+    assert mine.generations[0].ids == own.generations[0].ids
+    assert replace(mine.usage, seconds=0) == replace(own.usage, seconds=0)
+
+
+def test_a_verdict_is_that_of_the_choices_own_tokens(bundled, served, problems):
+    question = Choose("v", Prompt("Which?", problems[0].images), ("\n1: a", "\n2: b"), ("1", "2"))
+    with Server().open(served.url) as there:
+        mine, own = answered(there, question), answered(bundled, question)
+    assert mine.usage.decoded == 0
+    for rows in zip(mine.logprobs, own.logprobs, strict=True):
+        assert rows[0] == pytest.approx(rows[1], abs=1e-4)
+
+
+def test_who_claims_addresses():
+    assert backend_of("http://127.0.0.1:8000/v1") == "server"
+    assert backend_of("bundled") == "local"
