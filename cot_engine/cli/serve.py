@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cot_engine.errors import ConfigError, CotEngineError, install
+from cot_engine.errors import ConfigError, CotEngineError, TraceError, install
+from cot_engine.files.writing import check_writable
 from cot_engine.options.config import RunConfig
 from cot_engine.options.layers import SERVE_KEY_FILE, SERVE_KEYS, load_config
 
@@ -85,6 +86,7 @@ def limits_of(config: RunConfig, given: dict[str, Any]) -> Any:
         values["folder"] = Path(values["folder"])
         if values["folder"].exists() and not values["folder"].is_dir():
             raise ConfigError(f"--traces {values['folder']} is a file.", "Name a folder.")
+        check_writable(values["folder"] / "trace.jsonl", "A trace", TraceError)
     return Limits(**values, allow_url=config.allow_url, allowance=Allowance(**own))
 
 

@@ -9,9 +9,9 @@ themselves run in the engine's thread.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from cot_engine.core.problem import Problem
@@ -35,6 +35,7 @@ Picture = bytes | str | Image
 """The bytes of an image file, an http(s) URL (where `Limits.allow_url` allows it), or an Image. No
 path: whoever asks is not who owns the files here."""
 
+_log = logging.getLogger("cot_engine.serve")
 _NOT_HERE = ("allow_url",)  # options of a call that are the server's to set
 
 
@@ -103,7 +104,7 @@ class Desk:
         problem = await self._problem(pictures, question)
         self._check_room(pixels(problem))  # others came while the pictures were read
         allowance = self.limits.of(client)
-        if (wait := self.quota.hold(client, allowance, call.budget)) is not None:
+        if (wait := self.quota.hold(_account(client), allowance, call.budget)) is not None:
             raise Busy(
                 f"{call.budget} are not left of the {allowance.total} that may be spent in"
                 f" {allowance.per:g} seconds.",
@@ -160,6 +161,9 @@ class Desk:
         for key in _NOT_HERE:
             if key in options:
                 raise ConfigError(f"{key} is the server's to set.", "Leave it out.")
+        for key in ("strategy", "judge"):  # objects would do for the engine
+            if not isinstance(options.get(key, ""), str):
+                raise ConfigError(f"{key} is {shown(options[key])}.", "Give its name.")
         if "plan" in options and not isinstance(options["plan"], Plan):
             raise ConfigError(
                 f"plan is {shown(options['plan'])}.", "A path names nothing here: give its stages."
@@ -263,7 +267,7 @@ class Desk:
     def _over(self, ticket: Ticket, answer: Any, error: BaseException | None) -> None:
         began = ticket.state == "running"
         used = sum(ticket.usage.values(), Usage()) if began else None
-        self.quota.settle(ticket.client, ticket.call.budget, used, ticket.seconds)
+        self.quota.settle(_account(ticket.client), ticket.call.budget, used, ticket.seconds)
         self._held -= pixels(ticket.problem)
         ticket.end(answer, error)
         for listen in self.on_over:
@@ -280,11 +284,18 @@ class Desk:
         try:
             lines = await in_thread(ticket.lines)
             ticket.settle(lines)
-            with suppress(CotEngineError):
+            try:
                 await in_thread(lambda: self.shelf.write(ticket.client, ticket.id, lines))
+            except CotEngineError as error:
+                _log.error("%s", error)
             self.shelf.put(ticket, len(lines))
         finally:
             del self._tickets[ticket.id]
+
+
+def _account(client: str) -> str:
+    """Who pays: an address, whichever of its users asks."""
+    return client.partition("/")[0]
 
 
 def check_widths(call: Resolved, most: int) -> None:

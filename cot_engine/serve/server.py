@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cot_engine.errors import ConfigError
 from cot_engine.serve.desk import Desk
@@ -20,6 +22,10 @@ from cot_engine.serve.guard import LOG, LOOPBACK, Guard
 
 AFTER = 5.0
 """Seconds that responses may take to be sent once their searches have ended."""
+
+
+HEAD_SECONDS = 30.0
+"""For the head of a request to arrive, and the longest that a connection may be idle."""
 
 
 def is_loopback(host: str) -> bool:
@@ -59,6 +65,40 @@ def address_of(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+class Prompt(H11Protocol):
+    """A connection on which a request's head arrives within HEAD_SECONDS, or it is closed: whoever
+    opens many and sends nothing would else keep others out."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unwatch()
+
+    def _watch(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._unwatch()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _unwatch(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
 class Server(uvicorn.Server):
     """Ends gracefully by the first SIGTERM or SIGINT, and at once by the second.
 
@@ -69,14 +109,14 @@ class Server(uvicorn.Server):
     def __init__(self, app: Guard, desk: Desk, say: Callable[[str], object]) -> None:
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=Prompt,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,  # whoever asks could else say who it is
-            timeout_keep_alive=30,
+            timeout_keep_alive=int(HEAD_SECONDS),
             timeout_graceful_shutdown=int(desk.limits.grace + AFTER) + 1,
         )
         super().__init__(config)
@@ -99,6 +139,12 @@ class Server(uvicorn.Server):
         finally:
             for each in signals:
                 loop.remove_signal_handler(each)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what is open, then let be written what the desk keeps."""
+        await super().shutdown(sockets)
+        if self._closing is not None and not self.force_exit:
+            await asyncio.wait([self._closing])
 
     def stop(self) -> None:
         """End gracefully; called again, at once."""

@@ -15,7 +15,7 @@ from cot_engine.core.usage import Usage
 from cot_engine.errors import ConfigError
 from cot_engine.options.config import RunConfig
 from cot_engine.options.layers import load_config
-from cot_engine.serve import guard
+from cot_engine.serve import guard, server
 from cot_engine.serve.keys import Keys, keys_from
 from cot_engine.serve.limits import Allowance, Limits
 from cot_engine.serve.schema import CALL, ChatRequest
@@ -255,6 +255,13 @@ def test_a_body_that_does_not_arrive_is_waited_for_no_longer_than_a_while(served
     with socket.create_connection(("127.0.0.1", served.port), timeout=20) as raw:
         raw.sendall(head.encode())
         assert raw.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_head_that_does_not_arrive_is_waited_for_no_longer_than_a_while(served, monkeypatch):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.05)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as raw:
+        raw.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
+        assert raw.recv(100) == b""
 
 
 def test_addresses_and_methods_that_there_are_not(http):

@@ -187,6 +187,7 @@ def test_pictures_that_wait_are_bounded_in_pixels():
         ({"budget": 3}, ConfigError, "The budget is 3"),
         ({"strategy": "stage-beam", "parameters": {"n": 5}}, ConfigError, "n is 5; the most"),
         ({"strategy": "stage-been"}, UnknownNameError, "stage-beam"),
+        ({"strategy": False}, ConfigError, "Give its name"),
         ({"plan": "/etc/passwd"}, ConfigError, "names nothing here"),
         ({"allow_url": True}, ConfigError, "the server's"),
         ({"model": "other"}, ConfigError, "option of the engine"),
@@ -247,6 +248,8 @@ def test_a_clients_total_is_held_before_and_settled_after():
         with pytest.raises(Busy, match="60 new tokens are not left") as busy:
             await opened(desk, budget="60 new tokens")
         assert busy.value.why == "spent" and 0 < busy.value.retry_after <= 50
+        with pytest.raises(Busy):  # a user of the same address
+            await opened(desk, "a/somebody", budget="60 new tokens")
         await opened(desk, "other", budget="60 new tokens")
         answer = await ticket.answer()
         spent = sum(answer.usage.values(), Usage()).decoded
