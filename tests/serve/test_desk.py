@@ -251,6 +251,7 @@ def test_a_clients_total_is_held_before_and_settled_after():
         with pytest.raises(Busy):  # a user of the same address
             await opened(desk, "a/somebody", budget="60 new tokens")
         await opened(desk, "other", budget="60 new tokens")
+        backend.open.set()
         answer = await ticket.answer()
         spent = sum(answer.usage.values(), Usage()).decoded
         assert desk.quota.spent("a") == spent < 60
@@ -264,7 +265,8 @@ def test_a_clients_total_is_held_before_and_settled_after():
 
     now = [0.0]
     allowance = Allowance("100 new tokens", "100 new tokens", per=50)
-    on_a_desk(timed, Limits(allowance=allowance, grace=5))
+    backend = Gate()
+    on_a_desk(timed, Limits(allowance=allowance, grace=5), backend)
 
 
 def test_a_total_needs_a_bound_in_its_unit():
