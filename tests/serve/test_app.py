@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from serving import QUESTION, TRAINED, Gate, picture, scripted, seen, serving
@@ -166,6 +168,12 @@ def test_every_option_of_a_call_may_be_asked_for():
     assert {*CALL, "parameters"} <= {*ChatRequest.model_fields}
     taken = {"model", "device", "memory", "in_flight", "allow_url", "max_pixels"}
     assert not taken - {"model"} & {*ChatRequest.model_fields}
+
+
+def test_the_table_of_fields_has_every_one():
+    table = (Path(__file__).parents[2] / "docs" / "servers.md").read_text("utf-8")
+    told = set(re.findall(r"`(\w+)`", table.partition("### Fields")[2].partition("### ")[0]))
+    assert not {*ChatRequest.model_fields} - told
 
 
 # --- what is refused -----------------------------------------------------------------------------
