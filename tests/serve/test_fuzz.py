@@ -158,5 +158,5 @@ def test_whatever_is_sent(sender):
 
 @pytest.mark.slow
 def test_whatever_is_sent_ten_thousand_times(sender):
-    fuzz(sender, schema(sender.client._transport.app), 9000, 600)
+    fuzz(sender, schema(sender.client._transport.app), 9500, 600)
     assert sum(sender.seen.values()) > 10_000
