@@ -38,12 +38,13 @@ ROOMS = {
     "show": CORE,
     "testing": SEARCH,
     "questions": CORE | {"options", "scenes"},
+    "benchmarks": CORE | {"backends", "questions"},
     "ablation": ENGINE | {"questions"},
     "report": ENGINE | {"questions", "ablation", "show"},
     "training": ENGINE | {"questions", "ablation", "report", "show"},
     "bundled": set(),
     "serve": ENGINE | {"show"},
-    "cli": ENGINE | {"questions", "ablation", "report", "serve", "show", "training"},
+    "cli": ENGINE | {"benchmarks", "questions", "ablation", "report", "serve", "show", "training"},
     "__main__": {"cli"},
 }
 """What each room may import, beside itself."""

@@ -201,6 +201,62 @@ def report(
     return partial(run, store, run_id, format, out, where, traces, runs, trace, json=json)
 
 
+@app.command(cls=_usage("BENCHMARK PREDICTIONS"))
+def score(
+    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", hidden=True)],
+    predictions: Annotated[str, typer.Argument(metavar="PREDICTIONS", hidden=True)],
+    rules: Annotated[
+        list[str] | None,
+        _option(
+            "--rules",
+            metavar="NAME",
+            help="vlmevalkit-2024, vlmevalkit-2026, official, official-int, conclusion; two to"
+            " compare. [official for MathVista, else vlmevalkit-2026]",
+        ),
+    ] = None,
+    show: Annotated[
+        str | None,
+        _option(
+            "--show",
+            metavar="disagreements|unresolved|items",
+            help="Single predictions in place of tables: what was extracted, by which rule.",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        _option(
+            "--against", metavar="FILE", help="The questions, if PREDICTIONS does not have them."
+        ),
+    ] = None,
+    grader: Annotated[
+        str | None,
+        _option("--grader", metavar="MODEL", help="Decides what the rules leave open. [nobody]"),
+    ] = None,
+    verdicts: Annotated[
+        str | None,
+        _option(
+            "--verdicts",
+            metavar="FILE.jsonl",
+            help="Where its replies are kept and looked for. [PREDICTIONS.verdicts.jsonl]",
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> Action:
+    """Score a benchmark's predictions, by named rules.
+
+    BENCHMARK is MMStar, MMBench_DEV_EN_V11, HallusionBench ... (cot-engine list benchmarks).
+    PREDICTIONS is what a harness wrote, as TSV, CSV, JSON, JSONL or XLSX. What rules leave open is
+    listed and counted, and no guess is made. Exit code 3: some rows have faults, the rest is
+    scored.
+    """
+    from cot_engine.cli.score import run
+
+    what = partial(run, benchmark, predictions, rules or [], show, against, grader, verdicts)
+    return partial(what, json=json, quiet=quiet)
+
+
 @app.command("judge-report", cls=_usage(""))
 @flags(
     *(
@@ -377,7 +433,7 @@ def serve(
     return partial(run, config, options, **more, limits=limits, quiet=quiet)
 
 
-@app.command("list", cls=_usage("strategies|judges|tournaments|stages|models [MODEL]"))
+@app.command("list", cls=_usage("strategies|judges|tournaments|stages|benchmarks|models [MODEL]"))
 @flags("plan", after="model")
 def list_(
     what: Annotated[str, typer.Argument(metavar="WHAT", hidden=True)],

@@ -136,10 +136,27 @@ def stages(path: str | None = None) -> list[Listed]:
     ]
 
 
+def benchmarks() -> list[Listed]:
+    """The benchmarks whose files are read and whose predictions are scored."""
+    from cot_engine.benchmarks.catalogue import BENCHMARKS
+    from cot_engine.benchmarks.rulesets import RULE_SETS
+
+    return [
+        {
+            "name": each.name,
+            "about": each.about,
+            "rules": [name for name, rules in RULE_SETS.items() if each.kind in rules.reads],
+            "questions": each.questions,
+        }
+        for each in BENCHMARKS.values()
+    ]
+
+
 KINDS: dict[str, Callable[[], list[Listed]]] = {
     "strategies": strategies,
     "judges": judges,
     "tournaments": tournaments,
     "models": models,
     "stages": stages,
+    "benchmarks": benchmarks,
 }

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from cot_engine.errors import InputError, cut, shown
+from cot_engine.files.rows import records
 from cot_engine.questions.cells import entries
 from cot_engine.questions.row import (
     LETTERS,
@@ -34,7 +34,6 @@ _LOOSE = (
     "It needs a column question; index (or id), image (base64 or a path), image_path, answer, A, B,"
     " ..., hint, category (or type) and split are read where they are"
 )
-_CSV_LOCK = threading.Lock()
 _PATH = 1024  # characters of a longer path; of base64 there are more
 
 
@@ -101,26 +100,17 @@ def _meant(path: Path, header: list[str], missing: list[str], loose: bool) -> st
 
 def _lines(path: Path, text: str, tell: Faulty) -> Iterator[tuple[str, list[str]]]:
     """("line 3", its fields): a quoted field may hold tabs and line ends."""
-    # The limit is the interpreter's: a picture is longer than the usual 131,072 characters.
-    with _CSV_LOCK:
-        before = csv.field_size_limit(2**31 - 1)
-        try:
-            reader = csv.reader(
-                io.StringIO(text, newline=""), delimiter=_delimiter(path), strict=True
-            )
-            start, found = 1, []
-            for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    found.append((f"line {start}", cells))
-                start = reader.line_num + 1
-        except csv.Error as error:
-            hint = 'A field with quotes must be quoted itself, each " in it doubled'
-            hint += "; nothing after this line is read."
-            kind = path.suffix[1:].upper()
-            said = f"this is not {kind}: {error}."
-            tell(f"line {start}", wrong(path, f"line {start}", said, hint))
-        finally:
-            csv.field_size_limit(before)
+    found: list[tuple[str, list[str]]] = []
+    try:
+        for start, cells in records(io.StringIO(text, newline=""), _delimiter(path)):
+            if any(cell.strip() for cell in cells):
+                found.append((f"line {start}", cells))
+    except csv.Error as error:
+        place = f"line {error.args[1]}"
+        hint = 'A field with quotes must be quoted itself, each " in it doubled'
+        hint += "; nothing after this line is read."
+        said = f"this is not {path.suffix[1:].upper()}: {error.args[0]}."
+        tell(place, wrong(path, place, said, hint))
     return iter(found)
 
 

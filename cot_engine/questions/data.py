@@ -360,19 +360,26 @@ def _item(
         check_question(question)
     except InputError as error:
         raise wrong(path, row.place, error.message, error.hint) from None
+    return item_from(row.id, question, grader, pictures, row.type)
+
+
+def item_from(
+    id: str, question: str, grader: Grader | Unknown, pictures: tuple[Picture, ...], type: str = ""
+) -> Item:
+    """A question as it is asked, with its grader, as an item. Raises ImageError for a picture that
+    cannot be read."""
     digest = _digest(
         [
-            row.id,
+            id,
             question,
             list(grader.accepted),
             list(grader.choices),
-            row.type,
+            type,
             grader.kind,
             [picture.digest for picture in pictures],
         ]
     )
-    answer = " or ".join(grader.accepted)
-    return Item(row.id, question, answer, digest, grader, pictures, row.type)
+    return Item(id, question, " or ".join(grader.accepted), digest, grader, pictures, type)
 
 
 def prompt(question: str, choices: dict[str, str], hint: str = "") -> str:

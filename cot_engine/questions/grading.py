@@ -168,6 +168,11 @@ def option(answer: str, choices: Mapping[str, str]) -> str:
     return ""
 
 
+def is_article(answer: str) -> bool:
+    """Does an "A" open a sentence of the answer as its article, and name no option?"""
+    return _ARTICLE.search(answer.strip()) is not None
+
+
 def number(text: str) -> float | None:
     """The value of a text that is a number and nothing else: "1,000", "-2.5", "3/4", "50%"."""
     match = _NUMBER.fullmatch(normalise_answer(text))

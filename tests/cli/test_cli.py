@@ -21,7 +21,7 @@ from cot_engine.errors import InputError
 # --- help ----------------------------------------------------------------------------------------
 
 
-COMMANDS = ["", "solve", "trace", "ablate", "report", "judge-report", "serve", "list"]
+COMMANDS = ["", "solve", "trace", "ablate", "report", "score", "judge-report", "serve", "list"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,110 @@
+"""`cot-engine score` as its users meet it."""
+
+import json
+
+import pytest
+from command_line import cli, two_lines  # noqa: F401
+from golden import check_golden
+
+from cot_engine.testing import ScriptedBackend
+
+HEAD = "index\tquestion\tA\tB\tanswer\tcategory\tprediction\n"
+STAGED = (
+    "<SUMMARY> Plan. </SUMMARY> <REASONING> A dog. </REASONING>"
+    " <CONCLUSION> It is blue. </CONCLUSION>"
+)
+ROWS = (
+    "1\tWhich?\tred\tblue\tA\tmath\tA\n"
+    "2\tWhich?\tred\tblue\tB\tmath\tA dog sits on a lawn\n"
+    f"3\tWhich?\tred\tblue\tB\tinstance reasoning\t{STAGED}\n"
+    "4\tWhich?\tred\tblue\tB\tinstance reasoning\tred or blue\n"
+    "5\tWhich?\tred\tblue\tB\tscience & technology\tB \x1b[31m\n"
+    "6\tWhich?\tred\tblue\tB\tlogical reasoning\tB\n"
+)
+
+
+@pytest.fixture
+def predictions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.tsv").write_text(HEAD + ROWS)
+    return "p.tsv"
+
+
+@pytest.mark.parametrize("show", [None, "disagreements", "unresolved", "items"])
+def test_what_it_prints(cli, predictions, show):  # noqa: F811
+    more = ["--show", show] if show else []
+    done = cli("score", "MMStar", predictions, "--rules", "vlmevalkit-2024", *more)
+    assert (done.returncode, done.stderr) == (0, "")
+    check_golden(f"score/{show or 'tables'}.txt", done.stdout)
+
+
+def test_json_has_everything(cli, predictions):  # noqa: F811
+    done = cli("score", "MMStar", predictions, "--json", "--rules", "vlmevalkit-2024")
+    found = json.loads(done.stdout)
+    assert found["rules"]["name"] == "vlmevalkit-2024" and "e42058a1" in found["rules"]["source"]
+    assert (found["predictions"], found["unscored"], found["unresolved"]) == (6, 1, ["4"])
+    assert found["score"]["score"] == 0.6 and found["score"]["scored"] == 5
+    assert found["score"]["all_wrong"] == 0.5 and found["score"]["all_right"] == 4 / 6
+    subset = found["tables"][-1]["cells"][0]
+    assert subset["name"] == "MMStar-R" and subset["score"] == 0.625
+    done = cli("score", "MMStar", predictions, "--json", "--show", "disagreements")
+    found = json.loads(done.stdout)
+    assert found["against"]["name"] == "conclusion"
+    assert [each["conclusion"]["id"] for each in found["disagreements"]] == ["3"]
+
+
+def test_rows_with_faults_make_it_exit_with_3(cli, predictions, tmp_path):  # noqa: F811
+    (tmp_path / "p.tsv").write_text(HEAD + ROWS + "7\tWhich?\tred\tblue\tB\tmath\tnan\n")
+    done = cli("score", "MMStar", predictions)
+    assert done.returncode == 3
+    assert "MMStar: 100.00 %" in done.stdout and ", 4 unscored" in done.stdout.splitlines()[0]
+    assert "line 8, column prediction: is 'nan'" in done.stderr
+    assert "Faults in the predictions: 1;" in done.stderr
+
+
+def test_a_grader_is_opened_and_its_verdicts_are_kept(cli, predictions, monkeypatch, tmp_path):  # noqa: F811
+    opened = []
+
+    def model(name, **_):
+        opened.append(ScriptedBackend(script=lambda request, seed: "B"))
+        return opened[-1]
+
+    monkeypatch.setattr("cot_engine.backends.opening.open_backend", model)
+    base = ["score", "MMStar", predictions, "--rules", "conclusion"]
+    done = cli(*base, "--grader", "m", "--json", "-q")
+    assert done.returncode == 0 and done.stderr == ""
+    assert json.loads(done.stdout)["unscored"] == 0 and opened[0].closed
+    assert len(opened[0].requests) == 2
+    kept = tmp_path / "p.tsv.verdicts.jsonl"
+    assert len(kept.read_text().splitlines()) == 2
+    done = cli(*base, "--grader", "m")
+    assert not opened[1].requests and "2 were decided by scripted@0." in done.stdout
+    assert cli(*base, "--verdicts", kept).stdout == done.stdout and len(opened) == 2
+    assert "unscored" in cli(*base).stdout.splitlines()[0]
+    said = two_lines(cli(*base, "--verdicts", predictions))
+    assert "would write over the predictions" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["MMStars", "p.tsv"], "no benchmark 'MMStars'"),
+        (["MMStar", "q.tsv"], "cannot be read"),
+        (["MMStar", "p.tsv", "--rules", "2024"], "no set of rules '2024'"),
+        (["MMStar", "p.tsv", "--rules", "official"], "say nothing about MMStar"),
+        (["MMStar", "p.tsv", "--show", "all"], "no listing called 'all'"),
+        (["MMStar", "p.tsv", "--rules", "conclusion", "--rules", "vlmevalkit-2024"], "2 sets"),
+        (["MMBench", "p.tsv"], "several benchmarks 'MMBench'"),
+    ],
+)
+def test_what_will_not_do_is_two_lines(cli, predictions, arguments, said):  # noqa: F811
+    assert said in two_lines(cli("score", *arguments))
+
+
+def test_the_list_of_benchmarks(cli):  # noqa: F811
+    rows = json.loads(cli("list", "benchmarks", "--json").stdout)
+    names = [row["name"] for row in rows]
+    assert {"MMStar", "MMVet", "HallusionBench", "AI2D_TEST_NO_MASK", "MMBench_TEST_CN_V11"} < {
+        *names
+    }
+    assert next(r for r in rows if r["name"] == "MathVista_MINI")["rules"][2] == "official"
