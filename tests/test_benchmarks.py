@@ -1,11 +1,9 @@
 """The benchmark runs, on models so small that its numbers mean nothing; no time is asserted."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from cot_engine.testing import alike
@@ -20,8 +18,8 @@ MODELS = ["tiny", pytest.param("mllama-tiny", marks=pytest.mark.slow)]
 @pytest.fixture(scope="module", params=MODELS)
 def result(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("benchmark") / "out.json"
-    command = [sys.executable, str(SCRIPT), "--model", request.param, *SMALL, "--json", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
+    command = [SCRIPT, "--model", request.param, *SMALL, "--json", path]
+    done = forked.run(*command, cwd=path.parent)
     assert done.returncode == 0, done.stderr
     written = json.loads(path.read_text())
     assert json.loads(done.stdout) == written
@@ -72,10 +70,10 @@ def test_judges_cost_what_they_are(result):
     assert shares["rationale"]["new_tokens"] > 0.5
 
 
-def test_searches_alone_and_among_others_are_compared():
-    script = str(SCRIPT.with_name("alone.py"))
+def test_searches_alone_and_among_others_are_compared(tmp_path):
+    script = SCRIPT.with_name("alone.py")
     few = "--problems 3 --temperature 1 --strategy best-of-n -n 2".split()
-    done = subprocess.run([sys.executable, script, *few], capture_output=True, text=True)
+    done = forked.run(script, *few, cwd=tmp_path)
     assert done.stdout.startswith("best-of-n n=2 T=1: 0 of 3 differ; the others' numbers"), (
         done.stderr
     )

@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -47,9 +48,7 @@ def test_the_first_command_answers_as_promised():
 def test_python_examples_run(number, tmp_path):
     script = tmp_path / "example.py"
     script.write_text(blocks("python")[number], "utf-8")
-    run = subprocess.run(
-        [sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    run = forked.run(script, cwd=ROOT)
     assert run.returncode == 0, run.stderr
 
 

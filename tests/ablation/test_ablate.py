@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 import tomllib
 import weakref
 
 import pytest
+from forked import Forked
 from PIL import Image
 
 from cot_engine.ablation import ray_workers
@@ -38,7 +36,7 @@ seeds = [0, 1]
 source = "scenes"
 n = 2
 [run]
-temperature = 2.0
+temperature = 1.3
 top_p = 1.0
 top_k = 0
 [match]
@@ -135,7 +133,7 @@ def test_a_stored_search_is_the_one_that_solve_does(engine, finished):
         item = work.items[row.key.item]
         answer = engine.solve(
             item.problem(), strategy="stage-beam", n=3, seed=1,
-            temperature=2.0, top_p=1.0, top_k=0,
+            temperature=1.3, top_p=1.0, top_k=0,
         )  # fmt: skip
         assert row.answer == answer.text
         assert row.correct == item.grade(answer.text)
@@ -166,7 +164,7 @@ def test_matched_cells_get_what_the_reference_spent_there(finished):
 @pytest.mark.parametrize("unit", ["new tokens", "tokens", "calls", "seconds"])
 def test_other_units(engine, tmp_path, unit):
     text = GRID.replace("seeds = [0, 1]", "seeds = [0]")
-    work = planned(engine, text, unit=unit, n=1 if unit == "seconds" else 2)
+    work = planned(engine, text, unit=unit, n=1)
     with Store(tmp_path / "units.sqlite", create=True) as store:
         do(engine, work, store)
         for row in store.rows(work.run):
@@ -312,11 +310,12 @@ def test_a_worker_hands_over_what_it_had_done_when_its_model_is_lost(engine, mon
 def command(tmp_path, *more, text=GRID):
     path = tmp_path / "grid.toml"
     path.write_text(text.replace("UNIT", "flops"), "utf-8")
-    return [sys.executable, "-m", "cot_engine", "ablate", str(path), *more]
+    return ["ablate", str(path), *more]
 
 
-def run(args, cwd, timeout=300):
-    return subprocess.run(args, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+def process(tmp_path, *more):
+    """The command in a process of its own."""
+    return Forked("-m", "cot_engine", *command(tmp_path, *more), cwd=tmp_path)
 
 
 def test_the_second_of_two_runs_says_who_is_first(tmp_path):
@@ -324,7 +323,7 @@ def test_the_second_of_two_runs_says_who_is_first(tmp_path):
         held(tmp_path / "grid.sqlite", "the store", ""),
         Store(tmp_path / "grid.sqlite", create=True),
     ):
-        second = run(command(tmp_path), tmp_path)
+        second = process(tmp_path).ended()
     assert second.returncode == 2
     assert "is writing to the store" in second.stderr and "--wait" in second.stderr
 
@@ -337,32 +336,28 @@ def test_the_second_of_two_runs_says_who_is_first(tmp_path):
         (["--dtype", "float8"], "float8"),
     ],
 )
-def test_wrong_flags_are_explained(tmp_path, more, said):
-    done = run(command(tmp_path, *more), tmp_path)
-    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+def test_wrong_flags_are_explained(tmp_path, capsys, more, said):
+    assert main(command(tmp_path, *more)) == 2
+    told = capsys.readouterr().err
+    assert said in told and "Traceback" not in told
 
 
-def test_an_unknown_preset_names_those_there_are(tmp_path):
-    done = run([sys.executable, "-m", "cot_engine", "ablate", "papre"], tmp_path)
-    assert done.returncode == 2 and "paper" in done.stderr
+def test_an_unknown_preset_names_those_there_are(capsys):
+    assert main(["ablate", "papre"]) == 2
+    assert "paper" in capsys.readouterr().err
 
 
-def test_failures_show_in_the_exit_code(tmp_path, install):
+def test_failures_show_in_the_exit_code(tmp_path, install, monkeypatch, capsys):
     install("breaking", BREAKING, breaking="breaking:Breaking")
-    env = os.environ | {"PYTHONPATH": str(tmp_path / "breaking")}
+    monkeypatch.chdir(tmp_path)
     text = "[data]\nn = 3\n[[cells]]\nstrategy = 'breaking'"
-    done = subprocess.run(
-        command(tmp_path, text=text), cwd=tmp_path, env=env, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 3
-    assert "1 of 9 searches failed" in done.stderr
-    assert (
-        "two is too many" in done.stderr
-        and "problem scenes-2/test/0/2, breaking, seed 0" in done.stderr
-    )
-    assert "The same command tries them again" in done.stderr
-    assert "greedy" in done.stdout
+    assert main(command(tmp_path, text=text)) == 3
+    done = capsys.readouterr()
+    assert "1 of 9 searches failed" in done.err
+    assert "two is too many" in done.err
+    assert "problem scenes-2/test/0/2, breaking, seed 0" in done.err
+    assert "The same command tries them again" in done.err
+    assert "greedy" in done.out
 
 
 def results(path):
@@ -376,32 +371,26 @@ def results(path):
         return made, found
 
 
-@pytest.mark.slow
 def test_killed_at_random_points_nothing_is_lost_or_doubled(tmp_path, finished):
     """Each time some searches are done before the kill; together they make the whole run."""
     rng = random.Random(0)
     path = tmp_path / "grid.sqlite"
     kills, seen = 0, 0
     while kills < 4:
-        process = subprocess.Popen(
-            command(tmp_path, "--quiet", "--in-flight", "4"), cwd=tmp_path, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        running = process(tmp_path, "--quiet", "--in-flight", "4")
         wanted = seen + rng.randint(1, 6)
         deadline = time.monotonic() + 120
-        while stored(path) < wanted and process.poll() is None and time.monotonic() < deadline:
+        while stored(path) < wanted and running.returncode is None and time.monotonic() < deadline:
             time.sleep(rng.random() * 0.1)
-        ended = process.poll()
-        if ended is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            kills += 1
-        process.wait()
-        assert ended in (None, 0), process.stderr.read().decode()
+        running.send_signal(signal.SIGKILL)
+        ended = running.ended()
+        kills += ended.returncode == -signal.SIGKILL
+        assert ended.returncode in (-signal.SIGKILL, 0), ended.stderr
         before, seen = seen, stored(path)
         assert seen >= before  # nothing that was stored is lost
-        if ended == 0:
+        if ended.returncode == 0:
             break
-    done = run(command(tmp_path, "--quiet"), tmp_path)
+    done = process(tmp_path, "--quiet").ended()
     assert done.returncode == 0, done.stderr
     made, found = results(path)
     assert sorted(found) == sorted(made.keys())
@@ -423,34 +412,27 @@ def stored(path) -> int:
     return 0
 
 
-@pytest.mark.slow
 def test_an_interrupt_keeps_what_is_done(tmp_path):
-    process = subprocess.Popen(
-        command(tmp_path, "--in-flight", "2", "--problems", "50"), cwd=tmp_path,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # Whoever runs the tests in the background may have had interrupts ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    running = process(tmp_path, "--in-flight", "2", "--problems", "50")
     deadline = time.monotonic() + 120
     while stored(tmp_path / "grid.sqlite") < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
+    running.send_signal(signal.SIGINT)
+    done = running.ended(60)
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
     assert stored(tmp_path / "grid.sqlite") >= 2
 
 
 @pytest.mark.slow
-def test_the_example_runs_and_is_reported_in_every_form(tmp_path, monkeypatch):
+def test_the_example_runs_and_is_reported_in_every_form(tmp_path, monkeypatch, capsys):
     from pathlib import Path
 
     example = Path(__file__).parents[2] / "examples" / "ablation.toml"
-    command = [sys.executable, "-m", "cot_engine", "ablate", str(example), "--problems", "1"]
-    done = run(command, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "wide caption" in done.stdout and "majority (matched)" in done.stdout
-    monkeypatch.chdir(tmp_path)  # a report asks nothing of a process of its own
+    monkeypatch.chdir(tmp_path)
+    assert main(["ablate", str(example), "--problems", "1"]) == 0
+    done = capsys.readouterr().out
+    assert "wide caption" in done and "majority (matched)" in done
     for name in ("out.md", "out.json", "out.html", "out.csv"):
         assert main(["report", "ablation.sqlite", "--out", name]) == 0
         assert "stage-beam n=4" in (tmp_path / name).read_text("utf-8")

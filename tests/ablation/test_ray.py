@@ -24,7 +24,7 @@ from cot_engine.questions.data import load_data
 from cot_engine.testing import alike
 
 GRID = {
-    "run": {"temperature": 2.0, "top_p": 1.0, "top_k": 0},
+    "run": {"temperature": 1.3, "top_p": 1.0, "top_k": 0},
     "match": {"unit": "flops", "reference": "stage-beam n=2"},
     "cells": [
         {"strategy": "stage-beam", "n": 2},
@@ -38,7 +38,7 @@ def planned(tmp_path):
     """The work and its store, done on this machine."""
     path = tmp_path / "local.sqlite"
     with Engine.from_pretrained() as engine, Store(path, create=True) as store:
-        data = load_data("scenes", n=12)
+        data = load_data("scenes", n=5)
         work = plan_run(parse_ablation(GRID, name="test"), data, engine, "cot-engine ablate")
         ablate(work, store, partial(run_local, engine, in_flight=4))
         yield work, store

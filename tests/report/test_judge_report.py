@@ -78,7 +78,7 @@ def found(data):
     with pytest.MonkeyPatch.context() as patch, Engine.from_pretrained() as engine:
         for name, make in extra.items():
             patch.setitem(JUDGES, name, make)
-        todo = Examination(HOT, (*NAMES, "likelihood"), n=5)
+        todo = Examination(HOT, (*NAMES, "likelihood"), n=4)
         done = []
         examine(engine, data.items, todo, done.append)
         yield report(data, engine, todo, done), done
@@ -173,7 +173,7 @@ def test_json_holds_no_nan(found):
 def test_a_problem_is_the_same_alone_and_among_others(found, data):
     with Engine.from_pretrained() as engine:
         alone = []
-        todo = Examination(HOT, ("random",), n=5)
+        todo = Examination(HOT, ("random",), n=4)
         examine(engine, data.items[3:4], todo, alone.append)
     [among] = [each for each in found[1] if each.problem == alone[0].problem]
     for a, b in zip(alone[0].held["random", "seen"], among.held["random", "seen"], strict=True):

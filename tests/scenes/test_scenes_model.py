@@ -96,22 +96,16 @@ def test_model_answers_the_examples(model, processor):
             assert grade(reply, row["answer"]), (row, reply)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("n", "detail", "text_only"),
-    [
-        (100, "normal", False),
-        (100, "brief", False),
-        (100, "full", False),
-        (100, "normal", True),
-    ],
+    ("detail", "text_only"),
+    [("normal", False), ("brief", False), ("full", False), ("normal", True)],
 )
-def test_model_on_held_out_questions(model, processor, n, detail, text_only):
+def test_model_on_held_out_questions(model, processor, detail, text_only):
     from cot_engine.scenes.evaluate import measure, respond
 
-    problems = [sample(0, i, "test", detail=detail, text_only=text_only) for i in range(n)]
+    problems = [sample(0, i, "test", detail=detail, text_only=text_only) for i in range(30)]
     result = measure(problems, respond(model, processor, problems))
     # Floors well under what 2,000 questions gave: this is for noticing that something broke.
-    assert result["valid_stages"]["share"] >= 0.98
+    assert result["valid_stages"]["share"] >= 0.96
     assert result["answers"]["share"] >= 0.55
-    assert text_only or result["objects"]["share"] >= 0.95
+    assert text_only or result["objects"]["share"] >= 0.9

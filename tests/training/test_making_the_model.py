@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,7 +28,7 @@ BUNDLED = Path(cot_engine.bundled.__file__).parent
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
-    warm_up.warm_up(out, steps=6, size=4, minutes=None)
+    warm_up.warm_up(out, steps=4, size=4, minutes=None)
     return out
 
 
@@ -59,10 +58,10 @@ def test_a_warm_up_stopped_and_resumed_ends_with_the_same_weights(whole, tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(warm_up, "time", Clock())
-        warm_up.warm_up(tmp_path, steps=6, size=4, minutes=1)
+        warm_up.warm_up(tmp_path, steps=4, size=4, minutes=1)
     assert torch.load(tmp_path / "warm_up.pt")["done"] == 2
-    warm_up.warm_up(tmp_path, steps=6, size=4, minutes=None)
-    assert torch.load(tmp_path / "warm_up.pt")["done"] == 6
+    warm_up.warm_up(tmp_path, steps=4, size=4, minutes=None)
+    assert torch.load(tmp_path / "warm_up.pt")["done"] == 4
     ours, theirs = (load_file(f / "model.safetensors") for f in (tmp_path, whole))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -152,7 +151,7 @@ def test_what_cannot_be_averaged_is_refused(whole, tmp_path, monkeypatch, capsys
 
 
 def test_the_evaluation_can_blank_pictures_and_measure_other_splits(monkeypatch, capsys):
-    asked = [str(BUNDLED), "--n", "18", "--threads", "1", "--json"]
+    asked = [str(BUNDLED), "--n", "12", "--threads", "1", "--json"]
 
     def told(*more):
         monkeypatch.setattr(sys, "argv", ["evaluate", *asked, *more])
@@ -161,14 +160,11 @@ def test_the_evaluation_can_blank_pictures_and_measure_other_splits(monkeypatch,
         done = capsys.readouterr()
         return json.loads(done.out), done.err.splitlines()[-1]
 
-    # Once as a user would; a process takes 3 s of imports.
-    command = [sys.executable, "-m", "cot_engine.scenes.evaluate", *asked]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    seen, said = json.loads(done.stdout), done.stderr.splitlines()[-1]
-    assert said.startswith("scenes-2/test, 18 questions, ")
+    seen, said = told()
+    assert said.startswith("scenes-2/test, 12 questions, ")
     blank, said = told("--blank")
-    assert said.startswith("scenes-2/test, 18 questions, blank, ")
+    assert said.startswith("scenes-2/test, 12 questions, blank, ")
     assert blank["objects"]["right"] < seen["objects"]["right"] / 2  # a grey picture shows nothing
     ood, said = told("--split", "ood")
-    assert said.startswith("scenes-2/ood, 18 questions, ")
+    assert said.startswith("scenes-2/ood, 12 questions, ")
     assert ood["objects"]["total"] > seen["objects"]["total"]  # more objects than in training
