@@ -5,11 +5,13 @@ its start and its end.
         requests to server.url + "/v1/chat/completions", under the name server.model
 
 It lives in an environment of its own (917 MB to download, a few minutes once): it pins another
-transformers than the engine. What is odd here is what it took to make it start and stay up.
+transformers than the engine. `python benchmarks/vllm_server.py --venv FOLDER` makes it and no more.
+What is odd here is what it took to make it start and stay up.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -247,3 +249,17 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(5)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Make the environment that vLLM runs in.")
+    parser.add_argument("--venv", type=Path, default=VENV, help="where; %(default)s")
+    args = parser.parse_args(argv)
+    try:
+        print(environment(args.venv.resolve()))
+    except (ServerError, OSError) as error:
+        sys.exit(f"vLLM for CPUs cannot be installed here: {error}")
+
+
+if __name__ == "__main__":
+    main()

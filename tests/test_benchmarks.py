@@ -87,6 +87,8 @@ def test_searches_alone_and_among_others_are_compared(tmp_path):
         ({"x": [1.0, "a"]}, {"x": [1.0, "b"]}, False),
         ({"x": [1.0]}, {"x": [1.0, 1.0]}, False),
         ({"x": 1}, {"y": 1}, False),
+        (["mass 0.97"], ["mass 0.98"], True),
+        (["mass 0.97"], ["mass 0.77"], False),
     ],
 )
 def test_what_counts_as_another_trace(a, b, wanted):

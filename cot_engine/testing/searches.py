@@ -56,7 +56,10 @@ def solve_scripted(
 
 def alike(a: Any, b: Any, tolerance: float = 1e-3) -> bool:
     """Whether two canonical traces are equal, numbers to a tolerance: sums of log-probabilities
-    differ in their last digits from batch to batch."""
+    differ in their last digits from batch to batch. So does the mass that a verdict's text tells,
+    and where it lies between two roundings, its second digit."""
+    if isinstance(a, str) and isinstance(b, str) and a[:5] == b[:5] == "mass ":
+        a, b, tolerance = float(a[5:]), float(b[5:]), max(tolerance, 0.1)
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
     if isinstance(a, dict) and isinstance(b, dict):

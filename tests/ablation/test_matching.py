@@ -31,7 +31,7 @@ def engine():
 @pytest.fixture(scope="module")
 def references(engine):
     config = replace(HOT, strategy="stage-beam", parameters={"n": 4})
-    return list(engine.solve_many([problem(index) for index in range(4)], config=config))
+    return list(engine.solve_many([problem(index) for index in range(3)], config=config))
 
 
 def problem(index):

@@ -24,7 +24,7 @@ from cot_engine.questions.data import load_data
 from cot_engine.testing import alike
 
 GRID = {
-    "run": {"temperature": 1.3, "top_p": 1.0, "top_k": 0},
+    "run": {"temperature": 2.0, "top_p": 1.0, "top_k": 0},
     "match": {"unit": "flops", "reference": "stage-beam n=2"},
     "cells": [
         {"strategy": "stage-beam", "n": 2},

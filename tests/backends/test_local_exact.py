@@ -212,15 +212,19 @@ def kept(backend, monkeypatch):
     monkeypatch.setattr(backend.worker.batch, "copy", mixed)
 
 
+# Of two that share an adapter, one: what is broken is the same code.
+TWINS = {"mistral3", "qwen2_5_vl", "qwen3_vl_moe", "smolvlm", "glm4v_moe"}
+
+
 @pytest.mark.parametrize("broken", [position, mask, other_picture, kept])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", sorted({*ARCHITECTURES} - TWINS))
 def test_control(load, monkeypatch, architecture, broken):
     backend = load(architecture)
     broken(backend, monkeypatch)
     assert differs(backend, (picture(0),))
 
 
-@pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen3_vl"])
 def test_control_qwen_delta_ignored(load, monkeypatch, architecture):
     backend = load(architecture)
     real = backend.adapter.rope
