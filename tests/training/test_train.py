@@ -4,8 +4,9 @@ on several processes it comes to the same weights."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import subprocess
+import socket
 import sys
 import textwrap
 from functools import partialmethod
@@ -113,9 +114,9 @@ def toml(table, prefix=""):
 @pytest.fixture
 def script(make, world, tmp_path):
     """script(code, output="run", **changes) runs `code`, then the command line, in a process of
-    its own; `code` may change the trainer."""
+    its own (`of` for several at once, a list of them); `code` may change the trainer."""
 
-    def ran(code="", output="run", launcher=(), **changes):
+    def ran(code="", output="run", of=1, **changes):
         (world / f"{tmp_path.name}.toml").write_text(toml(make(output, **changes)))
         command = ["train", str(world / f"{tmp_path.name}.toml")]
         program = (
@@ -124,14 +125,20 @@ def script(make, world, tmp_path):
             f"raise SystemExit(main({command!r}))\n"
         )
         (tmp_path / "program.py").write_text(program)
-        if not launcher:
+        if of == 1:
             return forked.run(tmp_path / "program.py", cwd=tmp_path)
-        return subprocess.run(
-            [sys.executable, *launcher, str(tmp_path / "program.py")],
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            said = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        started = [
+            forked.Forked(
+                tmp_path / "program.py",
+                cwd=tmp_path,
+                env={**os.environ, **said, "WORLD_SIZE": f"{of}", "RANK": r, "LOCAL_RANK": r},
+            )
+            for r in map(str, range(of))
+        ]
+        return [each.ended() for each in started]
 
     return ran
 
@@ -479,9 +486,8 @@ def test_qlora_trains_on_quantised_weights_and_merges_into_whole_ones(run, world
 
 def test_two_processes_train_as_one(script, run, tmp_path):
     """A step is a batch of four: twice a micro-batch of one in each."""
-    # What accelerate launch runs for several GPUs; for CPUs it would want MPI.
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    done = script(
+    # With the environment that `accelerate launch` makes for several GPUs.
+    both = script(
         """
         import cot_engine.training.trainer as module
         before = module.AnswerTrainer.train
@@ -493,12 +499,13 @@ def test_two_processes_train_as_one(script, run, tmp_path):
             return found
         module.AnswerTrainer.train = train
         """,
-        launcher=launcher,
+        of=2,
         data__held_out=3,
         train__micro_batch=1,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("6 of 6 steps") == 1
+    for done in both:
+        assert done.returncode == 0, done.stderr
+    assert sum(done.stdout.count("6 of 6 steps") for done in both) == 1
     first, second = (load_file(tmp_path / f"{rank}.st") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
     alone = run("alone", data__held_out=3)
