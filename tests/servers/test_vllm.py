@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from cot_engine import Engine, statistics
-from cot_engine.ablation.data import load_data
 from cot_engine.ablation.store import Store
 from cot_engine.cli import main
 from cot_engine.core.events import Selected
+from cot_engine.questions.data import load_data
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
