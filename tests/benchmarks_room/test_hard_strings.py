@@ -35,6 +35,7 @@ CHOICES = [
     ("B, because A is wrong", COLOURS, None, None, None),
     ("The correct answer is **B**. Here is why: A is wrong", COLOURS, None, "B", None),
     ("A or B", COLOURS, None, None, None),
+    ("A, B or Z", COLOURS, None, None, None),
     ("A and B are both right", COLOURS, None, None, None),
     ("red or blue", COLOURS, None, None, None),
     ("blue", COLOURS, "B", "B", "B"),
