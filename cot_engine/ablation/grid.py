@@ -175,12 +175,15 @@ class Ablation:
         run = replace(self.run, **settings)
         return replace(self, cells=_linked(self.cells, cells), run=run)
 
-    def on(self, judge: str, device: str, dtype: str, model: str) -> Ablation:
-        """The grid on a loaded model: "auto" becomes what it stands for there."""
+    def on(self, judge: str, device: str | None, dtype: str | None, model: str) -> Ablation:
+        """The grid on a loaded model: "auto" becomes what it stands for there. A model that is not
+        in this process has neither device nor dtype."""
 
         def settled(cell: Cell) -> Cell:
             own = judge if cell.config.judge == "auto" else cell.config.judge
-            config = replace(cell.config, judge=own, device=device, dtype=dtype, model=model)
+            config = replace(cell.config, judge=own, model=model)
+            if device is not None and dtype is not None:
+                config = replace(config, device=device, dtype=dtype)
             return replace(cell, config=config)
 
         return replace(self, cells=_linked(self.cells, [settled(cell) for cell in self.cells]))

@@ -29,6 +29,7 @@ from cot_engine.errors import BudgetError, InputError, StrategyError, cut
 from cot_engine.questions.data import DataSet, Item
 from cot_engine.search.budget import Budget, Unit
 from cot_engine.search.concurrency import bounded
+from cot_engine.search.session import counts_flops, uncounted
 
 if TYPE_CHECKING:
     from cot_engine.engine.facade import Engine
@@ -104,7 +105,12 @@ def plan_run(ablation: Ablation, data: DataSet, engine: Engine, command: str) ->
 
     Raises InputError or StrategyError for a judge that cannot be made for this model."""
     info = engine.backend.info
-    ablation = ablation.on(engine.profile.judge, info.device, info.dtype, info.model)
+    here = info.name == "local"
+    device, dtype = (info.device, info.dtype) if here else (None, None)
+    ablation = ablation.on(engine.profile.judge, device, dtype, info.model)
+    matched = any(cell.match and cell.match.unit == "flops" for cell in ablation.cells)
+    if matched and not counts_flops(engine.backend):
+        raise uncounted(engine.backend)
     for cell in ablation.cells:
         engine.profile.make_judge(cell.config.judge)  # else every search of it would fail
     cells = {cell.hash: cell for cell in ablation.cells}

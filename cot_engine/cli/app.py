@@ -438,6 +438,10 @@ def serve(
 def list_(
     what: Annotated[str, typer.Argument(metavar="WHAT", hidden=True)],
     model: Annotated[str | None, typer.Argument(metavar="MODEL", hidden=True)] = None,
+    probe: Annotated[
+        str | None,
+        _option("--probe", metavar="URL", help="Of models: ask a server what it can do."),
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,
     **options: Any,
@@ -448,7 +452,7 @@ def list_(
     """
     from cot_engine.cli.listing import run
 
-    return partial(run, what, model, options.get("plan"), json=json)
+    return partial(run, what, model, options.get("plan"), probe, json=json)
 
 
 app.add_typer(data, name="data")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json as _json
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from cot_engine.backends.server.opener import Server
 from cot_engine.cli.columns import show
-from cot_engine.errors import CotEngineError, InputError, UnknownNameError
+from cot_engine.errors import CotEngineError, InputError, UnknownNameError, shown
 
 if TYPE_CHECKING:
     from cot_engine.plugins import Kind
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 Listed = dict[str, Any]
 
 
-def run(what: str, model: str | None, plan: str | None, *, json: bool) -> None:
+def run(
+    what: str, model: str | None, plan: str | None, probe: str | None = None, *, json: bool
+) -> None:
     if what not in KINDS:
         raise UnknownNameError("listing of", what, KINDS)
     if plan is not None and what != "stages":
@@ -29,7 +33,19 @@ def run(what: str, model: str | None, plan: str | None, *, json: bool) -> None:
             f"There is a second argument, {model!r}, which only models has.",
             "Write: cot-engine list models MODEL",
         )
-    if model is not None:
+    if probe is not None and (what != "models" or model is not None):
+        raise InputError(
+            "--probe belongs to the models, and names one.",
+            "Write: cot-engine list models --probe http://host:8000/v1",
+        )
+    if model is not None and re.fullmatch(Server.models, model):
+        raise InputError(
+            f"{shown(model)} is a server, which has to be asked.",
+            f"Write: cot-engine list models --probe {model}",
+        )
+    if probe is not None:
+        rows = servers(probe)
+    elif model is not None:
         rows = [_model(model)]
     else:
         rows = stages(plan) if what == "stages" else KINDS[what]()
@@ -45,6 +61,8 @@ def _said(row: Listed) -> list[str]:
     said = [row["about"]]
     if row.get("parameters"):
         said.append(", ".join(f"{name}={value}" for name, value in row["parameters"].items()))
+    if "probed" in row:
+        said += [f"{name}: {text}" for name, text in row["told"].items()]
     if "needs" in row:
         said += [f"{key}: {text}" for key, text in lines(row["needs"]).items()]
     return said
@@ -115,6 +133,15 @@ def _model(name: str) -> Listed:
 
     told = needs(name)
     return {"name": name, "about": "What it needs; nothing was loaded.", "needs": told}
+
+
+def servers(address: str) -> list[Listed]:
+    """What the servers at an address can do. Raises ModelError and InputError."""
+    about = "A server that can be searched on; what it can do was found out by asking it."
+    return [
+        {"name": url, "about": about, "probed": found.plain(), "told": found.told()}
+        for url, found in Server().probe(address)
+    ]
 
 
 def stages(path: str | None = None) -> list[Listed]:

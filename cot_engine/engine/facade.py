@@ -23,8 +23,8 @@ from cot_engine import plugins
 from cot_engine.backends.local.amount import SHARE
 from cot_engine.backends.local.opener import BUNDLED as BUNDLED
 from cot_engine.backends.local.opener import model_path as model_path
-from cot_engine.backends.local.opener import profile_path as profile_path
 from cot_engine.backends.opening import open_backend
+from cot_engine.backends.opening import profile_path as profile_path
 from cot_engine.backends.protocol import Backend, Opener
 from cot_engine.core.answers import Answer
 from cot_engine.core.events import Heard
@@ -88,8 +88,9 @@ class Engine:
         on_notice: Callable[[str], None] | None = None,
         **parameters: Any,
     ) -> Engine:
-        """Load a checkpoint folder (or hub id), or the bundled model, or whatever an installed
-        `backend` opens (`backends.opening.open_backend`); `parameters` are that one's own.
+        """Load a checkpoint folder (or hub id), or the bundled model; or use the model behind a
+        server's address (see `Server`), or whatever an installed `backend` opens
+        (`backends.opening.open_backend`); `parameters` are that one's own.
 
         Of a picture with more than `max_pixels` pixels the model is shown a smaller one.
         `memory` is what keys and values may take: a share of what is free once the model is
@@ -99,14 +100,16 @@ class Engine:
         ModelError, and ConfigError or UnknownNameError for a profile in the folder that will not
         do.
         """
-        folder = profile_path(model)
+        folder = profile_path(parameters.get("sizes") or model)
         profile = Profile.of(folder)  # before what takes long
         asked = {"device": device, "dtype": dtype, "quantize": quantize, "memory": memory}
         asked["adapter"] = None if adapter is None else str(adapter)
         asked["max_pixels"] = max_pixels
         parameters |= {k: v for k, v in asked.items() if v not in ("auto", None, SHARE)}
         opened = open_backend(model, backend, parameters, on_notice=on_notice)
-        if (now := profile_path(model)) != folder:  # it came with the weights, a moment ago
+        if (
+            now := profile_path(parameters.get("sizes") or model)
+        ) != folder:  # it came with the weights, a moment ago
             try:
                 profile = Profile.of(now)
             except BaseException:

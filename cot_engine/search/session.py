@@ -226,6 +226,8 @@ class Session:
             return  # nobody knows beforehand what a second buys
         until = Until((self.plan.last.close,))
         cost = self.cost(self.growing((), until, (0,), FLOOR_TOKENS + _TAG_TOKENS))
+        if self.meter.budget.unit == "flops" and not cost.flops:
+            raise uncounted(self.backend)
         if not self.meter.affords(cost, Usage()):
             budget = self.meter.budget
             raise BudgetError(
@@ -265,6 +267,24 @@ class Session:
         """A 63-bit seed from (run seed, problem, path): the same whatever runs beside it."""
         text = "|".join(map(str, (self.settings.seed, self.problem.id, *path)))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+def uncounted(backend: Backend) -> BudgetError:
+    """What to raise for a budget in FLOPs with a backend that counts none."""
+    return BudgetError(
+        f"The model {shown(backend.info.model)} is of unknown size, so that its floating-point "
+        "operations are not counted and no budget in flops can be kept.",
+        "Give the budget in tokens, or a server's address the folder of its model's config.json: "
+        "http://host:8000/v1#sizes=FOLDER",
+    )
+
+
+def counts_flops(backend: Backend) -> bool:
+    """Whether the backend knows what floating-point operations a request costs. Raises as its
+    estimates do."""
+    asked = Generate("sizes", Prompt("x"), (), Until(), (0,), 1)
+    with guard(part := Part("backend", backend)):
+        return replies.usage(part, backend.estimate(asked)).flops > 0
 
 
 @dataclass

@@ -51,13 +51,20 @@ class ServerBackend:
     """
 
     def __init__(
-        self, asking: Asking, dialect: Dialect, name: str, sizes: Sizes | None = None
+        self,
+        asking: Asking,
+        dialect: Dialect,
+        name: str,
+        sizes: Sizes | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         self.asking, self.dialect, self.sizes = asking, dialect, sizes
+        if sizes is not None:
+            sizes.adapter.max_pixels = max_pixels
         self.costs = Costs(dialect, sizes)
         self.spelling = Spelling(asking, dialect)
         self._name = name
-        self._pictures = Pictures()
+        self._pictures = Pictures(max_pixels)
         self._plain = Plain(self.spelling.lone if dialect.tokenize else None)
         self._scopes: dict[str, Scope] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -83,6 +90,7 @@ class ServerBackend:
             context=d.context,
             max_images=d.pictures,
             notes=d.notes,
+            max_pixels=self._pictures.most,
         )
 
     # --- requests --------------------------------------------------------------------------------

@@ -53,6 +53,44 @@ class Dialect:
         """As values of JSON."""
         return asdict(self) | {"notes": list(self.notes)}
 
+    def told(self) -> dict[str, str]:
+        """The same in words, by what each is about."""
+        program = " ".join(filter(None, (self.server, self.version)))
+        stops = {
+            "kept": "it stops at strings and keeps them",
+            "named": "it stops at strings and names the one that it met",
+            "watched": "not relied on: what it writes is watched, and cut off by us",
+        }
+        several = {
+            "strided": "n with a seed gives the texts of that seed and the next ones",
+            "some": "n gives several texts",
+            "no": "n is ignored",
+        }
+        verdicts = {
+            "token ids": "log-probabilities of the choices' tokens (logprob_token_ids)",
+            "choice": "log-probabilities among the choices (structured output)",
+            "bias": "log-probabilities behind a bias (logit_bias)",
+            "top": "the likeliest tokens' log-probabilities (top_logprobs)",
+            "text": "by what is written; there are no log-probabilities",
+        }
+        numbered = ", and its number" if self.ids else "; the tokens' numbers are not told"
+        count = f"{self.pictures} at once, {self.picture:,} tokens for 1024x768"
+        return {
+            "server": program or "does not say what it is",
+            "model": f"{self.model}, {self.context:,} tokens of prompt and reply",
+            "prefill": "it continues a begun reply",
+            "stop": stops[self.stop],
+            "seeds": ("they decide" if self.seeded else "they do not decide")
+            + f" what is written; {several[self.several]}",
+            "verdicts": verdicts[self.verdict],
+            "tokens": f"each with its log-probability{numbered}" if self.logprobs else "not told",
+            "pictures": count if self.pictures else "it takes none",
+            "pieces": "it answers in pieces" if self.streams else "it answers at once only",
+            "cache": f"told, in blocks of {self.block}" if self.block else "not told",
+            "tokenizer": "/tokenize is there" if self.tokenize else "/tokenize is not there",
+            "fields": "vLLM's and SGLang's own too" if self.more else "OpenAI's alone",
+        }
+
     # --- how it is asked -------------------------------------------------------------------------
 
     def sampling(self, how: Sampling) -> dict[str, Any]:

@@ -7,8 +7,10 @@ import asyncio
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+from cot_engine.backends.models.places import smaller
 from cot_engine.images.load import Image
 
 Message = dict[str, Any]
@@ -24,9 +26,11 @@ _KNOWN = 4096  # pieces of which we remember whether they are special tokens
 
 
 class Pictures:
-    """Pictures as data URLs, encoded once and kept as long as there is room."""
+    """Pictures as data URLs, encoded once and kept as long as there is room. Of one with more than
+    `most` pixels a smaller one is sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
+        self.most = most
         self._urls: OrderedDict[str, str] = OrderedDict()
         self._bytes = 0
 
@@ -39,13 +43,19 @@ class Pictures:
     async def _url(self, image: Image) -> str:
         found = self._urls.get(image.digest)
         if found is None:
-            png = await asyncio.to_thread(image.to_png_base64)  # a large one takes a while
+            png = await asyncio.to_thread(self._png, image)  # a large one takes a while
             found = self._urls[image.digest] = f"data:image/png;base64,{png}"
             self._bytes += len(found)
         self._urls.move_to_end(image.digest)
         while self._bytes > _KEPT_BYTES and len(self._urls) > 1:
             self._bytes -= len(self._urls.popitem(last=False)[1])
         return found
+
+    def _png(self, image: Image) -> str:
+        size = image.size if self.most is None else smaller(*image.size, self.most)
+        if size != image.size:
+            image = replace(image, pixels=image.pixels.resize(size, resample=3))  # bicubic
+        return image.to_png_base64()
 
 
 class Plain:

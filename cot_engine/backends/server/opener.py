@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import parse_qsl
 
+from cot_engine.backends.local.amount import check_pixels
 from cot_engine.backends.server.http import Line, check_base_url, is_exposed
 from cot_engine.errors import ConfigError, UnknownNameError, shown
 
@@ -34,7 +36,8 @@ class Server:
     `timeout` seconds at most, retries included; `retries` are for what passes by itself. `sizes` is
     a folder with the model's config.json and tokenizer (its weights need not be there): with it
     floating-point operations are counted. `context` is the longest prompt and reply, in tokens,
-    where the server does not say. Any of these may stand behind the address:
+    where the server does not say. Of a picture with more than `max_pixels` pixels a smaller one is
+    sent. Any of these may stand behind the address:
     http://host:8000/v1#served=NAME&sizes=FOLDER.
     """
 
@@ -47,6 +50,7 @@ class Server:
     retries: int = 5
     sizes: str | Path | None = None
     context: int | None = None
+    max_pixels: int | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (("at_once", 1, 4096), ("retries", 0, 100)):
@@ -57,6 +61,7 @@ class Server:
                 )
         if not 0 < self.timeout <= 86_400:
             raise ConfigError(f"timeout is {shown(self.timeout)}.", "It must be 0 to 86400.")
+        check_pixels(self.max_pixels)
         if self.context is not None and self.context < 16:
             raise ConfigError(f"context is {shown(self.context)}.", "It must be 16 at least.")
 
@@ -110,7 +115,9 @@ class Server:
                 "The model's sizes are not known: no floating-point operations are counted "
                 "(sizes=FOLDER names a folder with its config.json); give budgets in tokens."
             )
-        return ServerBackend(asking, replace(dialect, notes=tuple(notes)), name, sizes)
+        return ServerBackend(
+            asking, replace(dialect, notes=tuple(notes)), name, sizes, self.max_pixels
+        )
 
     def _found(self, address: str) -> tuple[Any, Dialect]:
         """The server, ready to be asked, and what it can do."""
@@ -136,6 +143,13 @@ class Server:
         if not (line.has_key and is_exposed(line.base_url)):
             return []
         return ["The key goes to another machine unencrypted (http, not https)."]
+
+
+def sizes_of(model: str) -> str | None:
+    """The folder that an address names for the model's sizes; None for what is no address, too.
+    Raises as `split` does."""
+    sizes = split(model)[1].get("sizes") if re.fullmatch(Server.models, model) else None
+    return None if sizes is None else str(sizes)
 
 
 def split(model: str) -> tuple[list[str], dict[str, Any]]:
