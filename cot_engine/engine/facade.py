@@ -100,16 +100,15 @@ class Engine:
         ModelError, and ConfigError or UnknownNameError for a profile in the folder that will not
         do.
         """
-        folder = profile_path(parameters.get("sizes") or model)
+        files = parameters.get("sizes") or model  # a server's model has its files elsewhere
+        folder = profile_path(files)
         profile = Profile.of(folder)  # before what takes long
         asked = {"device": device, "dtype": dtype, "quantize": quantize, "memory": memory}
         asked["adapter"] = None if adapter is None else str(adapter)
         asked["max_pixels"] = max_pixels
         parameters |= {k: v for k, v in asked.items() if v not in ("auto", None, SHARE)}
         opened = open_backend(model, backend, parameters, on_notice=on_notice)
-        if (
-            now := profile_path(parameters.get("sizes") or model)
-        ) != folder:  # it came with the weights, a moment ago
+        if (now := profile_path(files)) != folder:  # it came with the weights, a moment ago
             try:
                 profile = Profile.of(now)
             except BaseException:

@@ -103,7 +103,7 @@ class RunConfig(SearchOptions):
         "auto", "judging", text, "Who compares candidates. [{}]", "NAME", label="judge={}"
     )
     model: str = option(
-        "bundled", "model", text, "A folder, a hub name or a server's URL. [{}]", "NAME", short="-m"
+        "bundled", "model", text, "A folder, a hub name or a URL. [{}]", "NAME", short="-m"
     )
     device: str = option(
         "auto", "model", _device, "auto, cuda, cuda:N, mps, cpu; several: A,B.", "NAME"

@@ -35,8 +35,15 @@ def served(bundled):
 
 
 @pytest.fixture(scope="module")
+def there(served):
+    """The same model behind that server, its sizes known."""
+    with Server(sizes="bundled").open(served.url) as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
 def problems():
-    made = [scenes.sample(5, i, "val") for i in range(4)]
+    made = [scenes.sample(5, i, "val") for i in range(3)]
     return [Problem(p.id, p.question, (load_image(p.image),)) for p in made]
 
 
@@ -56,13 +63,11 @@ def test_the_contract_is_kept(served, problems):
 
 
 @pytest.mark.parametrize("strategy", ["stage-beam", "best-of-n"])
-def test_a_search_over_http_is_the_search_in_process(bundled, served, problems, strategy):
+def test_a_search_over_http_is_the_search_in_process(bundled, there, problems, strategy):
     profile, how = Profile.of("cot_engine/bundled"), {"strategy": strategy, "n": 3, **HOT}
-    there = Server(sizes="bundled").open(served.url)
-    with Engine(there, profile=profile) as engine:
-        over_http = list(engine.solve_many(problems, **how))
-    engine = Engine(bundled, profile=profile)
-    for mine, own in zip(over_http, engine.solve_many(problems, **how), strict=True):
+    over_http = Engine(there, profile=profile).solve_many(problems, **how)
+    in_process = Engine(bundled, profile=profile).solve_many(problems, **how)
+    for mine, own in zip(over_http, in_process, strict=True):
         assert mine.chain.text == own.chain.text
         for one, other in zip(mine.chain.steps, own.chain.steps, strict=True):
             assert one.tokens == other.tokens
@@ -72,18 +77,16 @@ def test_a_search_over_http_is_the_search_in_process(bundled, served, problems, 
             assert used.flops == pytest.approx(own.usage[role].flops, rel=0.02)
 
 
-def test_greedy_costs_the_same_to_the_token(bundled, served, problems):
+def test_greedy_costs_the_same_to_the_token(bundled, there, problems):
     request = replace(asking(problems[0].images), sampling=GREEDY, seeds=(0,), scope="fresh")
-    with Server(sizes="bundled").open(served.url) as there:
-        mine, own = answered(there, request), answered(bundled, request)
+    mine, own = answered(there, request), answered(bundled, request)
     assert mine.generations[0].ids == own.generations[0].ids
     assert replace(mine.usage, seconds=0) == replace(own.usage, seconds=0)
 
 
-def test_a_verdict_is_that_of_the_choices_own_tokens(bundled, served, problems):
+def test_a_verdict_is_that_of_the_choices_own_tokens(bundled, there, problems):
     question = Choose("v", Prompt("Which?", problems[0].images), ("\n1: a", "\n2: b"), ("1", "2"))
-    with Server().open(served.url) as there:
-        mine, own = answered(there, question), answered(bundled, question)
+    mine, own = answered(there, question), answered(bundled, question)
     assert mine.usage.decoded == 0
     for rows in zip(mine.logprobs, own.logprobs, strict=True):
         assert rows[0] == pytest.approx(rows[1], abs=1e-4)

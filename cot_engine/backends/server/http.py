@@ -78,8 +78,9 @@ class Line:
             # forever. Whoever asks bounds the whole.
             timeout = self.http.Timeout(None, connect=20.0)
             limits = self.http.Limits(max_connections=self._most)
+            secure = self.base_url.startswith("https")  # reading the certificates takes a while
             self._clients[loop] = self.http.AsyncClient(
-                headers=headers, timeout=timeout, limits=limits
+                headers=headers, timeout=timeout, limits=limits, verify=secure
             )
         return self._clients[loop]
 

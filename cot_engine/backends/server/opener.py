@@ -160,6 +160,10 @@ def split(model: str) -> tuple[list[str], dict[str, Any]]:
     if len(set(addresses)) < len(addresses):
         raise ConfigError("An address is named twice.", "Name each replica once.")
     own: dict[str, Any] = {}
+    if behind and "=" not in behind:
+        raise ConfigError(
+            f"{shown(behind)} stands behind the address.", f"Do you mean #served={behind}?"
+        )
     known = {f.name: str(f.type) for f in fields(Server)}
     for name, value in parse_qsl(behind, keep_blank_values=True):
         if name not in known:
@@ -169,10 +173,6 @@ def split(model: str) -> tuple[list[str], dict[str, Any]]:
             own[name] = {"int": int, "float": float}.get(kind, str)(value)
         except ValueError:
             raise ConfigError(f"{name} is {shown(value)}.", "Give a number.") from None
-    if behind and not own:
-        raise ConfigError(
-            f"{shown(behind)} stands behind the address.", "Write #served=NAME or the like."
-        )
     return addresses, own
 
 

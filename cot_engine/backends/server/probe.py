@@ -73,7 +73,7 @@ class Probe:
             listed = (await self.asking.value("models")).get("data")
         except BackendGone as error:
             hint = "Is the server running? Its address usually ends in /v1."
-            raise ModelError(f"No server answers at {base}: {error.message}", hint) from None
+            raise ModelError(error.message, hint) from None
         except ModelError as error:
             more = "" if base.endswith("/v1") else f" Do you mean {base}/v1?"
             raise ModelError(error.message, error.hint + more) from None
@@ -309,6 +309,8 @@ class Probe:
                 continue
             if way in ("token ids", "choice") and not d.more:
                 continue
+            if not await self._obeyed(d, way, spelling):
+                continue
             payload = self._payload(d, text=_WHICH) | asked(way, d.server, _CHOICES, ids)
             found = await self._tried(payload)
             if found is not None and weighed(way, _CHOICES, ids, found) is not None:
@@ -318,7 +320,20 @@ class Probe:
             "Its own log says more.",
         )
 
+    async def _obeyed(self, d: Dialect, way: Verdict, spelling: Spelling) -> bool:
+        """Whether what is to make it write a choice does: it is to write a word that nobody would
+        write here. The other ways do not make it write anything."""
+        if way not in ("choice", "bias"):
+            return True
+        ids = await spelling.first("", (_ODD,)) if d.tokenize else []
+        found = await self._tried(
+            self._payload(d, text=_WHICH) | asked(way, d.server, (_ODD,), ids)
+        )
+        wrote = "" if found is None else found.text.strip()
+        return wrote != "" and _ODD.startswith(wrote)
 
+
+_ODD = "zebra"
 _FLAGS = ("continue_final_message", "add_generation_prompt")
 
 
