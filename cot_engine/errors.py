@@ -166,3 +166,9 @@ class AblationFailed(CotEngineError):
     """Some searches of an ablation failed; the others are stored."""
 
     exit_code = 3
+
+
+class QuestionsFailed(CotEngineError):
+    """Some questions of a file could not be answered; the others were."""
+
+    exit_code = 3

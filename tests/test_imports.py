@@ -39,12 +39,14 @@ ROOMS = {
     "testing": SEARCH,
     "questions": CORE | {"options", "scenes"},
     "benchmarks": CORE | {"backends", "questions"},
+    "answering": ENGINE | {"benchmarks", "questions"},
     "ablation": ENGINE | {"questions"},
     "report": ENGINE | {"questions", "ablation", "show"},
     "training": ENGINE | {"questions", "ablation", "report", "show"},
     "bundled": set(),
     "serve": ENGINE | {"show"},
-    "cli": ENGINE | {"benchmarks", "questions", "ablation", "report", "serve", "show", "training"},
+    "cli": ENGINE
+    | {"answering", "benchmarks", "questions", "ablation", "report", "serve", "show", "training"},
     "__main__": {"cli"},
 }
 """What each room may import, beside itself."""

@@ -79,6 +79,58 @@ def solve(
     return partial(run, words, image or [], config, options, **more)
 
 
+@app.command(cls=_usage("DATA"))
+@flags(after="fresh")
+def answer(
+    source: Annotated[str, typer.Argument(metavar="DATA", hidden=True)],
+    question: Annotated[
+        str | None,
+        _option("--question", metavar="TEXT", help="What a folder of pictures is asked."),
+    ] = None,
+    split: Annotated[
+        str | None, _option("--split", metavar="NAME", help="Only that part of the data.")
+    ] = None,
+    limit: Annotated[
+        int | None, _option("--limit", metavar="N", help="The first so many, shuffled or not.")
+    ] = None,
+    shuffle: Annotated[
+        int | None, _option("--shuffle", metavar="SEED", help="Ask in a random order.")
+    ] = None,
+    out: Annotated[
+        str | None,
+        _option(
+            "--out",
+            metavar="FILE",
+            help="A .jsonl, .csv or .tsv. [the data's name.predictions.jsonl]",
+        ),
+    ] = None,
+    traces: Annotated[
+        str | None, _option("--traces", metavar="FOLDER", help="Record each search in it.")
+    ] = None,
+    fresh: Annotated[
+        bool, _option("--fresh", help="Begin anew; what is there is renamed.")
+    ] = False,
+    config: Annotated[
+        str | None, _option("--config", "-c", metavar="FILE", help="A TOML file as of solve.")
+    ] = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    **options: Any,
+) -> Action:
+    """Answer a file of questions, and say how well.
+
+    DATA is a .jsonl, .csv or .tsv file, a folder of pictures, a data set folder of Hugging Face's,
+    or scenes. Each answer is a line of a predictions file as soon as it is there: the same command
+    goes on where it was stopped. How many are right goes to stdout.
+    """
+    from cot_engine.cli.answer import run
+
+    given = partial(run, source, question, split, limit, shuffle, out, traces, config, options)
+    return partial(given, fresh=fresh, dry_run=dry_run, json=json, quiet=quiet)
+
+
 @app.command(cls=_usage("FILE.jsonl"))
 @flags(
     *("judge", "tournament", "model", "device"),

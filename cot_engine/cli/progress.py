@@ -84,7 +84,7 @@ class LongWork:
             with contextlib.suppress(OSError, ValueError):
                 self.live.stop()
         elif self.fresh:
-            self._line(self.status())
+            self._line(self.status(), scores=True)
 
     # --- what is told to it ---
 
@@ -105,7 +105,7 @@ class LongWork:
         self.fresh += 1
         self._count(label, score, flops, failed)
         if self.live is None and time.monotonic() - self.said > _EVERY:
-            self._line(self.status())
+            self._line(self.status(), scores=True)
 
     def say(self, text: str) -> None:
         """Something the user should know."""
@@ -148,17 +148,17 @@ class LongWork:
             parts.append(f"{failed:,} failed")
         return ", ".join(parts)
 
-    def _line(self, text: str) -> None:
+    def _line(self, text: str, scores: bool = False) -> None:
         if self.quiet:
             return
         self.said = time.monotonic()
+        alone = len(self.tallies) == 1
         accuracies = [
-            f"{label} {tally.right / tally.scored:.3f}"
+            f"{label} {tally.accuracy if alone else f'{tally.right / tally.scored:.3f}'}"
             for label, tally in self.tallies.items()
             if tally.scored
         ]
-        shown = accuracies and text == self.status()
-        said = terminal(text) + (f"; {', '.join(accuracies)}" if shown else "")
+        said = terminal(text) + (f"; {', '.join(accuracies)}" if scores and accuracies else "")
         with contextlib.suppress(OSError, ValueError):  # nobody is listening
             stamp = f"[{time.monotonic() - self.begun:7.1f} s]"
             print(stamp, " ".join(said.split()), file=self.stream, flush=True)

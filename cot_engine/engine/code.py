@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from cot_engine.options.config import RunConfig
 
 # What only shows results, or makes models, cannot change what a search with a given model does.
-_ASIDE = ("cli", "show", "report", "serve", "training", "__main__.py", "testing", "statistics.py")
+_ASIDE = frozenset(
+    "answering cli show report serve training __main__.py testing statistics.py".split()
+)
 _OF_ABLATION = ("matching.py", "worth.py", "runner.py")  # the rest of it only stores and reports
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import string
 from collections.abc import Callable
@@ -21,8 +20,6 @@ LETTERS = string.ascii_uppercase
 MEANT = frozenset("id image images question answer choices hint type category split".split())
 """What is read of a question."""
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-# No path to a picture looks like this: it would have a dot in it.
-_BASE64 = re.compile(r"[A-Za-z0-9+/=\s]{64,}")
 MAX_ID = 1000
 """Characters of a question's id: it stands in every table and every message."""
 
@@ -94,13 +91,22 @@ def id_of(path: Path, place: str, text: str) -> str:
 
 
 def kind_of_picture(text: str, folder: Path) -> Literal["path", "base64", "url"]:
+    """What a text that stands for a picture is. Base64 is long, and a path to a picture has a dot
+    in it, which base64 has not."""
     if text.startswith("data:"):
         return "base64"
     if URL.match(text):
         return "url"
-    if len(text) > 4096 or _BASE64.fullmatch(text):
-        return "path" if os.path.exists(folder / text) else "base64"
+    if len(text) > 4096 or (len(text) >= 64 and "." not in text):
+        return "path" if _exists(folder / text) else "base64"
     return "path"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def spellings(path: Path, place: str, cell: str) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -16,6 +14,7 @@ from cot_engine.ablation.records import Run
 from cot_engine.ablation.store import Store
 from cot_engine.core.usage import Role, Usage
 from cot_engine.escape import terminal
+from cot_engine.files.sheets import sheet_line
 from cot_engine.report.amounts import axis, bounds, figures, interval, probability, share
 from cot_engine.report.findings import Findings, Standing
 from cot_engine.report.judging import JudgeCard
@@ -325,21 +324,4 @@ def rows_csv(store: Store, run: Run, where: str | None, file: TextIO) -> None:
     before it. Raises StoreError for a condition that cannot be used.
     """
     for line in store.table(run, where):
-        file.write(csv_line(line))
-
-
-def csv_line(cells: Iterable[Any]) -> str:
-    """One line of CSV, with its end. Numbers stay as they are, also those that are texts."""
-    line = io.StringIO()
-    # With this end of a line, a line feed and a carriage return alone are quoted.
-    csv.writer(line, lineterminator="\r\n").writerow(map(_harmless, cells))
-    return line.getvalue().removesuffix("\r\n") + "\n"
-
-
-_FORMULA = re.compile(r"[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-
-
-def _harmless(cell: Any) -> Any:
-    formula = isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell)
-    return f"'{cell}" if formula else cell
+        file.write(sheet_line(line))

@@ -21,7 +21,7 @@ from cot_engine.errors import InputError
 # --- help ----------------------------------------------------------------------------------------
 
 
-COMMANDS = ["", "solve", "trace", "ablate", "report", "score", "judge-report", "serve", "list"]
+COMMANDS = ["", *"solve answer trace ablate report score judge-report serve list".split()]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

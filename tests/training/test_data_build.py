@@ -195,7 +195,11 @@ def test_bad_rows_are_named_and_the_others_go_on(tmp_path):
             "image",
             "none.png",
         ),
-        (b'{"id": "f", "question": "caf\xe9", "answer": "1"}', "input", "half a character"),
+        (
+            b'{"id": "f", "question": "caf\xe9", "answer": "1"}',
+            "input",
+            "0xe9, which is not UTF-8",
+        ),
         (b'{"id": "g", "question": "to', "input", "not JSON"),  # torn
     ]
     with data.open("ab") as file:

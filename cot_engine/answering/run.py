@@ -1,0 +1,249 @@
+"""A file of questions, answered by one strategy: what is asked, what is done already, the rest.
+
+Questions are answered `in_flight` at a time on one batch of the model; each is a line of the
+predictions file as soon as it is done. What is in the file is not asked again, what failed is.
+A question is searched as `cot-engine solve` searches it: its trace is the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cot_engine.answering.data import Questions
+from cot_engine.answering.predictions import (
+    Line,
+    Prediction,
+    Predictions,
+    begun,
+    check_same,
+    read_predictions,
+    record,
+)
+from cot_engine.core.answers import Answer
+from cot_engine.engine.code import code_version
+from cot_engine.errors import BudgetError, InputError, StrategyError, cut, shown
+from cot_engine.files.reading import named
+from cot_engine.options.config import keys_of
+from cot_engine.options.problem import problem_of
+from cot_engine.options.resolve import Resolved
+from cot_engine.questions.data import Item
+from cot_engine.search.concurrency import bounded
+
+if TYPE_CHECKING:
+    from cot_engine.engine.facade import Engine
+
+_NO_MATTER = keys_of("model", "running", "reading")
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """What a run has to do: the places of the questions to ask, in the order of asking, and the
+    lines that are kept, with theirs. `lost`: bytes of a line that was cut off; `fresh`: what is
+    there is put aside."""
+
+    questions: Questions
+    asked: tuple[int, ...]
+    kept: tuple[tuple[int, Line], ...] = ()
+    lost: int = 0
+    fresh: bool = False
+
+
+# --- what it is made with ------------------------------------------------------------------------
+
+
+def made_with(call: Resolved) -> dict[str, Any]:
+    """The options that decide what is answered, as a record keeps them."""
+    values = call.plain(0)
+    options = {key: value for key, value in values.items() if key not in _NO_MATTER}
+    options["plan"] = asdict(call.plan)["stages"]
+    return {"options": options}
+
+
+def made_by(engine: Engine, call: Resolved) -> dict[str, Any]:
+    """The model and the code that answer, as a record keeps them."""
+    info, config = engine.backend.info, call.config
+    model = {"weights": info.digest or info.model, "device": info.device, "dtype": info.dtype}
+    model |= {key: getattr(config, key) for key in ("quantize", "adapter", "max_pixels")}
+    return {"model": model, "code": code_version([config], engine.profile)}
+
+
+# --- what is to be done --------------------------------------------------------------------------
+
+
+def plan(
+    path: str | Path,
+    questions: Questions,
+    limit: int | None,
+    shuffle: int | None,
+    fresh: bool,
+    made: dict[str, Any],
+) -> Todo:
+    """What of `questions` the predictions file lacks. Raises InputError if what it has was made
+    with other options, or is about other questions."""
+    had = None if fresh else begun(path)
+    chosen = questions.chosen(limit, shuffle)
+    if had is None:
+        return Todo(questions, tuple(chosen), fresh=fresh)
+    check_same(path, had, made)
+    lines, lost = read_predictions(path)
+    kept = tuple(_kept(path, questions, lines))
+    there = {place for place, _ in kept}
+    asked = tuple(place for place in chosen if place not in there)
+    return Todo(questions, asked, kept, lost)
+
+
+def _kept(path: str | Path, questions: Questions, lines: list[Line]) -> Iterator[tuple[int, Line]]:
+    """The lines with an answer, each with the place of its question, which must still be the same.
+    Raises InputError."""
+    places = {entry.id: place for place, entry in reversed(list(enumerate(questions.entries)))}
+    changed, seen = [], set()
+    for line in lines:
+        one = line.prediction
+        if one.error:
+            continue
+        if one.id in seen:
+            raise InputError(f"The id {shown(one.id)} is twice in {named(path)}.", "Take one out.")
+        seen.add(one.id)
+        if (place := places.get(one.id)) is None:
+            changed.append(f"there is no question {shown(one.id)} any more")
+        elif said := _changed(questions, place, one):
+            changed.append(said)
+        else:
+            yield place, line
+    if changed:
+        more = f", and {len(changed) - _SHOWN:,} more" if len(changed) > _SHOWN else ""
+        raise InputError(
+            f"The data has changed since the predictions in {named(path)} were made: "
+            f"{'; '.join(changed[:_SHOWN])}{more}.",
+            "Take these lines out of the file, name another --out, or begin anew with --fresh.",
+        )
+
+
+def _changed(questions: Questions, place: int, one: Prediction) -> str:
+    entry = questions.entries[place]
+    try:
+        item = entry.make()
+    except InputError as error:
+        return f"{entry.place}: {cut(error.message, 200)}"
+    if item.digest[: len(one.item)] != one.item or not one.item:
+        return f"question {shown(one.id)} ({entry.place}) or its picture or answer is another"
+    return ""
+
+
+# --- doing it ------------------------------------------------------------------------------------
+
+
+def answer_all(
+    engine: Engine,
+    call: Resolved,
+    todo: Todo,
+    predictions: Predictions,
+    traces: Path | None,
+    on_done: Callable[[int, Prediction], None],
+) -> None:
+    """Ask what is to be asked, and write each line as its question is done; `on_done` hears of it.
+
+    What one question fails of (its data, the search) is its line; what would befall every other
+    too (the model, the disk) is raised. An interrupt loses what is in flight and nothing else.
+    """
+
+    async def one(place: int) -> tuple[int, Prediction]:
+        return place, await _predicted(engine, call, todo.questions, place, traces)
+
+    def keep(done: tuple[int, Prediction]) -> None:
+        predictions.add(*done)
+        on_done(*done)
+
+    asyncio.run(bounded(map(one, todo.asked), engine.in_flight, keep))
+
+
+async def _predicted(
+    engine: Engine, call: Resolved, questions: Questions, place: int, traces: Path | None
+) -> Prediction:
+    entry = questions.entries[place]
+    known = entry.row.question if entry.row is not None else ""
+    failed = Prediction(entry.id, known)
+    try:
+        item = entry.make()
+        failed = _of(item)
+        # Named by its content, as solve names it: so the two draw alike.
+        problem = problem_of(list(item.problem().images) or None, item.question, False)
+        answer = await engine.asolve(problem, config=call)
+    except (InputError, BudgetError, StrategyError) as error:
+        return replace(failed, error=_placed(entry.place, entry.id, str(error)))
+    trace = ""
+    if traces is not None:
+        trace = str(traces / trace_name(entry.id))
+        answer.trace.write(trace)
+    return _answered(item, answer, trace)
+
+
+def _of(item: Item) -> Prediction:
+    """The columns that are known before it is asked."""
+    return Prediction(
+        item.id, item.question, answer=item.answer, type=item.type, item=item.digest[:16]
+    )
+
+
+def _answered(item: Item, answer: Answer, trace: str) -> Prediction:
+    return replace(
+        _of(item),
+        prediction=answer.text,
+        right=item.grade(answer.text) >= 0.5 if item.known else None,
+        incomplete=answer.incomplete,
+        new_tokens=answer.total.decoded,
+        tokens=answer.total.tokens,
+        flops=answer.total.flops,
+        seconds=round(answer.seconds, 3),
+        trace=trace,
+    )
+
+
+def _placed(place: str, id: str, said: str) -> str:
+    """What went wrong with a question, with its place."""
+    if place in said:
+        return said
+    return f"{place}{f' (id {shown(id)})' if id else ''}: {said}"
+
+
+def trace_name(id: str) -> str:
+    """The name of a question's trace: its id, as far as every file system takes it, and what tells
+    it from others where that is not all of it."""
+    plain = re.sub(r"[^a-z0-9_.-]+", "_", id.lower()).strip("._")[:80]
+    if plain != id:
+        plain += "-" + hashlib.sha256(id.encode("utf-8", "replace")).hexdigest()[:8]
+    return f"{plain.lstrip('-') or 'trace'}.jsonl"
+
+
+def open_predictions(path: str | Path, todo: Todo, made: dict[str, Any]) -> Predictions:
+    """The file with what is kept of it, ready for more; what it is made with stands beside it
+    first. Raises InputError for a file that was made by another model or code."""
+    if not todo.fresh and (had := begun(path)) is not None:
+        check_same(path, had, made)
+    record(path, made)
+    return Predictions(path, ((place, line.raw) for place, line in todo.kept))
+
+
+def arrange(path: str | Path, todo: Todo) -> None:
+    """Put the lines of a run that was stopped behind its last answer into their order."""
+    places = [place for place, _ in todo.kept]
+    if todo.lost or places != sorted(places):
+        Predictions(path, ((place, line.raw) for place, line in todo.kept)).close()
+
+
+def check_traces(folder: str | Path, todo: Todo) -> None:
+    """Raises InputError if traces of another run lie where those of this one go."""
+    if todo.kept or not Path(folder).is_dir():
+        return
+    names = {trace_name(todo.questions.entries[place].id) for place in todo.asked}
+    there = next((p.name for p in Path(folder).iterdir() if p.name in names), None)
+    if there is not None:
+        said = f"The folder {named(folder)} has traces of an earlier run, such as {there!r}."
+        raise InputError(said, "Name another folder with --traces, or move them away.")
