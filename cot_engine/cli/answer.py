@@ -148,7 +148,7 @@ def _answer(
                 progress.row("right", _score(prediction), prediction.flops, failed)
 
             folder_of_traces = None if traces is None else Path(traces)
-            with answering.open_predictions(path, todo, about | made) as predictions:
+            with answering.open_predictions(path, todo, made, about) as predictions:
                 progress.starting()
                 try:
                     answering.answer_all(engine, call, todo, predictions, folder_of_traces, on_done)

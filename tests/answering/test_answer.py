@@ -327,7 +327,8 @@ def test_killed_at_any_time_it_comes_to_the_same_file(folder):
         running.wait()
         seen.append(read(out))
         assert 0 < len(seen[-1]) < 8
-    assert begin(folder, "", "-q").wait() == 0
+    last = begin(folder, "", "-q")
+    assert last.communicate(timeout=60)[1] == "" and last.returncode == 0
     final = {line["id"]: line for line in read(out)}
     assert list(final) == [f"q{k}" for k in range(8)]
     assert all(final[line["id"]] == line for lines in seen for line in lines), "kept as they were"
