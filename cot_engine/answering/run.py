@@ -226,7 +226,8 @@ def open_predictions(
     path: str | Path, todo: Todo, made: dict[str, Any], about: dict[str, Any]
 ) -> Predictions:
     """The file with what is kept of it, ready for more; what it is made with stands beside it
-    first, and what else is to be known of it (`about`). Raises InputError for a file that was made by another model or code."""
+    first, and what else is to be known of it (`about`). Raises InputError for a file that was made
+    by another model or code."""
     if not todo.fresh and (had := begun(path)) is not None:
         check_same(path, had, made)
     record(path, {**about, **made})
