@@ -218,6 +218,11 @@ def test_what_cannot_be_done_is_a_400_that_says_why(http, more, param, said):
     assert said in told["message"] and told["param"] == param
 
 
+def test_what_a_message_quotes_is_harmless(http):
+    said = error(ask(http, model="x\x1b[31m\n\u202e<b>"))["message"]
+    assert "\x1b" not in said and "\n" not in said and "\u202e" not in said
+
+
 @pytest.mark.parametrize(
     ("address", "said"),
     [

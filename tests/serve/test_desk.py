@@ -11,8 +11,10 @@ from cot_engine import ConfigError, ImageError, InputError, UnknownNameError
 from cot_engine.core.events import Failed, Finished, Grown, Progress, Started
 from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
+from cot_engine.search.budget import parse_budget
 from cot_engine.serve.desk import Busy, Cancelled, Desk, Late
 from cot_engine.serve.limits import Allowance, Limits
+from cot_engine.serve.quota import Quota
 from cot_engine.serve.turns import Turns
 
 
@@ -52,6 +54,8 @@ def test_events_are_replayed_from_the_first_and_the_trace_is_the_engines():
         trace = answer.trace.canonical()
         await until(lambda: ticket.size)  # on the shelf
         again = [event async for event in ticket.events()]
+        assert (await ticket.answer()).text == answer.text
+        assert not (await ticket.answer()).problem.images, "no pixels are kept"
         return desk, ticket, live, answer, trace, again
 
     desk, ticket, live, answer, trace, again = on_a_desk(act)
@@ -122,6 +126,7 @@ def test_places_go_round_the_clients():
         backend.open.set()
         for ticket in tickets:
             await ticket.answer()
+        assert not desk.turns.places, "all were given back"
         return order
 
     backend = Gate()
@@ -171,9 +176,16 @@ def test_pictures_that_wait_are_bounded_in_pixels():
         await opened(desk, pictures=[picture(size=(40, 40))])
         with pytest.raises(Busy, match="1,600 pixels"):
             await opened(desk, pictures=[picture(size=(40, 40))])
-        await opened(desk, question="without one")
+        await (await opened_first(desk)).answer()
+        await opened(desk, pictures=[picture(size=(40, 40))])  # there is room again
 
-    on_a_desk(act, Limits(held=3000, grace=5), Gate(), in_flight=1)
+    async def opened_first(desk):
+        ticket = await opened(desk, question="without one")
+        backend.open.set()
+        return ticket
+
+    backend = Gate()
+    on_a_desk(act, Limits(held=3000, grace=5), backend, in_flight=1)
 
 
 # --- what may be asked ---------------------------------------------------------------------------
@@ -267,6 +279,17 @@ def test_a_clients_total_is_held_before_and_settled_after():
     allowance = Allowance("100 new tokens", "100 new tokens", per=50)
     backend = Gate()
     on_a_desk(timed, Limits(allowance=allowance, grace=5), backend)
+
+
+def test_seconds_are_counted_by_the_clock():
+    quota, allowance = Quota(), Allowance("10 s", "12 s")
+    budget = parse_budget("10 s")
+    assert quota.hold("a", allowance, budget) is None
+    quota.settle("a", budget, Usage(decoded=99), 3.0)
+    assert quota.spent("a") == 3.0 and quota.hold("a", allowance, budget) > 0
+    assert quota.hold("b", allowance, budget) is None
+    quota.settle("b", budget, None, 0.0)  # it never began
+    assert quota.hold("b", allowance, budget) is None
 
 
 def test_a_total_needs_a_bound_in_its_unit():
