@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cot_engine.benchmarks.catalogue import Benchmark
+from cot_engine.benchmarks.catalogue import BENCHMARKS, Benchmark
 from cot_engine.benchmarks.questions import (
     IDS,
     Question,
@@ -95,6 +95,7 @@ def read_cases(path: str | Path, benchmark: Benchmark, against: str | Path | Non
         ]
         cases, notes = _paired(reading, questions, against), []
         reading.unread = 0  # their questions are there, without a prediction
+    notes += [note for each in (path, against) if (note := _of_other_name(benchmark, each))]
     return Cases(tuple(cases), tuple(reading.troubles), reading.unread, tuple(notes))
 
 
@@ -165,6 +166,16 @@ def _of_known_size(benchmark: Benchmark, cases: list[Case]) -> list[str]:
     if benchmark.questions is None or len(cases) == benchmark.questions:
         return []
     return [f"{benchmark.name} has {benchmark.questions:,} questions; {len(cases):,} are here."]
+
+
+def _of_other_name(benchmark: Benchmark, path: str | Path | None) -> str:
+    """What is to be said of a file that is called as another benchmark: those on other pictures, or
+    in another language, cannot be told apart by what is in them."""
+    name = Path(path).name if path is not None else ""
+    called = max((each for each in BENCHMARKS if each.lower() in name.lower()), key=len, default="")
+    if called in ("", benchmark.name):
+        return ""
+    return f"{named(name)} is called as {called} is, and scored as {benchmark.name}."
 
 
 def _paired(reading: _Reading, questions: list[Question], against: str | Path) -> list[Case]:

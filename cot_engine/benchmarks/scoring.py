@@ -260,7 +260,10 @@ def _circular(benchmark: Benchmark, marks: Sequence[Mark], troubles: list[Troubl
             place = first.case.place or question.place
             troubles.append(Trouble(place, "index", f"of the group {key} {said}"))
         pairs.append((question, None if said else circular.together(turns)))
-    return _by_category(benchmark, pairs, "groups")
+    overall, tables, unit = _by_category(benchmark, pairs, "groups")
+    first_turns = [mark.score for mark in marks if mark.id in groups]
+    single = cell("all turns", [mark.score for mark in marks]), cell("first turns", first_turns)
+    return overall, [*tables, Table("each turn alone", single, "rows")], unit
 
 
 def _hallusion(benchmark: Benchmark, marks: Sequence[Mark], troubles: list[Trouble]) -> Shaped:

@@ -157,16 +157,17 @@ def _headline(found: Scored) -> list[str]:
         f"Rules: {found.rules.source}.",
         f"{scored:,} of {len(found.marks) + found.unread:,} predictions are scored.",
     ]
-    groups = found.unit == "groups" and cell.unscored
-    if groups:
+    unscored = len(found.unscored) + found.unread
+    told = [f"{unscored:,} unscored"] * bool(unscored)
+    if found.unit == "groups":
         lines.append(f"{cell.scored:,} of {cell.total:,} groups are scored.")
-    if found.unscored or found.unread or groups:
+        told += [f"{cell.unscored:,} groups unscored"] * bool(cell.unscored)
+    if told:
         open_ = len(found.unresolved)
-        lines[0] += f", {len(found.unscored) + found.unread:,} unscored"
-        faulty = len(found.unscored) - open_ + found.unread
+        lines[0] += ", " + ", ".join(told)
         lines.append(
-            f"Unscored: {open_:,} that the rules leave open, {faulty:,} with faults. Were all of"
-            f" them wrong, it would be {_points(cell.at_least)} %; all right,"
+            f"Unscored: {open_:,} that the rules leave open, {unscored - open_:,} with faults. Were"
+            f" all that is unscored wrong, it would be {_points(cell.at_least)} %; all right,"
             f" {_points(cell.at_most)} %."
         )
     if open_graders := {m.by for m in found.marks if m.by not in ("rules", "file")}:

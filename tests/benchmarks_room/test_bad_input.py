@@ -120,6 +120,15 @@ def test_names_that_are_not_there_are_near_others():
         rule_set("official", benchmark("MMStar"))
 
 
+def test_a_file_called_as_another_benchmark_is_said(tmp_path):
+    path = written(tmp_path, HEAD + GOOD, "llava_AI2D_TEST_NO_MASK.tsv")
+    said = (
+        "'llava_AI2D_TEST_NO_MASK.tsv' is called as AI2D_TEST_NO_MASK is, and scored as AI2D_TEST."
+    )
+    assert said in scored(path, "AI2D_TEST").notes
+    assert not any("called as" in note for note in scored(path, "AI2D_TEST_NO_MASK").notes)
+
+
 # --- against the questions -----------------------------------------------------------------------
 
 QUESTIONS = HEAD.replace("\tprediction", "") + "".join(
@@ -174,7 +183,11 @@ def test_a_group_counts_if_every_turn_is_right(tmp_path):
     overall = found.overall
     assert (overall.score, overall.scored, overall.total) == (0.5, 2, 4)
     assert (overall.at_least, overall.at_most) == (0.25, 0.75)
-    (subset,) = found.tables[-1].cells
+    (subset,), single = found.tables[-2].cells, found.tables[-1].cells
+    assert [(c.name, c.score, c.scored, c.total) for c in single] == [
+        ("all turns", 8 / 9, 9, 11),
+        ("first turns", 1.0, 4, 4),
+    ]
     assert subset.name == "MMBench-R" and subset.at_least == pytest.approx(1 / 3)
 
 

@@ -155,3 +155,25 @@ def test_real_items_are_read_with_their_pictures(file, count, options):
     item = questions[1].item()
     assert item.digest != questions[0].item().digest and item.problem().images
     assert item.grade(questions[1].letter or questions[1].answers[0].split("<")[0]) in (0.0, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("MMBench_samples_20.tsv", "MMBench_DEV_EN_V11"), ("MMVet_30.tsv", "MMVet")],
+)
+def test_real_items_run_end_to_end(engine, tmp_path, file, name):
+    """Read, answered by the bundled model, which knows nothing of such pictures, and scored."""
+    questions, of = read_questions(FOUND / "items" / file, []), benchmark(name)
+    problems = (question.problem() for question in questions)
+    with (tmp_path / "p.jsonl").open("w") as lines:
+        for answer in engine.solve_many(problems, strategy="greedy"):
+            lines.write(json.dumps({"id": answer.problem.id, "prediction": answer.text}) + "\n")
+    cases = read_cases(tmp_path / "p.jsonl", of, FOUND / "items" / file)
+    found = score(cases, of, rule_set("conclusion", of))
+    assert len(found.marks) == len(questions) and not found.unread
+    assert all(mark.open or mark.score is not None for mark in found.marks)
+    if of.shape == "circular":  # of each question the first turn alone
+        assert found.overall.scored == 0 and len(found.troubles) == found.overall.total == 20
+        turns = found.tables[-1].cells[1]
+        assert turns.total == 20 and turns.scored == 20 - len(found.unresolved)
