@@ -251,6 +251,23 @@ def test_mmvet_without_grades_is_open_and_bad_grades_are_named(tmp_path):
     assert "7 is not from 0 to 1" in found.marks[2].why
 
 
+def test_a_figure_is_wrong_as_soon_as_one_answer_is(tmp_path):
+    """Whatever is open; and figures of two categories are two, though their numbers are the same."""
+    text = "index\tquestion\tanswer\tcategory\tl2-category\tprediction\n"
+    for part, said in (
+        ("VD_ocr", ["No", "?"]),
+        ("VS_ocr", ["Yes", "?"]),
+        ("VS_map", ["Yes", "Yes"]),
+    ):
+        for k, each in enumerate(said):
+            text += f"{part}_1_0_0_{k}\tIs it?\tYes\t{part[:2]}\t{part}\t{each}\n"
+    found = scored(written(tmp_path, text), "HallusionBench")
+    figures = {c.name: c for c in found.tables[1].cells}
+    assert found.tables[1].name == "fAcc" and figures["Overall"].total == 3
+    assert [figures[name].score for name in ("VD_ocr", "VS_map")] == [0.0, 1.0]
+    assert figures["VS_ocr"].scored == 0 and figures["Overall"].score == 0.5
+
+
 def test_hallusionbench_names_an_index_without_its_numbers(tmp_path):
     text = "index\tquestion\tanswer\tcategory\tl2-category\tprediction\n"
     text += "VD_illusion_1_0_0_0\tIs it?\tYes\tVD\tVD_illusion\tYes.\n"

@@ -4,10 +4,14 @@ The expected results are worked out from the rules as they are described, by han
 set leaves open, Z that it says none of the options is meant.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from cot_engine.benchmarks import choice, conclusion, mathvista, relaxed, yes_no
 from cot_engine.benchmarks.mathvista import Asked
+from cot_engine.benchmarks.questions import Question
+from cot_engine.benchmarks.rulesets import RULE_SETS
 
 COLOURS = {"A": "red", "B": "blue", "C": "green", "D": "None"}
 PEOPLE = {"A": "male", "B": "female"}
@@ -112,6 +116,7 @@ WHOLE = Asked("free_form", "integer", "14")
 TENTH = Asked("free_form", "float", "1.2", 1)
 LIST = Asked("free_form", "list", "[2007, 2008]")
 SHAPES = Asked("multi_choice", "text", "3/5", None, ("3/11", "8/11", "6/11", "3/5"))
+SECOND = replace(SHAPES, answer="8/11")
 # extraction, asked, official (today's and the older integer rule), VLMEvalKit's: right or not
 EXTRACTED = [
     ("14", WHOLE, True, True, True),
@@ -138,6 +143,7 @@ EXTRACTED = [
     ("3 / 5", SHAPES, True, True, False),
     ("E", SHAPES, True, True, False),
     ("B", SHAPES, False, False, False),
+    ("(b) 8/11", SECOND, True, True, True),
     ("(B) or (D)", SHAPES, False, False, False),
     ("", SHAPES, True, True, False),
 ]
@@ -205,3 +211,10 @@ def test_distance():
     pairs = [("", "abc", 3), ("kitten", "sitting", 3), ("abc", "abc", 0), ("ab", "ba", 2)]
     for a, b, wanted in pairs:
         assert mathvista.distance(a, b) == mathvista.distance(b, a) == wanted
+
+
+def test_only_a_model_says_none_of_the_options_by_a_letter():
+    """To predictions Z is no answer of ours; a model that is asked is told to reply so."""
+    question = Question("line 2", "1", "Which?", COLOURS, ("B",))
+    read = RULE_SETS["conclusion"].reads["choice"]
+    assert read(question, "Z", False).score is None and read(question, "Z.", True).score == 0.0
