@@ -252,7 +252,7 @@ def test_mmvet_without_grades_is_open_and_bad_grades_are_named(tmp_path):
 
 
 def test_a_figure_is_wrong_as_soon_as_one_answer_is(tmp_path):
-    """Whatever is open; and figures of two categories are two, though their numbers are the same."""
+    """Whatever is open; and figures of two categories are two, though numbered alike."""
     text = "index\tquestion\tanswer\tcategory\tl2-category\tprediction\n"
     for part, said in (
         ("VD_ocr", ["No", "?"]),
