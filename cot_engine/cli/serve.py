@@ -66,13 +66,20 @@ def run(
         say(f"Loading {config.model}.")
         with Engine.from_pretrained(**config.of_engine, on_notice=say) as engine:
             from cot_engine.serve.app import make_app
+            from cot_engine.serve.page import routes as page
             from cot_engine.serve.server import serve
 
             desk = Desk(engine, allowed, config)
             called = name or _called(config.model, engine.backend.info.model)
-            app = make_app(desk, called, keys=keys, hosts=names)
+            app = make_app(
+                *(desk, called),
+                keys=keys,
+                hosts=names,
+                routers=[page.router()],
+                public=("/health", *page.PUBLIC),
+            )
             where = address_of(host, at.getsockname()[1])
-            print(f"{where}/v1 serves {called}.", flush=True)
+            print(f"{where}/v1 serves {called}; {where}/ is a page to ask at.", flush=True)
             serve(app, desk, at, say, quiet)
 
 

@@ -100,14 +100,16 @@ def _event(value: Any) -> bytes:
 
 
 class EventStream(Response):
-    """Server-sent events of a search. A client that leaves, or does not read, ends it; one that is
-    slow holds up nobody else."""
+    """Server-sent events of a search. A client that leaves, or does not read, ends it, unless it
+    only `watches`; one that is slow holds up nobody else."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, ticket: Ticket, events: AsyncIterator[bytes]) -> None:
+    def __init__(
+        self, ticket: Ticket, events: AsyncIterator[bytes], *, watches: bool = False
+    ) -> None:
         super().__init__()
-        self.ticket, self.events = ticket, events
+        self.ticket, self.events, self.watches = ticket, events, watches
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -136,7 +138,8 @@ class EventStream(Response):
         except TimeoutError:
             return  # left unfinished, so that the connection is closed
         finally:
-            self.ticket.cancel()
+            if not self.watches:
+                self.ticket.cancel()
             gone.cancel()
             if waiting is not None:
                 waiting.cancel()

@@ -263,7 +263,7 @@ def _cost(figure: Figure) -> dict[str, Any]:
         share = (usage.flops if total.flops else usage.tokens) / whole if whole else 0
         rows.append((role, words.usage_cells(usage), share))
     rows.append(("all", words.usage_cells(total), None))
-    return {"heads": ("", *words.USAGE_HEADS), "unit": unit, "rows": rows}
+    return {"heads": words.USAGE_HEADS, "unit": unit, "rows": rows}
 
 
 def _settings(figure: Figure) -> list[tuple[str, str]]:

@@ -29,6 +29,7 @@ class Live:
     def __init__(self, anchor: str = "") -> None:
         self.anchor = anchor
         self.board = Board()
+        self.count = 0  # columns there are now
         self._told: _Pieces = {}
         self._drafts: dict[str, tuple[fig.Figure, fig.Column, fig.Card, int]] = {}
         self._stale = True  # more has happened than that words have come
@@ -76,7 +77,7 @@ class Live:
             ("columns", str(at)): part(_PARTS, "stage", view)
             for at, view in enumerate(values["columns"])
         }
-        found["count", ""] = len(figure.columns)
+        self.count = found["count", ""] = len(figure.columns)
         found["slots", "kicker"] = part(_PARTS, "line", values["strategy"])
         found["slots", "tally"] = part(_PARTS, "line", values["tally"])
         found["slots", "costs"] = part(_PARTS, "costs", values["cost"], values["budget"])
@@ -85,7 +86,8 @@ class Live:
             found["slots", "answer"] = part(_PARTS, "outcome", figure)
             about = values["settings"], values["command"]
             found["slots", "about"] = part(_PARTS, "settled", *about)
-            found["slots", "legend"] = part(_PARTS, "line", values["legend"])
+            legend = values["legend"] if figure.columns else ""
+            found["slots", "legend"] = part(_PARTS, "line", legend)
         # The cards of those who write are in these columns.
         found |= {("cards", id): self._card(id, texts.get(id, "")) for id in self._drafts}
         self._told |= {key: value for key, value in found.items() if key[0] == "cards"}
