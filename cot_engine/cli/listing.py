@@ -61,7 +61,7 @@ def _said(row: Listed) -> list[str]:
     said = [row["about"]]
     if row.get("parameters"):
         said.append(", ".join(f"{name}={value}" for name, value in row["parameters"].items()))
-    if "probed" in row:
+    if "told" in row:
         said += [f"{name}: {text}" for name, text in row["told"].items()]
     if "needs" in row:
         said += [f"{key}: {text}" for key, text in lines(row["needs"]).items()]
@@ -139,7 +139,7 @@ def servers(address: str) -> list[Listed]:
     """What the servers at an address can do. Raises ModelError and InputError."""
     about = "A server that can be searched on; what it can do was found out by asking it."
     return [
-        {"name": url, "about": about, "probed": found.plain(), "told": found.told()}
+        {"name": url, "about": about, **found.plain(), "told": found.told()}
         for url, found in Server().probe(address)
     ]
 

@@ -194,6 +194,7 @@ def test_what_was_written_by_the_deadline_is_kept(served, backend):
     one = given.generations[0]
     assert one.finish == "budget" and whole.text.startswith(one.text) and one.text
     assert 0 < watched.tokens == len(one.ids) < len(whole.ids)
+    assert watched.written is not None and watched.written() == [one.text]
     assert given.usage.decoded >= len(one.ids) and given.usage.prefilled > 0
 
 

@@ -165,7 +165,7 @@ class ServerBackend:
 
             def make() -> Written:
                 nonlocal into
-                into = Written(request.until, early, telling.of(at))
+                into = telling.of(at, Written(request.until, early))
                 return into
 
             left = None if request.deadline is None else request.deadline - time.monotonic()
@@ -263,19 +263,26 @@ class ServerBackend:
 
 
 class _Telling:
-    """Counts up what somebody watches: tokens of all continuations, and how many are finished."""
+    """Tells who watches how far it is: tokens and texts of all continuations, how many are
+    finished."""
 
     def __init__(self, headway: Headway | None, count: int) -> None:
         self.headway = headway
         self._tokens = [0] * count
+        self._replies = [Written(sent=False) for _ in range(count)]
 
-    def of(self, at: int) -> Callable[[int], None]:
-        def heard(tokens: int) -> None:
-            self._tokens[at] = tokens
-            if self.headway is not None:
-                self.headway.tokens = sum(self._tokens)
+    def of(self, at: int, into: Written) -> Written:
+        """`into`, watched as the continuation of that number."""
+        self._replies[at] = into
+        if self.headway is not None:
+            into.heard = lambda tokens: self._heard(at, tokens)
+        return into
 
-        return heard
+    def _heard(self, at: int, tokens: int) -> None:
+        self._tokens[at] = tokens
+        assert self.headway is not None  # else nobody tells it
+        self.headway.tokens = sum(self._tokens)
+        self.headway.written = lambda: [each.text for each in self._replies]
 
     def finished(self) -> None:
         if self.headway is not None:

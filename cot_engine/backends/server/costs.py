@@ -22,21 +22,31 @@ if TYPE_CHECKING:
     from cot_engine.backends.server.sizes import Sizes
 
 _TURN = "\0"  # between the user's text and the reply, in what is remembered
+_RETOLD = 4
+"""Tokens by which what a model wrote may become more when it is read as a text."""
+
+
+@dataclass
+class Known:
+    """Texts with their tokens, behind the same pictures: those that the server `read`, and those
+    that it has `written` so far, which it may spell otherwise when it reads them."""
+
+    read: dict[str, int] = field(default_factory=dict)
+    written: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class Scope:
     """What is remembered of a search: its `salt`, which keeps its part of the server's cache apart,
-    the digests of the pictures that were `encoded`, and by pictures the texts that were `read`,
-    each with its tokens."""
+    the digests of the pictures that were `encoded`, and by pictures what is `known`."""
 
     salt: str
     encoded: set[str] = field(default_factory=set)
-    read: dict[tuple[str, ...], dict[str, int]] = field(default_factory=dict)
+    known: dict[tuple[str, ...], Known] = field(default_factory=dict)
 
-    def of(self, prompt: Prompt) -> dict[str, int]:
-        """The texts that were read behind these pictures."""
-        return self.read.setdefault(tuple(image.digest for image in prompt.images), {})
+    def of(self, prompt: Prompt) -> Known:
+        """What is known behind these pictures."""
+        return self.known.setdefault(tuple(image.digest for image in prompt.images), Known())
 
 
 @dataclass
@@ -64,9 +74,9 @@ class Costs:
             if self.sizes is not None:
                 flops = self.sizes.text(prompt, read - cached, cached, decoded)
                 used = replace(used, flops=used.flops + flops)
-            known[text] = read
+            known.read[text] = read
             if each.text and decoded:
-                known[text + each.text] = read + decoded
+                known.written[text + each.text] = read + decoded + _RETOLD
         new = self._new(scope, prompt)
         scope.encoded |= new.keys()
         return replace(used, encodes=len(new), flops=used.flops + self._seen(new.values()))
@@ -76,7 +86,8 @@ class Costs:
     def estimate(self, scope: Scope, request: Generate | Choose) -> Usage:
         """The most that a request can cost, if the server still has in its cache what it read in
         this search."""
-        known = dict(scope.of(request.prompt))
+        known = scope.of(request.prompt)
+        known = Known(dict(known.read), known.written)
         if isinstance(request, Generate):
             prefix = "".join(segment.text for segment in request.prefix)
             texts = [request.prompt.text + _TURN + prefix] * len(request.seeds)
@@ -90,7 +101,7 @@ class Costs:
         for text in texts:
             total = self.total(known, request.prompt, text)
             cached = max(0, min(self.held(known, text), total - 1)) if self.dialect.block else 0
-            known[text] = total
+            known.read[text] = total
             used += Usage(prefilled=total - cached, cached=cached, decoded=decoded)
             if self.sizes is not None:
                 flops = self.sizes.text(request.prompt, total - cached, cached, decoded)
@@ -100,28 +111,30 @@ class Costs:
     def counted(self, scope: Scope, prompt: Prompt, prefix: str) -> int:
         """How many tokens they take, 0 where nobody has counted them."""
         known, text = scope.of(prompt), prompt.text + _TURN + prefix
-        exact = text in known or self.sizes is not None
+        exact = text in known.read or self.sizes is not None
         return self.total(known, prompt, text) if exact else 0
 
-    def total(self, known: dict[str, int], prompt: Prompt, text: str) -> int:
+    def total(self, known: Known, prompt: Prompt, text: str) -> int:
         """How many tokens a text takes with its pictures: at most, where nobody has read it."""
-        if text in known:
-            return known[text]
+        if text in known.read:
+            return known.read[text]
         if self.sizes is not None:
             return self.sizes.tokens(prompt, text.partition(_TURN)[2])
         d = self.dialect
         fresh = d.start + self._most(text) + d.picture * len(prompt.images)
-        near = _nearest(known, text)
-        return fresh if near is None else min(fresh, known[near[0]] + self._most(text[near[1] :]))
+        for texts in (known.read, known.written):
+            if (near := _nearest(texts, text)) is not None:
+                fresh = min(fresh, texts[near[0]] + self._most(text[near[1] :]))
+        return fresh
 
-    def held(self, known: dict[str, int], text: str) -> int:
+    def held(self, known: Known, text: str) -> int:
         """How many tokens of a text the server has in its cache, at least: those of the text that
         was read and has the most in common with it, without those of the rest and of one block."""
-        near = _nearest(known, text)
+        near = _nearest(known.read, text)
         if near is None:
             return 0
         other, common = near
-        return max(0, known[other] - self._most(other[common:]) - self.dialect.block)
+        return max(0, known.read[other] - self._most(other[common:]) - self.dialect.block)
 
     def _most(self, text: str) -> int:
         """The most tokens that a piece of text takes, as far as is known."""

@@ -51,7 +51,7 @@ class Dialect:
 
     def plain(self) -> dict[str, Any]:
         """As values of JSON."""
-        return asdict(self) | {"notes": list(self.notes)}
+        return asdict(self) | {"cached": self.block > 0, "notes": list(self.notes)}
 
     def told(self) -> dict[str, str]:
         """The same in words, by what each is about."""
