@@ -8,6 +8,7 @@ GET  /health, /metrics, /openapi.json
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +31,8 @@ from cot_engine.serve.schema import ChatRequest, ErrorBody
 from cot_engine.serve.stream import EventStream, attended, begun, chunks
 from cot_engine.serve.told import reply
 
+_READING = 8
+"""Questions read at a time: each takes a thread, and its pictures are held twice meanwhile."""
 # What a page of a trace has: its own style, its pictures, and nothing else.
 _PAGE = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:;"
@@ -66,7 +69,7 @@ def make_app(
     )
     metrics = Metrics(desk)
     app.state.desk, app.state.served, app.state.metrics = desk, served, metrics
-    app.state.keyed = bool(keys)
+    app.state.keyed, app.state.reading = bool(keys), asyncio.Semaphore(_READING)
     for router in (_router(), *routers):
         app.include_router(router)
     _without_422(app)
@@ -102,9 +105,10 @@ def _router() -> APIRouter:
 async def chat(request: Request, body: ChatRequest) -> Response:
     """Answer a question about pictures, or none, by a search."""
     desk: Desk = request.app.state.desk
-    found = await in_thread(lambda: asked(body, request.app.state.served))
     client = client_of(request, body.user)
-    ticket = await desk.open(client, found.pictures, found.question, found.options)
+    async with request.app.state.reading:
+        found = await in_thread(lambda: asked(body, request.app.state.served))
+        ticket = await desk.open(client, found.pictures, found.question, found.options)
     if not body.stream:
         answer = await attended(request.receive, ticket, ticket.answer())
         return json(reply(ticket, answer, body.model))

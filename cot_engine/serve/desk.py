@@ -100,6 +100,8 @@ class Desk:
         for options, InputError and ImageError for what is asked.
         """
         self._check_room(0)
+        if self._full and not self.turns.has_room(client):
+            raise self._busy()  # before pictures are read in vain
         call = self._resolved(client, options)
         problem = await self._problem(pictures, question)
         self._check_room(pixels(problem))  # others came while the pictures were read

@@ -24,6 +24,8 @@ AFTER = 5.0
 """Seconds that responses may take to be sent once their searches have ended."""
 
 
+AT_ONCE = 0.5
+"""Seconds that those who wait have to be told, where a second signal ends it at once."""
 HEAD_SECONDS = 30.0
 """For the head of a request to arrive, and the longest that a connection may be idle."""
 
@@ -122,6 +124,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.desk, self.say = desk, say
         self._closing: asyncio.Task[None] | None = None
+        self._again: asyncio.Task[None] | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -143,7 +146,11 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer what is open, then let be written what the desk keeps."""
         await super().shutdown(sockets)
-        if self._closing is not None and not self.force_exit:
+        if self._again is not None:  # who waits still hears that it was handed back
+            await asyncio.wait([self._again], timeout=AT_ONCE)
+            if self.server_state.tasks:
+                await asyncio.wait(self.server_state.tasks, timeout=AT_ONCE)
+        elif self._closing is not None:
             await asyncio.wait([self._closing])
 
     def stop(self) -> None:
@@ -151,14 +158,14 @@ class Server(uvicorn.Server):
         if self._closing is not None:
             self.force_exit = True
             self._closing.cancel()
-            self._again = asyncio.ensure_future(self.desk.close(0))
+            self._again = self._again or asyncio.create_task(self.desk.close(0))
             return
         running, waiting = self.desk.running, self.desk.waiting
         self.say(
             f"Closing: {running} running searches have {self.desk.limits.grace:g} seconds to end,"
             f" {waiting} that wait are handed back. Once more ends at once."
         )
-        self._closing = asyncio.ensure_future(self.desk.close())
+        self._closing = asyncio.create_task(self.desk.close())
         self.should_exit = True
 
 

@@ -35,12 +35,20 @@ class Turns(Generic[T]):
         the client with most, if that has two more than this one, else the item itself."""
         out: T | None = None
         if len(self) >= self.most:
-            crowd = max(self._waiting, key=self.waiting, default=client)
-            if self.waiting(crowd) < self.waiting(client) + 2:
+            if (crowd := self._crowd(client)) is None:
                 return item
             out = self._waiting[crowd].pop()
         self._waiting.setdefault(client, deque()).append(item)
         return out
+
+    def has_room(self, client: str) -> bool:
+        """Whether something of this client's could wait."""
+        return len(self) < self.most or self._crowd(client) is not None
+
+    def _crowd(self, client: str) -> str | None:
+        """The client that has so many more than this one that it must make room."""
+        most = max(self._waiting, key=self.waiting, default=client)
+        return most if self.waiting(most) >= self.waiting(client) + 2 else None
 
     def take(self) -> tuple[str, T] | None:
         """The next to have a place, and its client; None if nothing waits."""

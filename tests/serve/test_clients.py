@@ -15,6 +15,7 @@ from serving import QUESTION, TRAINED, Gate, picture, scripted, seen, serving
 from cot_engine import Engine, scenes
 from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
+from cot_engine.serve import stream
 from cot_engine.serve.limits import Limits
 
 
@@ -130,23 +131,54 @@ def test_a_client_that_gives_up_ends_its_search_and_one_that_tries_again_is_serv
             hasty.chat.completions.create(model="bundled", messages=QUESTION, extra_body=TRAINED)
         until(lambda: served.desk.running == 0)
         client = served.openai(max_retries=3)
-        stream = client.chat.completions.create(
+        chunks = client.chat.completions.create(
             model="bundled",
             messages=seen("?", picture(), picture()),
             stream=True,
             extra_body=TRAINED,
         )
-        assert next(stream).choices[0].delta.role == "assistant"
+        assert next(chunks).choices[0].delta.role == "assistant"
         with pytest.raises(openai.RateLimitError) as full:
             served.openai().chat.completions.create(model="bundled", messages=QUESTION)
         assert full.value.code == "queue_full"
-        stream.close()
+        chunks.close()
         until(lambda: served.desk.running == 0)
         engine.backend.open.set()
         ask = client.chat.completions.create
         assert (
             ask(model="bundled", messages=QUESTION, extra_body=TRAINED).choices[0].message.content
         )
+
+
+def test_a_stream_says_that_it_is_alive_and_what_went_wrong(monkeypatch):
+    monkeypatch.setattr(stream, "BEGIN_SECONDS", 0.01)
+    monkeypatch.setattr(stream, "ALIVE_SECONDS", 0.01)
+    with scripted(Gate(), 1) as engine, serving(engine) as served:
+        asked = {"model": "bundled", "messages": QUESTION, "extra_body": TRAINED}
+        chunks = served.openai().chat.completions.create(**asked, stream=True)
+        assert next(chunks).choices[0].delta.role == "assistant"
+        with served.http() as http:  # the same, as it is sent
+            body = {"model": "bundled", "messages": QUESTION, "stream": True}
+            with http.stream("POST", "/v1/chat/completions", json=body) as raw:
+                lines = raw.iter_lines()
+                assert next(lines).startswith("data: ") and next(lines) == ""
+                assert next(lines) == ": alive"
+        [running] = served.desk._running
+        served.loop.call_soon_threadsafe(running.cancel)
+        with pytest.raises(openai.APIError, match="The search was cancelled") as broken:
+            list(chunks)
+        assert broken.value.code == "cancelled"
+
+
+def test_a_search_that_takes_too_long_is_a_504():
+    with scripted(Gate()) as engine, serving(engine, Limits(seconds=0.05)) as served:
+        with pytest.raises(
+            openai.InternalServerError, match="The search was stopped after"
+        ) as late:
+            served.openai().chat.completions.create(
+                model="bundled", messages=QUESTION, extra_body=TRAINED
+            )
+        assert late.value.status_code == 504 and late.value.code == "timeout"
 
 
 def until(condition):
