@@ -16,6 +16,7 @@ from cot_engine.benchmarks.questions import id_of
 
 TURN = 1_000_000
 """What is added to the index for each turn of the options."""
+_DIGITS = 18
 
 
 class Turned(NamedTuple):
@@ -30,7 +31,14 @@ class Turned(NamedTuple):
 
 def group_of(id: str, g_index: str = "") -> str:
     """The id of the group's first row. Raises ValueError for an id that is no whole number."""
+    if not is_number(id):
+        raise ValueError
     return id_of(g_index) if g_index else str(int(id) % TURN)
+
+
+def is_number(id: str) -> bool:
+    """Is it a whole number such as these indexes are?"""
+    return id.isascii() and id.isdigit() and len(id) <= _DIGITS
 
 
 def together(turns: Sequence[Turned]) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from cot_engine.benchmarks import circular, hallusion, mathvista
 from cot_engine.benchmarks.catalogue import Benchmark
-from cot_engine.benchmarks.conclusion import is_staged
+from cot_engine.benchmarks.conclusion import concluded, is_staged
 from cot_engine.benchmarks.predictions import NAMED_NOTHING, Case, Cases
 from cot_engine.benchmarks.questions import Question, Trouble, listed
 from cot_engine.benchmarks.rulesets import Finding, RuleSet, Unfit, as_choice
@@ -115,7 +115,8 @@ def _mark(
     reply = (replies or {}).get(question.id)
     if reply is None:
         return Mark(case, found.said, wanted, None, found.said.rule, True)
-    decided = read(question, reply, True)
+    # What it thought before, or wrote in stages, is no reply.
+    decided = read(question, concluded(reply.rpartition("</think>")[2]), True)
     why = "" if decided.score is not None else f"{by} says nothing: {reply.strip()[:60]!r}"
     return Mark(case, decided.said, wanted, decided.score, why, bool(why), by)
 
@@ -183,6 +184,8 @@ def _notes(benchmark: Benchmark, rules: RuleSet, marks: Sequence[Mark]) -> list[
         )
     if benchmark.kind == "graded":
         notes.append("The grades are a model's, and another model's would be others.")
+        if any(mark.open for mark in marks):
+            notes.append("No rule grades these answers: --grader MODEL asks a model.")
     return notes
 
 
@@ -245,7 +248,7 @@ def _circular(benchmark: Benchmark, marks: Sequence[Mark], troubles: list[Troubl
     for key, held in groups.items():
         first = next((each for each in held if each.id == key), held[0])
         question = first.case.question
-        if not all(each.id.isdigit() for each in held):
+        if not all(circular.is_number(each.id) for each in held):
             pairs.append((question, None))
             continue
         turns = [

@@ -21,6 +21,9 @@ ROWS = (
 )
 
 
+STAGED = "<REASONING>A and B.</REASONING><CONCLUSION>Z</CONCLUSION>"
+
+
 class Model(ScriptedBackend):
     """Finds the sky blue; of what it does not know it says none, or nothing that can be read."""
 
@@ -30,7 +33,8 @@ class Model(ScriptedBackend):
     @staticmethod
     def reply(request, seed):
         text = request.prompt.text
-        return "B" if "sky" in text else "Z" if "red or blue" in text else "Who knows?"
+        thought = "<think>A or B?</think>B"
+        return thought if "sky" in text else STAGED if "red or blue" in text else "Who knows?"
 
 
 def found(path, replies=None, by="", name="MMStar", rules="vlmevalkit-2026"):
