@@ -28,10 +28,13 @@ from cot_engine.benchmarks.questions import (
 from cot_engine.errors import InputError, shown
 from cot_engine.files.reading import named
 from cot_engine.files.rows import read_rows
+from cot_engine.files.sheets import without_apostrophe
 
 PREDICTIONS = ("prediction", "response")
 EXTRACTED = {"mathvista": ("extraction", "res"), "graded": ("score",)}
 """Columns that hold what a model made of a prediction, by kind of question."""
+OURS = {"new_tokens", "item"}
+"""Columns by which a file that `cot-engine answer` wrote is known."""
 NAMED_NOTHING = ("None", "N/A", "NA", "null", "NULL", "n/a", "<NA>", "#N/A")
 """Options that pandas, and so VLMEvalKit, takes for empty cells."""
 
@@ -101,10 +104,14 @@ def read_cases(path: str | Path, benchmark: Benchmark, against: str | Path | Non
 
 def _read(reading: _Reading, alone: bool) -> None:
     columns: tuple[str, str] | None = None
+    sheet = False  # written by `answer`, for spreadsheets
     for row in read_rows(reading.path, "predictions", InputError, reading.tell):
         cells = flat(row.cells)
         if columns is None:
             columns = _columns(reading.path, cells, reading.kind, alone)
+            sheet = reading.path.suffix.lower() in (".csv", ".tsv") and {*cells} >= OURS
+        if sheet:
+            cells = {name: without_apostrophe(cell) for name, cell in cells.items()}
         key, said = id_of(cells.get(columns[0])), cells.get(columns[1])
         if not key:
             reading.tell(row.place, columns[0], "it is empty")
@@ -190,7 +197,7 @@ def _paired(reading: _Reading, questions: list[Question], against: str | Path) -
         found += 1
         asked = case.question.question
         trouble = case.trouble
-        if asked and asked.split() != question.question.split():
+        if asked and asked.split() not in (question.question.split(), question.prompt.split()):
             trouble = f"it is about another question than {question.place} of the questions"
             reading.troubles.append(Trouble(case.place, "question", trouble))
         cases.append(replace(case, question=question, trouble=trouble))

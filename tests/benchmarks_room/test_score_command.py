@@ -1,7 +1,11 @@
 """`cot-engine score` as its users meet it."""
 
+import base64
+import csv
+import io
 import json
 
+import PIL.Image
 import pytest
 from command_line import cli, two_lines  # noqa: F401
 from golden import check_golden
@@ -21,6 +25,11 @@ ROWS = (
     "5\tWhich?\tred\tblue\tB\tscience & technology\tB \x1b[31m\n"
     "6\tWhich?\tred\tblue\tB\tlogical reasoning\tB\n"
 )
+
+
+_file = io.BytesIO()
+PIL.Image.new("RGB", (8, 8), "red").save(_file, "PNG")
+PNG = _file.getvalue()
 
 
 @pytest.fixture
@@ -108,3 +117,29 @@ def test_the_list_of_benchmarks(cli):  # noqa: F811
         *names
     }
     assert next(r for r in rows if r["name"] == "MathVista_MINI")["rules"][2] == "official"
+
+
+@pytest.mark.parametrize("end", [".jsonl", ".csv"])
+def test_what_answer_wrote_is_scored(cli, predictions, tmp_path, end):  # noqa: F811
+    """Its question is the prompt, and in a sheet a text like a formula has an apostrophe."""
+    colour = base64.b64encode(PNG).decode()
+    (tmp_path / "q.tsv").write_text(
+        "index\tquestion\tA\tB\thint\tanswer\tcategory\timage\n"
+        f"7\tHow many?\t0\t1\tLook.\tA\tmath\t{colour}\n8\tHow many?\t0\t-x\t\tB\tmath\t7\n"
+    )
+    out = tmp_path / f"p{end}"
+    done = cli("answer", "q.tsv", "--out", out, "-q")
+    assert done.returncode == 0, done.stderr
+    done = cli("score", "MMStar", out, "--against", "q.tsv", "--json", "--show", "items")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["predictions"], found["troubles"]) == (0, 2, [])
+    assert all(item["prediction"].isdigit() for item in found["items"])
+    if end == ".csv":
+        rows = list(csv.DictReader(out.read_text().splitlines(True)))
+        rows[-1]["prediction"] = "'-x"
+        with out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        done = cli("score", "MMStar", out, "--against", "q.tsv", "--json", "--show", "items")
+        assert "-x" in [item["prediction"] for item in json.loads(done.stdout)["items"]]
