@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,13 +46,14 @@ _SHOWN = 3
 class Todo:
     """What a run has to do: the places of the questions to ask, in the order of asking, and the
     lines that are kept, with theirs. `lost`: bytes of a line that was cut off; `fresh`: what is
-    there is put aside."""
+    there is put aside. `kinds`: how those that were answered are graded."""
 
     questions: Questions
     asked: tuple[int, ...]
     kept: tuple[tuple[int, Line], ...] = ()
     lost: int = 0
     fresh: bool = False
+    kinds: set[str] = field(default_factory=set)
 
 
 # --- what it is made with ------------------------------------------------------------------------
@@ -93,13 +94,16 @@ def plan(
         return Todo(questions, tuple(chosen), fresh=fresh)
     check_same(path, had, made)
     lines, lost = read_predictions(path)
-    kept = tuple(_kept(path, questions, lines))
+    kinds: set[str] = set()
+    kept = tuple(_kept(path, questions, lines, kinds))
     there = {place for place, _ in kept}
     asked = tuple(place for place in chosen if place not in there)
-    return Todo(questions, asked, kept, lost)
+    return Todo(questions, asked, kept, lost, kinds=kinds)
 
 
-def _kept(path: str | Path, questions: Questions, lines: list[Line]) -> Iterator[tuple[int, Line]]:
+def _kept(
+    path: str | Path, questions: Questions, lines: list[Line], kinds: set[str]
+) -> Iterator[tuple[int, Line]]:
     """The lines with an answer, each with the place of its question, which must still be the same.
     Raises InputError."""
     places = {entry.id: place for place, entry in reversed(list(enumerate(questions.entries)))}
@@ -113,7 +117,7 @@ def _kept(path: str | Path, questions: Questions, lines: list[Line]) -> Iterator
         seen.add(one.id)
         if (place := places.get(one.id)) is None:
             changed.append(f"there is no question {shown(one.id)} any more")
-        elif said := _changed(questions, place, one):
+        elif said := _changed(questions, place, one, kinds):
             changed.append(said)
         else:
             yield place, line
@@ -126,12 +130,13 @@ def _kept(path: str | Path, questions: Questions, lines: list[Line]) -> Iterator
         )
 
 
-def _changed(questions: Questions, place: int, one: Prediction) -> str:
+def _changed(questions: Questions, place: int, one: Prediction, kinds: set[str]) -> str:
     entry = questions.entries[place]
     try:
         item = entry.make()
     except InputError as error:
         return f"{entry.place}: {cut(error.message, 200)}"
+    kinds.add(item.grader.kind)
     if item.digest[: len(one.item)] != one.item or not one.item:
         return f"question {shown(one.id)} ({entry.place}) or its picture or answer is another"
     return ""
@@ -155,7 +160,7 @@ def answer_all(
     """
 
     async def one(place: int) -> tuple[int, Prediction]:
-        return place, await _predicted(engine, call, todo.questions, place, traces)
+        return place, await _predicted(engine, call, todo, place, traces)
 
     def keep(done: tuple[int, Prediction]) -> None:
         predictions.add(*done)
@@ -165,36 +170,37 @@ def answer_all(
 
 
 async def _predicted(
-    engine: Engine, call: Resolved, questions: Questions, place: int, traces: Path | None
+    engine: Engine, call: Resolved, todo: Todo, place: int, traces: Path | None
 ) -> Prediction:
-    entry = questions.entries[place]
-    known = entry.row.question if entry.row is not None else ""
-    failed = Prediction(entry.id, known)
+    entry = todo.questions.entries[place]
+    asked = entry.row.question if entry.row is not None else ""
+    known = Prediction(entry.id, asked)
     try:
         item = entry.make()
-        failed = _of(item)
+        known = _known(item, asked)
         # Named by its content, as solve names it: so the two draw alike.
         problem = problem_of(list(item.problem().images) or None, item.question, False)
         answer = await engine.asolve(problem, config=call)
     except (InputError, BudgetError, StrategyError) as error:
-        return replace(failed, error=_placed(entry.place, entry.id, str(error)))
+        return replace(known, error=_placed(entry.place, entry.id, str(error)))
     trace = ""
     if traces is not None:
         trace = str(traces / trace_name(entry.id))
         answer.trace.write(trace)
-    return _answered(item, answer, trace)
+    todo.kinds.add(item.grader.kind)
+    return _answered(known, item, answer, trace)
 
 
-def _of(item: Item) -> Prediction:
-    """The columns that are known before it is asked."""
-    return Prediction(
-        item.id, item.question, answer=item.answer, type=item.type, item=item.digest[:16]
-    )
+def _known(item: Item, asked: str) -> Prediction:
+    """The columns that are known before it is asked: its question as the data has it, which may be
+    a part of what is asked."""
+    asked, digest = asked or item.question, item.digest[:16]
+    return Prediction(item.id, asked, answer=item.answer, type=item.type, item=digest)
 
 
-def _answered(item: Item, answer: Answer, trace: str) -> Prediction:
+def _answered(known: Prediction, item: Item, answer: Answer, trace: str) -> Prediction:
     return replace(
-        _of(item),
+        known,
         prediction=answer.text,
         right=item.grade(answer.text) >= 0.5 if item.known else None,
         incomplete=answer.incomplete,

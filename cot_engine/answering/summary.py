@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cot_engine.answering.predictions import Prediction
+from cot_engine.questions.data import rule_of
 from cot_engine.statistics import Interval, accuracy
 
 
@@ -23,7 +24,8 @@ class Share:
 @dataclass(frozen=True, slots=True)
 class Summary:
     """Over the lines of a predictions file. `accuracy` is over the graded: what was answered and
-    has a standard answer (None without any). `failed` are the errors, each naming its question."""
+    has a standard answer (None without any); `rule` says how. `failed` are the errors, each naming
+    its question."""
 
     questions: int
     answered: int
@@ -32,6 +34,7 @@ class Summary:
     accuracy: Interval | None
     types: dict[str, Share] = field(default_factory=dict)
     failed: tuple[str, ...] = ()
+    rule: str = ""
     new_tokens: int = 0
     tokens: int = 0
     flops: int = 0
@@ -42,21 +45,22 @@ class Summary:
         return asdict(self)
 
 
-def summarise(predictions: Iterable[Prediction]) -> Summary:
-    """The summary of all lines, each question once."""
+def summarise(predictions: Iterable[Prediction], kinds: Iterable[str] = ()) -> Summary:
+    """The summary of all lines, each question once, graded as these kinds."""
     lines = list(predictions)
     graded = [float(line.right) for line in lines if line.right is not None]
-    kinds: dict[str, list[bool]] = {}
+    types: dict[str, list[bool]] = {}
     for line in lines:
         if line.right is not None and line.type:
-            kinds.setdefault(line.type, []).append(line.right)
+            types.setdefault(line.type, []).append(line.right)
     return Summary(
         questions=len(lines),
         answered=sum(not line.error for line in lines),
         incomplete=sum(bool(line.incomplete) for line in lines),
         score=Share(int(sum(graded)), len(graded)),
         accuracy=accuracy(np.array(graded)[:, None]) if graded else None,
-        types={kind: Share(sum(kinds[kind]), len(kinds[kind])) for kind in sorted(kinds)},
+        types={kind: Share(sum(types[kind]), len(types[kind])) for kind in sorted(types)},
+        rule=rule_of(sorted(kinds)),
         failed=tuple(line.error for line in lines if line.error),
         new_tokens=sum(line.new_tokens for line in lines),
         tokens=sum(line.tokens for line in lines),
@@ -80,6 +84,7 @@ def told(summary: Summary, out: str) -> list[str]:
             f"right: {score.right:,} of {score.graded:,}{of}, {found.estimate:.3f} "
             f"(95 % interval {found.low:.3f} to {found.high:.3f})"
         )
+        lines.append(summary.rule)
     if summary.answered:
         each = summary.new_tokens / summary.answered
         lines.append(

@@ -66,8 +66,8 @@ def run(
         return
     hint = "Wait for it to end, stop it, or name another --out."
     with held(path, "the predictions", hint):
-        done = _answer(call, questions, path, traces, limit, shuffle, fresh, source, quiet)
-    found = summarise(prediction for _, prediction in sorted(done.items()))
+        done, kinds = _answer(call, questions, path, traces, limit, shuffle, fresh, source, quiet)
+    found = summarise((prediction for _, prediction in sorted(done.items())), kinds)
     if json:
         import json as _json
 
@@ -102,8 +102,8 @@ def _answer(
     fresh: bool,
     source: str,
     quiet: bool,
-) -> dict[int, Prediction]:
-    """What is in the file when it is done, by place in the data."""
+) -> tuple[dict[int, Prediction], set[str]]:
+    """What is in the file when it is done, by place in the data, and how it was graded."""
     from cot_engine.answering import run as answering
     from cot_engine.answering.predictions import put_aside
     from cot_engine.cli.progress import LongWork
@@ -129,7 +129,7 @@ def _answer(
             progress.say(f"{len(done):,} of {total:,} questions were answered already.")
         if not todo.asked:
             answering.arrange(path, todo)
-            return done
+            return done, todo.kinds
         progress.say(f"Loading {call.config.model}")
         folder = profile_path(call.config.model)
         with Engine.from_pretrained(**call.config.of_engine, on_notice=progress.say) as engine:
@@ -155,7 +155,7 @@ def _answer(
                 except KeyboardInterrupt:
                     raise _interrupted(path, len(done), total) from None
                 predictions.arrange()
-    return done
+    return done, todo.kinds
 
 
 def _score(prediction: Prediction) -> float | None:

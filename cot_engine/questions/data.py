@@ -402,10 +402,14 @@ def _hopeless(grader: Grader) -> bool:
 
 def _data_set(name: str, items: Iterable[Item], notes: tuple[str, ...] = ()) -> DataSet:
     items = tuple(items)
-    kinds = dict.fromkeys(item.grader.kind for item in items)
-    said = "; ".join(SAID[kind] for kind in kinds)
-    rule = f"Graded by rules, without a model: {said}."
+    rule = rule_of(dict.fromkeys(item.grader.kind for item in items))
     return DataSet(name, items, _digest([item.digest for item in items]), rule, notes)
+
+
+def rule_of(kinds: Iterable[str]) -> str:
+    """How questions of these kinds are graded, in one sentence; "" if none is."""
+    said = "; ".join(SAID[kind] for kind in kinds if kind in SAID)
+    return f"Graded by rules, without a model: {said}." if said else ""
 
 
 def _digest(parts: list) -> str:
