@@ -299,9 +299,9 @@ def score(
     """Score a benchmark's predictions, by named rules.
 
     BENCHMARK is MMStar, MMBench_DEV_EN_V11, HallusionBench ... (cot-engine list benchmarks).
-    PREDICTIONS is what a harness wrote, as TSV, CSV, JSON, JSONL or XLSX. What rules leave open is
-    listed and counted, and no guess is made. Exit code 3: some rows have faults, the rest is
-    scored.
+    PREDICTIONS is what answer or a harness wrote, as TSV, CSV, JSON, JSONL or XLSX. What rules
+    leave open is listed and counted, and no guess is made. Exit code 3: some rows have faults, the
+    rest is scored.
     """
     from cot_engine.cli.score import run
 

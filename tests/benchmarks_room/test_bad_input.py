@@ -140,7 +140,7 @@ def test_predictions_are_paired_with_their_questions(tmp_path):
     questions = written(tmp_path, QUESTIONS, "q.tsv")
     rows = [
         {"id": 0, "prediction": "A"},
-        {"id": 1, "prediction": "B", "question": "Is it 1?"},
+        {"id": 1.0, "prediction": "B", "question": "Is it 1?"},
         {"id": 2, "prediction": "A", "question": "Is it something else?"},
         {"id": 77, "prediction": "A"},
     ]
