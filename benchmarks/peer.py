@@ -1,12 +1,20 @@
-"""The engine beside its peer: vLLM's build for CPUs, with the same model, on the same cores.
+"""The engine beside its peer, and on it: vLLM's build for CPUs, with the same model, on the same
+cores.
 
     python benchmarks/peer.py --problems 64 --in-flight 32 --threads 2
 
-Both sample whole responses (four for each problem, temperature 1, nothing cut) to the same prompts
-in fp32: the engine by `majority`, in this process or in replicas of its own, vLLM behind HTTP, as
-it is used. They run in turns, each round with pictures of its own, so that neither finds its
-prompts in a cache; the median of the rounds' ratios is the result. `vllm_server.py` makes and
-starts the server.
+All sample whole responses (four for each problem, temperature 1, nothing cut) to the same prompts
+in fp32:
+
+- `engine`: by `majority`, in this process or in replicas of its own;
+- `vllm`: `n=4` of a bare client of vLLM's HTTP server, as it is used without a search;
+- `search`: by `majority` again, whose model is that server. What it takes beyond `vllm` is what
+  the search layer costs.
+
+They run in turns, each round with pictures of its own, so that nobody finds its prompts in a cache;
+the medians of the rounds' ratios are the results: problems a second (`ratio` of the engine, `kept`
+of the search layer), and tokens a second, as no side writes exactly as many (`kept_tokens`).
+`vllm_server.py` makes and starts the server.
 """
 
 from __future__ import annotations
@@ -44,10 +52,14 @@ class Round:
     def problems_a_second(self) -> float:
         return self.problems / self.seconds
 
+    @property
+    def tokens_a_second(self) -> float:
+        return self.tokens / self.seconds
+
     def row(self) -> dict[str, float]:
         return {
             "problems_a_second": round(self.problems_a_second, 2),
-            "tokens_a_second": round(self.tokens / self.seconds),
+            "tokens_a_second": round(self.tokens_a_second),
             "tokens": self.tokens,
             "problems_a_processor_second": round(self.problems / max(self.processor, 1e-9), 2),
         }
@@ -92,21 +104,25 @@ async def over_http(server: Server, problems: Sequence[Problem], n: int, in_flig
         return Round(time.perf_counter() - began, len(problems), sum(tokens), used)
 
 
-def processor_seconds(engine: Any) -> float:
-    """What this process and the replicas' processes have used."""
+def processor_seconds(engine: Any, server: Server | None) -> float:
+    """What this process has used, and the replicas' processes or the server's."""
+    if server is not None:
+        return time.process_time() + server.processor_seconds()
     replicas = getattr(engine.backend, "backends", ())
     return time.process_time() + sum(used(each.process.pid) for each in replicas)
 
 
-def in_process(engine: Any, problems: Sequence[Problem], n: int) -> Round:
-    """The same of the engine."""
-    began, spent = time.perf_counter(), processor_seconds(engine)
+def searched(
+    engine: Any, problems: Sequence[Problem], n: int, server: Server | None = None
+) -> Round:
+    """The same of an engine, whose model is `server`'s if one is given."""
+    began, spent = time.perf_counter(), processor_seconds(engine, server)
     answers = list(
         engine.solve_many(
             problems, strategy="majority", n=n, temperature=1.0, top_p=1.0, top_k=0, mode="trained"
         )
     )
-    seconds, spent = time.perf_counter() - began, processor_seconds(engine) - spent
+    seconds, spent = time.perf_counter() - began, processor_seconds(engine, server) - spent
     return Round(seconds, len(answers), sum(answer.total.decoded for answer in answers), spent)
 
 
@@ -120,32 +136,41 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(args.threads)
     rows = args.in_flight * args.n
-    sides: dict[str, list[Round]] = {"engine": [], "vllm": []}
+    sides: dict[str, list[Round]] = {"engine": [], "vllm": [], "search": []}
     with (
         serving(
             Path(model_path(args.model)), args.venv, threads=args.peer_threads, rows=rows
         ) as server,
         Engine.from_pretrained(args.model, device=args.device, dtype="float32",
                                in_flight=args.in_flight) as engine,
+        Engine.from_pretrained(f"{server.url}/v1", in_flight=args.in_flight) as on_server,
     ):  # fmt: skip
-        few = [scene(i) for i in range(8)]
-        in_process(engine, few, args.n)
-        asyncio.run(over_http(server, few, args.n, args.in_flight))
-        for r in range(args.rounds):
-            first = 8 + r * args.problems
-            asked = [scene(i) for i in range(first, first + args.problems)]
-            sides["engine"].append(in_process(engine, asked, args.n))
-            sides["vllm"].append(asyncio.run(over_http(server, asked, args.n, args.in_flight)))
-    ratios = [
-        ours.problems_a_second / theirs.problems_a_second
-        for ours, theirs in zip(sides["engine"], sides["vllm"], strict=True)
-    ]
+        turns = {
+            "engine": lambda asked: searched(engine, asked, args.n),
+            "vllm": lambda asked: asyncio.run(over_http(server, asked, args.n, args.in_flight)),
+            "search": lambda asked: searched(on_server, asked, args.n, server),
+        }
+        for r in range(args.rounds + 1):
+            for k, name in enumerate(sides):  # pictures of its own: vLLM keeps what it has seen
+                first = 10_000 * k + r * args.problems
+                asked = [scene(i) for i in range(first, first + (args.problems if r else 8))]
+                found = turns[name](asked)
+                if r:  # the first round warms up
+                    sides[name].append(found)
+
+    def ratio(one: str, other: str, what: str) -> float:
+        """The median of the rounds' ratios."""
+        pairs = zip(sides[one], sides[other], strict=True)
+        return round(statistics.median(getattr(a, what) / getattr(b, what) for a, b in pairs), 3)
+
     return {
         "model": args.model, "problems": args.problems, "in_flight": args.in_flight, "n": args.n,
         "device": args.device, "threads": args.threads, "peer_threads": args.peer_threads,
         "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
         "rounds": {name: [r.row() for r in rounds] for name, rounds in sides.items()},
-        "ratio": round(statistics.median(ratios), 3),
+        "ratio": ratio("engine", "vllm", "problems_a_second"),
+        "kept": ratio("search", "vllm", "problems_a_second"),
+        "kept_tokens": ratio("search", "vllm", "tokens_a_second"),
     }  # fmt: skip
 
 
@@ -159,6 +184,10 @@ def told(result: dict[str, Any]) -> str:
         each = ", ".join(f"{value:.1f}" for value in per)
         lines.append(f"{name:8}{statistics.median(per):12.1f}{tokens:12,.0f}{busy:16.2f}   {each}")
     lines.append(f"engine / vllm: {result['ratio']:.2f} (median of the rounds' ratios)")
+    lines.append(
+        f"search / vllm: {result['kept']:.2f} of its problems a second, "
+        f"{result['kept_tokens']:.2f} of its tokens: what is left with a search in front"
+    )
     return "\n".join(lines)
 
 

@@ -44,7 +44,8 @@ def greedy(local, items):
 
 def test_what_it_can_do_is_found_out(url, capsys):
     assert main(["list", "models", "--probe", url, "--json"]) == 0
-    [found] = json.loads(capsys.readouterr().out)
+    [row] = json.loads(capsys.readouterr().out)
+    found = row["probed"]
     assert (found["server"], found["version"]) == ("vLLM", "0.32.0")
     wanted = {"verdict": "token ids", "stop": "kept", "seeded": True, "several": "strided"}
     wanted |= {"streams": True, "logprobs": True, "ids": True, "cached": True, "tokenize": True}
@@ -53,7 +54,7 @@ def test_what_it_can_do_is_found_out(url, capsys):
     assert found["pictures"] >= 1 and found["picture"] >= 16
     assert main(["list", "models", "--probe", url]) == 0
     told = capsys.readouterr().out
-    assert "vLLM 0.32.0" in told and "served" in told
+    assert "vLLM 0.32.0" in told and "it continues a begun reply" in told
 
 
 def test_greedy_answers_are_those_of_the_local_model(remote, items, greedy):
