@@ -44,11 +44,10 @@ def greedy(local, items):
 
 def test_what_it_can_do_is_found_out(url, capsys):
     assert main(["list", "models", "--probe", url, "--json"]) == 0
-    [row] = json.loads(capsys.readouterr().out)
-    found = row["probed"]
+    [found] = json.loads(capsys.readouterr().out)
     assert (found["server"], found["version"]) == ("vLLM", "0.32.0")
     wanted = {"verdict": "token ids", "stop": "kept", "seeded": True, "several": "strided"}
-    wanted |= {"streams": True, "logprobs": True, "ids": True, "cached": True, "tokenize": True}
+    wanted |= {"streams": True, "logprobs": True, "ids": True, "block": 32, "tokenize": True}
     assert {name: found[name] for name in wanted} == wanted
     assert (found["model"], found["context"]) == ("served", 1024)
     assert found["pictures"] >= 1 and found["picture"] >= 16
