@@ -447,5 +447,6 @@ if __name__ == "__main__":
 
     made = App(ScriptedBackend(), Switches(**json.loads(sys.argv[1] if sys.argv[1:] else "{}")))
     ready, bound = _server(made)
+    bound.listen(128)  # whoever reads the port may connect at once
     print(bound.getsockname()[1], flush=True)
     ready.run(sockets=[bound])

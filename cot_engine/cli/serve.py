@@ -70,7 +70,7 @@ def run(
             from cot_engine.serve.server import serve
 
             desk = Desk(engine, allowed, config)
-            called = name or _called(config.model, engine.backend.info.model)
+            called = name or _called(config.model, engine.backend.info.digest)
             app = make_app(
                 *(desk, called),
                 keys=keys,
@@ -97,8 +97,9 @@ def limits_of(config: RunConfig, given: dict[str, Any]) -> Any:
     return Limits(**values, allow_url=config.allow_url, allowance=Allowance(**own))
 
 
-def _called(model: str, info: str) -> str:
-    """What clients call it: no path of this machine, and no address of another."""
+def _called(model: str, digest: str) -> str:
+    """What clients call it: no path of this machine, and no address of another, whose own name for
+    it is what its weights are known by."""
     if "://" in model:
-        return info
+        return digest.partition(" ")[0]
     return Path(model).resolve().name if Path(model).is_dir() else model

@@ -330,7 +330,9 @@ def _match(match: Match, names: dict[str, str]) -> str:
 
 
 def _brief(path: str) -> str:
-    """The end of a long path: "street.png"."""
+    """The end of a long path: "street.png"; of an address what is behind it is left out."""
+    if "://" in path:
+        return path.partition("#")[0]
     return path if len(path) <= 24 else path.rstrip("/").rpartition("/")[2][-40:]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from cot_engine import Engine, Problem, scenes
 from cot_engine.backends.local.opener import Local
 from cot_engine.backends.opening import backend_of
 from cot_engine.backends.server.opener import Server
+from cot_engine.cli import main
 from cot_engine.core.boundaries import Until
 from cot_engine.core.requests import GREEDY, Choose, Generate, Prompt, Sampling
 from cot_engine.images.load import load_image
@@ -88,6 +90,8 @@ def test_a_verdict_is_that_of_the_choices_own_tokens(bundled, there, problems):
     question = Choose("v", Prompt("Which?", problems[0].images), ("\n1: a", "\n2: b"), ("1", "2"))
     mine, own = answered(there, question), answered(bundled, question)
     assert mine.usage.decoded == 0
+    fresh = there.estimate(replace(question, scope="never asked"))
+    assert fresh.prefilled >= mine.usage.prefilled and fresh.flops >= mine.usage.flops
     for rows in zip(mine.logprobs, own.logprobs, strict=True):
         assert rows[0] == pytest.approx(rows[1], abs=1e-4)
 
@@ -95,3 +99,33 @@ def test_a_verdict_is_that_of_the_choices_own_tokens(bundled, there, problems):
 def test_who_claims_addresses():
     assert backend_of("http://127.0.0.1:8000/v1") == "server"
     assert backend_of("bundled") == "local"
+
+
+def test_what_a_server_can_do_is_listed(served, capsys):
+    assert main(["list", "models", "--probe", served.url]) == 0
+    told = capsys.readouterr().out
+    assert "vLLM 0.32.0" in told and "log-probabilities of the choices' tokens" in told
+    assert main(["list", "models", "--probe", f"{served.url}#served=served", "--json"]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert (found["name"], found["model"], found["stop"]) == (served.url, "served", "kept")
+    assert found["cached"] and found["verdict"] == "token ids" and found["context"] == 4096
+    assert main(["list", "models", served.url]) == 2
+    assert f"list models --probe {served.url}" in capsys.readouterr().err
+    assert main(["list", "judges", "--probe", served.url]) == 2
+    assert "--probe belongs to the models" in capsys.readouterr().err
+
+
+def test_the_command_line_searches_on_a_server(served, problems, tmp_path, capsys):
+    picture, trace = tmp_path / "scene.png", tmp_path / "trace.jsonl"
+    problems[0].images[0].pixels.save(picture)
+    model = f"{served.url}#sizes=bundled"
+    ask = ["solve", str(picture), problems[0].question, "-m", model, "-s", "greedy"]
+    assert main([*ask, "--dry-run"]) == 0
+    assert "is opened by server" in capsys.readouterr().out
+    assert main([*ask, "--trace", str(trace), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    started = json.loads(trace.read_text("utf-8").splitlines()[0])
+    assert answer["answer"] and started["backend"]["name"] == "server"
+    assert started["judge"] == "self+likelihood"  # as the folder's profile has it
+    assert main([*ask, "--device", "cpu"]) == 2
+    assert "device is for a model in this process" in capsys.readouterr().err

@@ -50,7 +50,7 @@ class Asking:
                 if "text/event-stream" in response.headers.get("content-type", ""):
                     await self._events(response, into)
                 else:
-                    into.whole(await self.line.body(response))
+                    into.whole(self.line.blot(await self.line.body(response)))
             return into
 
         return await self._until_answered(once)
@@ -62,7 +62,7 @@ class Asking:
             method = "GET" if payload is None else "POST"
             async with self.line.open(method, path, payload) as response:
                 await self._check(response)
-                return parsed(await self.line.body(response))
+                return parsed(self.line.blot(await self.line.body(response)))
 
         return await self._until_answered(once)
 
@@ -73,7 +73,7 @@ class Asking:
             size += len(line)
             if size > MAX_BODY:
                 raise Garbage(f"the reply has more than {MAX_BODY:,} bytes")
-            if line.startswith("data:") and into.event(line[5:].strip()):
+            if line.startswith("data:") and into.event(self.line.blot(line[5:]).strip()):
                 return
         if not into.finish:
             raise Garbage("the reply broke off")

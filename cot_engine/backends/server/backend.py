@@ -86,7 +86,7 @@ class ServerBackend:
             digest=f"{d.model}{known}",
             architecture="not known" if sizes is None else sizes.architecture,
             device=urlsplit(self.asking.line.base_url).netloc,
-            dtype="not known",
+            dtype="its own dtype",
             context=d.context,
             max_images=d.pictures,
             notes=d.notes,

@@ -119,7 +119,8 @@ class Costs:
         if text in known.read:
             return known.read[text]
         if self.sizes is not None:
-            return self.sizes.tokens(prompt, text.partition(_TURN)[2])
+            user, _, reply = text.partition(_TURN)
+            return self.sizes.tokens(Prompt(user, prompt.images), reply)
         d = self.dialect
         fresh = d.start + self._most(text) + d.picture * len(prompt.images)
         for texts in (known.read, known.written):

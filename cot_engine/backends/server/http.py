@@ -86,10 +86,9 @@ class Line:
 
     @asynccontextmanager
     async def open(self, method: str, path: str, payload: Any = None) -> AsyncIterator[Any]:
-        """A response whose body is still to be read. `path` goes behind the base address, or, with
-        a / in front, behind the host."""
-        parts = urlsplit(self.base_url)
-        root = f"{parts.scheme}://{parts.netloc}"
+        """A response whose body is still to be read. `path` goes behind the base address; with a /
+        in front it takes the place of its /v1."""
+        root = self.base_url.removesuffix("/v1")
         url = root + path if path.startswith("/") else f"{self.base_url}/{path}"
         kwargs = {} if payload is None else {"json": payload}
         async with self.client.stream(method, url, **kwargs) as response:

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -76,21 +77,12 @@ class Server:
         addresses, own = split(str(model))
         how = replace(self, **own)
         sizes = how._sizes()
-        opened: list[ServerBackend] = []
-        try:
-            for address in addresses:
-                opened.append(how._one(str(model), address, sizes))
-            notes = dict.fromkeys(note for each in opened for note in each.info.notes)
-            for note in notes:
-                with suppress(Exception):  # it is no part of what is computed
-                    on_notice and on_notice(note)
-            if len(opened) == 1:
-                return opened[0]
-            return Replicas(opened, on_notice)
-        except BaseException:
-            for each in opened:
-                each.close()
-            raise
+        with ThreadPoolExecutor(len(addresses)) as pool:  # each is waited for
+            opened = list(pool.map(lambda at: how._one(str(model), at, sizes), addresses))
+        for note in dict.fromkeys(note for each in opened for note in each.info.notes):
+            with suppress(Exception):  # it is no part of what is computed
+                on_notice and on_notice(note)
+        return opened[0] if len(opened) == 1 else Replicas(opened, on_notice)
 
     def probe(self, model: str) -> list[tuple[str, Dialect]]:
         """What each of the servers can do, by its address. Raises as `open` does."""

@@ -14,6 +14,7 @@ from cot_engine.core.requests import Finish, Generation
 
 _LONGEST = 32  # characters of a token: as many may stand behind the boundary that it crosses
 _NUMBER = re.compile(r"token_id:(\d+)")
+_NEVER = -9999.0  # in place of minus infinity, as vLLM says it
 UNKNOWN = -1
 """The number of a token where the server does not tell it."""
 
@@ -111,6 +112,8 @@ class Written:
             self.tops.append(tuple(token(each) for each in listed if isinstance(each, dict)))
         finish = choice.get("finish_reason")
         if isinstance(finish, str):
+            if finish in ("abort", "error"):
+                raise Garbage(f"the server gave the reply up ({finish})")
             self.finish = finish
             self.reason = choice.get("stop_reason", choice.get("matched_stop"))
 
@@ -166,7 +169,7 @@ def token(entry: dict[str, Any]) -> Token:
     name, logprob, spelled = entry.get("token"), entry.get("logprob"), entry.get("bytes")
     if not isinstance(name, str) or isinstance(logprob, bool):
         raise Garbage("the reply's logprobs have no token")
-    if not isinstance(logprob, (int, float)) or logprob != logprob or abs(logprob) > 1e9:
+    if not isinstance(logprob, (int, float)) or logprob != logprob:
         raise Garbage(f"a token has the logprob {logprob!r}")
     number = _NUMBER.fullmatch(name)
     text = name
@@ -175,7 +178,7 @@ def token(entry: dict[str, Any]) -> Token:
             text = bytes(spelled or ()).decode("utf-8", "replace")
         except (TypeError, ValueError):
             text = ""
-    return Token(int(number[1]) if number else UNKNOWN, text, min(float(logprob), 0.0))
+    return Token(int(number[1]) if number else UNKNOWN, text, min(max(float(logprob), _NEVER), 0.0))
 
 
 def _choice(found: dict[str, Any]) -> dict[str, Any]:
