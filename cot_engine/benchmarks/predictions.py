@@ -8,6 +8,7 @@ VLMEvalKit's of MathVista the `res`, and its of MMVet the `score` that a model m
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -140,6 +141,10 @@ def _columns(path: Path, cells: Mapping[str, Any], kind: str, alone: bool) -> tu
     if missing:
         said = f"{named(path)} has no column {' and no column '.join(missing)}"
         there = f"Its columns are {', '.join(list(cells)[:20])}."
+        for wanted in (*([] if prediction else PREDICTIONS), *([] if key else IDS)):
+            if near := difflib.get_close_matches(wanted, cells, n=1, cutoff=0.7):
+                there = f"Is {shown(near[0])} the column {wanted}? {there}"
+                break
         if key and prediction:
             there = "Name the file of questions with --against."
         raise InputError(f"{said}.", there)

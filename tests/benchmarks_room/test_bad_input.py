@@ -97,6 +97,9 @@ def test_a_broken_file_is_an_error(tmp_path):
     ]:
         with pytest.raises(InputError, match=said):
             scored(written(tmp_path, text))
+    with pytest.raises(InputError) as error:
+        scored(written(tmp_path, HEAD.replace("prediction", "Predictions") + GOOD))
+    assert error.value.hint.startswith("Is 'predictions' the column prediction?")
     with pytest.raises(InputError, match="must be one of"):
         scored(written(tmp_path, HEAD + GOOD, "p.txt"))
     with pytest.raises(InputError, match="cannot be read"):
