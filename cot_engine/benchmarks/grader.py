@@ -133,6 +133,8 @@ def digest(kind: str, mark: Mark) -> str:
 def name_of(backend: Backend) -> str:
     """The model as a file of verdicts calls it: its name, and which weights."""
     info = backend.info
+    if "://" in info.model:  # a model is the same wherever it is served
+        return info.digest
     return f"{Path(info.model).name}@{info.digest[:12]}"
 
 

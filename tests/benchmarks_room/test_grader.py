@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from openai_server import serving
 
+from cot_engine.backends.opening import open_backend
 from cot_engine.benchmarks.catalogue import benchmark
 from cot_engine.benchmarks.grader import Verdicts, ask, digest, name_of, prompt_of
 from cot_engine.benchmarks.predictions import read_cases
@@ -66,6 +68,18 @@ def test_each_open_prediction_is_asked_about_once(tmp_path, predictions, rules):
     assert ask(again, "choice", open_, Verdicts.read(tmp_path / "v.jsonl")) == replies
     assert not again.requests
     assert not list(tmp_path.glob("*.lock"))
+
+
+def test_a_server_may_be_the_grader(tmp_path, predictions):
+    open_ = found(predictions).unresolved
+    here = ask(Model(), "choice", open_, Verdicts.read(tmp_path / "here.jsonl"))
+    with serving(Model()) as served:
+        backend = open_backend(served.url)
+        try:
+            replies = ask(backend, "choice", open_, Verdicts.read(tmp_path / "v.jsonl"))
+        finally:
+            backend.close()
+    assert replies == here and name_of(backend) == "served"
 
 
 def test_the_grader_sees_the_conclusion_and_no_standard_answer(predictions):
