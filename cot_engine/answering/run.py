@@ -70,7 +70,9 @@ def made_with(call: Resolved) -> dict[str, Any]:
 def made_by(engine: Engine, call: Resolved) -> dict[str, Any]:
     """The model and the code that answer, as a record keeps them."""
     info, config = engine.backend.info, call.config
-    model = {"weights": info.digest or info.model, "device": info.device, "dtype": info.dtype}
+    # Of a device its kind, of a server its machine: which of several, or which port, is no matter.
+    device = info.device.partition(":")[0]
+    model = {"weights": info.digest or info.model, "device": device, "dtype": info.dtype}
     model |= {key: getattr(config, key) for key in ("quantize", "adapter", "max_pixels")}
     return {"model": model, "code": code_version([config], engine.profile)}
 

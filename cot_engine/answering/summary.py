@@ -87,10 +87,8 @@ def told(summary: Summary, out: str) -> list[str]:
         lines.append(summary.rule)
     if summary.answered:
         each = summary.new_tokens / summary.answered
-        lines.append(
-            f"cost: {summary.new_tokens:,} new tokens ({each:,.0f} a question), "
-            f"{summary.flops / 1e12:.3g} Tflops"
-        )
+        flops = f", {summary.flops / 1e12:.3g} Tflops" if summary.flops else ""
+        lines.append(f"cost: {summary.new_tokens:,} new tokens ({each:,.0f} a question){flops}")
     if len(summary.types) > 1:
         width = max(map(len, summary.types))
         lines += [

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cot_engine.errors import QuestionsFailed
+from cot_engine.errors import CotEngineError, QuestionsFailed
 from cot_engine.files.locking import held
 from cot_engine.files.outputs import check_outputs
 from cot_engine.files.writing import check_writable
@@ -119,12 +119,12 @@ def _answer(
         hint = "Choose another place with --traces."
         check_writable(Path(traces) / "trace.jsonl", "The trace", TraceError, hint)
     check_writable(path, "The predictions", StoreError, "Choose another place with --out.")
-    total = len(todo.kept) + len(todo.asked)
-    with LongWork({"right": total}, noun="questions", quiet=quiet) as progress:
+    total, label = len(todo.kept) + len(todo.asked), call.strategy.name
+    with LongWork({label: total}, noun="questions", quiet=quiet) as progress:
         if todo.lost:
             said = f"The last line of {path} was cut off ({todo.lost:,} bytes)"
             progress.say(f"Note: {said}: its question is asked again.")
-        progress.had("right", [_score(prediction) for prediction in done.values()])
+        progress.had(label, [_score(prediction) for prediction in done.values()])
         if done:
             progress.say(f"{len(done):,} of {total:,} questions were answered already.")
         if not todo.asked:
@@ -135,7 +135,7 @@ def _answer(
         with Engine.from_pretrained(**call.config.of_engine, on_notice=progress.say) as engine:
             if profile_path(call.config.model) != folder:  # it came with a download just now
                 call = resolve(engine.profile, call.config)
-            made |= answering.made_by(engine, call)
+            made = answering.made_with(call) | answering.made_by(engine, call)
             if fresh and (old := put_aside(path)) is not None:
                 progress.say(f"Note: the predictions from before are now {old}.")
             about = {"command": "cot-engine " + shlex.join(sys.argv[1:]), "data": source}
@@ -145,7 +145,7 @@ def _answer(
                 if prediction.error:
                     progress.say(f"Failed: {prediction.error}")
                 failed = bool(prediction.error)
-                progress.row("right", _score(prediction), prediction.flops, failed)
+                progress.row(label, _score(prediction), prediction.flops, failed)
 
             folder_of_traces = None if traces is None else Path(traces)
             with answering.open_predictions(path, todo, made, about) as predictions:
@@ -153,7 +153,10 @@ def _answer(
                 try:
                     answering.answer_all(engine, call, todo, predictions, folder_of_traces, on_done)
                 except KeyboardInterrupt:
-                    raise _interrupted(path, len(done), total) from None
+                    raise KeyboardInterrupt("Interrupted.", _so_far(path, done, total)) from None
+                except CotEngineError as error:
+                    error.hint = f"{error.hint} {_so_far(path, done, total)}".strip()
+                    raise
                 predictions.arrange()
     return done, todo.kinds
 
@@ -162,11 +165,10 @@ def _score(prediction: Prediction) -> float | None:
     return None if prediction.right is None else float(prediction.right)
 
 
-def _interrupted(path: Path, done: int, total: int) -> KeyboardInterrupt:
-    return KeyboardInterrupt(
-        "Interrupted.",
-        f"{done:,} of {total:,} questions are answered in {str(path)!r}; the same command goes on.",
-    )
+def _so_far(path: Path, done: dict[int, Prediction], total: int) -> str:
+    answered = sum(not prediction.error for prediction in done.values())
+    said = f"{answered:,} of {total:,} questions are answered in {str(path)!r}"
+    return f"{said}; the same command goes on."
 
 
 def _failure(failed: tuple[str, ...], total: int) -> QuestionsFailed:

@@ -154,7 +154,7 @@ class LongWork:
         self.said = time.monotonic()
         alone = len(self.tallies) == 1
         accuracies = [
-            f"{label} {tally.accuracy if alone else f'{tally.right / tally.scored:.3f}'}"
+            f"right {tally.accuracy}" if alone else f"{label} {tally.right / tally.scored:.3f}"
             for label, tally in self.tallies.items()
             if tally.scored
         ]
