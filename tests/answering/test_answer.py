@@ -161,6 +161,14 @@ def test_texts_that_a_spreadsheet_would_take_for_formulas(cli, folder):
     assert (folder / "p.csv").read_bytes() == before
 
 
+def test_answers_that_were_cut_are_counted(cli, folder):
+    write(folder / "q.jsonl", [question(k) for k in range(3)])
+    flags = ["-s", "greedy", "--budget", "64 new tokens"]
+    done = cli("answer", "q.jsonl", *flags, script="long")
+    assert done.returncode == 0 and ", 3 incomplete" in done.stdout.splitlines()[0]
+    assert all("budget" in line["incomplete"] for line in read(folder / "q.predictions.jsonl"))
+
+
 # --- what is wrong in it -------------------------------------------------------------------------
 
 
