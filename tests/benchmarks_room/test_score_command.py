@@ -47,6 +47,35 @@ def test_what_it_prints(cli, predictions, show):  # noqa: F811
     check_golden(f"score/{show or 'tables'}.txt", done.stdout)
 
 
+def test_why_two_sets_differ_is_said_only_where_it_is_so(cli, predictions, tmp_path):  # noqa: F811
+    rows = [
+        ("A dog sits on a lawn", "The A that they take"),
+        (
+            "A dog is on it, and so B it is as I said",
+            "",
+        ),  # which 2024 leaves open, with two letters
+        ("<REASONING>Red?</REASONING><CONCLUSION>B</CONCLUSION>", "They read the reasoning too"),
+    ]
+    head = HEAD + "".join(
+        f"{k}\tWhich?\tred\tblue\tB\tmath\t{said}\n" for k, (said, _) in enumerate(rows)
+    )
+    (tmp_path / "p.tsv").write_text(head)
+    done = cli(
+        "score",
+        "MMStar",
+        predictions,
+        "--rules",
+        "vlmevalkit-2024",
+        "--json",
+        "--show",
+        "disagreements",
+    )
+    found = json.loads(done.stdout)["disagreements"]
+    assert len(found) == 3
+    for each, (_, why) in zip(found, rows, strict=True):
+        assert each["why"].startswith(why) and bool(each["why"]) == bool(why)
+
+
 def test_json_has_everything(cli, predictions):  # noqa: F811
     done = cli("score", "MMStar", predictions, "--json", "--rules", "vlmevalkit-2024")
     found = json.loads(done.stdout)
