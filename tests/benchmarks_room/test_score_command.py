@@ -98,6 +98,9 @@ def test_rows_with_faults_make_it_exit_with_3(cli, predictions, tmp_path):  # no
     assert "MMStar: 100.00 %" in done.stdout and ", 4 unscored" in done.stdout.splitlines()[0]
     assert "line 8, column prediction: is 'nan'" in done.stderr
     assert "Faults in the predictions: 1;" in done.stderr
+    (tmp_path / "p.tsv").write_text(HEAD + ROWS + ROWS.splitlines()[0] + "\n")
+    done = cli("score", "MMStar", predictions)
+    assert done.returncode == 0 and "is there twice" in done.stderr  # and says the same
 
 
 def test_a_grader_is_opened_and_its_verdicts_are_kept(cli, predictions, monkeypatch, tmp_path):  # noqa: F811
