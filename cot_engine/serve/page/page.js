@@ -1,7 +1,7 @@
 /* The page that a person asks at. The server draws; here its pieces are put in their places.
 
    Whatever a person, a file or a model wrote becomes text by `textContent`. Markup comes from the
-   server's templates alone, which escape all they print, and is put in by `become`, piece by piece. */
+   server's templates alone, which escape all they print; `become` puts it in, piece by piece. */
 "use strict";
 
 const HISTORY = "cot-engine.history", KEY = "cot-engine.key", MOST = 30, THUMB = 320;
@@ -123,7 +123,8 @@ function fill(from, to) {
 function keeping_focus(act) {
   const active = document.activeElement;
   act();
-  if (active !== document.activeElement && active?.isConnected) active.focus({ preventScroll: true });
+  const lost = active !== document.activeElement && active?.isConnected;
+  if (lost) active.focus({ preventScroll: true });
 }
 
 // --- a search ------------------------------------------------------------------------------------
@@ -220,7 +221,8 @@ class Run {
       this.told.state = error?.code === "cancelled" ? "stopped" : "failed";
       this.thinking.hidden = !this.columns.children.length;
       if (this.told.state === "stopped") spoken("Stopped");
-      else { one(".outcome", this.element).hidden = true; this.trouble(error?.message ?? "It failed."); }
+      else this.trouble(error?.message ?? "It failed.");
+      one(".outcome", this.element).hidden = this.told.state !== "stopped"; // it says the same
     }
     this.changed();
   }
@@ -262,7 +264,8 @@ class Run {
 function complain(place, message) {
   const end = message.search(/\. (?=\S)/) + 1;
   const [first, rest] = end ? [message.slice(0, end), message.slice(end + 1)] : [message, ""];
-  place.replaceChildren(made("strong", { textContent: first }), made("span", { textContent: rest }));
+  const said = [made("strong", { textContent: first }), made("span", { textContent: rest })];
+  place.replaceChildren(...said);
   place.hidden = false;
 }
 
@@ -275,10 +278,12 @@ async function add(files) {
   const room = Number(limits.mostPictures);
   trouble();
   for (const file of files) {
+    const size = pictures.reduce((sum, each) => sum + each.file.size, file.size);
     if (!file.type.startsWith("image/")) {
       trouble(`“${file.name}” is no picture. Choose a PNG, a JPEG or another image file.`);
-    } else if (pictures.reduce((sum, each) => sum + each.file.size, file.size) * 4 / 3 > Number(limits.mostBytes)) {
-      trouble(`“${file.name}” is too large. All together may have ${Math.floor(limits.mostBytes * 0.75 / 1e6)} MB.`);
+    } else if (size * 4 / 3 > Number(limits.mostBytes)) { // base64 takes four bytes for three
+      const most = Math.floor(limits.mostBytes * 0.75 / 1e6);
+      trouble(`“${file.name}” is too large. All pictures together may have ${most} MB.`);
     } else {
       const picture = { file, ...await thumbnail(file) };
       pictures = room > 1 ? [...pictures, picture].slice(-room) : [picture];
@@ -292,7 +297,8 @@ async function thumbnail(file) {
   try {
     const bitmap = await createImageBitmap(file);
     const scale = Math.min(1, THUMB / Math.max(bitmap.width, bitmap.height));
-    const canvas = made("canvas", { width: Math.max(1, bitmap.width * scale), height: Math.max(1, bitmap.height * scale) });
+    const [width, height] = [bitmap.width, bitmap.height].map(side => Math.max(1, side * scale));
+    const canvas = made("canvas", { width, height });
     const context = canvas.getContext("2d");
     context.fillStyle = "#fff";
     context.fillRect(0, 0, canvas.width, canvas.height);
@@ -313,19 +319,21 @@ function show_pictures() {
       show_pictures();
       one("#choose").focus();
     });
-    const label = made("span", { className: "name", textContent: [name, picture.size].filter(Boolean).join(", ") });
+    const label = made("span", { className: "name", textContent: said_of(picture, name) });
     return made("li", {}, ...(picture.thumb ? [image(picture, name)] : []), label, remove);
   }));
-  one(".invite").textContent = pictures.length ? "Another one instead:" : "Drop a picture here, paste one, or";
-  if (pictures.length && Number(limits.mostPictures) > 1) one(".invite").textContent = "More of them:";
+  const more = Number(limits.mostPictures) > 1 ? "More of them:" : "Another one instead:";
+  one(".invite").textContent = pictures.length ? more : "Drop a picture here, paste one, or";
 }
 
-const image = ({ thumb, size }, name) => made("img", { src: thumb, alt: [name, size].filter(Boolean).join(", ") });
+const said_of = ({ size }, name) => [name, size].filter(Boolean).join(", ");
+const image = (picture, name) => made("img", { src: picture.thumb, alt: said_of(picture, name) });
 
 const base64 = file => new Promise((resolve, reject) => {
   const reader = new FileReader();
   reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
-  reader.onerror = () => reject(new Failure(`“${file.name}” cannot be read any more. Choose it again.`, 0));
+  const lost = `“${file.name}” cannot be read any more. Choose it again.`;
+  reader.onerror = () => reject(new Failure(lost, 0));
   reader.readAsDataURL(file);
 });
 
@@ -371,7 +379,9 @@ function strategy_of(side) {
     if (input.type === "checkbox") parameters[input.name] = input.checked;
     else if (input.type !== "number") parameters[input.name] = input.value;
     else if (input.value !== "") parameters[input.name] = Number(input.value);
-    else if (input.validity.badInput) throw new Failure(`${input.name} is no number. Write one, or leave it empty.`, 0);
+    else if (input.validity.badInput) {
+      throw new Failure(`${input.name} is no number. Write one, or leave it empty.`, 0);
+    }
   }
   return { strategy, parameters };
 }
@@ -384,30 +394,39 @@ function questions_of(form) {
   return sides.map(each => ({ ...strategy_of(one(each, form)), ...common }));
 }
 
-const label_of = ({ strategy, parameters }) => `${strategy}${parameters.n ? `, ${parameters.n} candidates` : ""}`;
+const label_of = ({ strategy, parameters }) =>
+  parameters.n ? `${strategy}, ${parameters.n} candidates` : strategy;
 
 async function ask(event) {
   event.preventDefault();
   const question = one("#question").value;
   trouble();
-  if (!question.trim()) { trouble("The question is empty. Write what you want to know."); one("#question").focus(); return; }
-  const send = one("#send");
+  if (!question.trim()) {
+    trouble("The question is empty. Write what you want to know.");
+    one("#question").focus();
+    return;
+  }
+  const send = one("#send"), runs = [];
   send.disabled = true;
   try {
-    const given = await Promise.all(pictures.map(async ({ file }) => ({ name: file.name, data: await base64(file) })));
-    const asked = questions_of(event.target), runs = [];
-    for (const each of asked) {
+    const read = async ({ file }) => ({ name: file.name, data: await base64(file) });
+    const given = await Promise.all(pictures.map(read));
+    for (const each of questions_of(event.target)) {
       const body = JSON.stringify({ question, pictures: given, ...each });
-      const reply = await call("ui/searches", { method: "POST", body, headers: { "Content-Type": "application/json" } });
+      const headers = { "Content-Type": "application/json" };
+      const reply = await call("ui/searches", { method: "POST", body, headers });
       runs.push({ id: (await reply.json()).id, strategy: label_of(each), state: "running" });
     }
-    const thumbs = pictures.map(({ file, thumb, size, small }) => ({ name: file.name, thumb, size, small }));
+    const thumbs = pictures.map(({ file, ...small }) => ({ name: file.name, ...small }));
     const exchange = { at: Date.now(), question, pictures: thumbs, runs };
     remember(exchange);
     open(exchange);
   } catch (failure) {
     const wait = failure.wait ? ` Try again in ${failure.wait} s.` : "";
     trouble(`${failure.message}${wait}`);
+    for (const { id } of runs) { // both or none
+      call(`ui/searches/${id}/cancel`, { method: "POST" }).catch(() => {});
+    }
     if (!(failure instanceof Failure)) throw failure;
   } finally { send.disabled = false; }
 }
@@ -418,9 +437,10 @@ const opened = new Map(); // exchange.at -> its runs, followed to their ends
 
 function open(exchange) {
   if (!opened.has(exchange.at)) {
+    const alike = new Set(exchange.runs.map(each => each.strategy)).size < exchange.runs.length;
     const runs = exchange.runs.map((told, k) => {
-      const twin = exchange.runs.length > 1 && exchange.runs[0].strategy === exchange.runs[1].strategy;
-      return new Run(told, twin ? `${told.strategy} (${k + 1})` : told.strategy, () => keep());
+      const label = alike ? `${told.strategy} (${k + 1})` : told.strategy;
+      return new Run(told, label, keep);
     });
     opened.set(exchange.at, runs);
     runs.forEach(run => run.follow());
@@ -429,12 +449,14 @@ function open(exchange) {
   one("#empty").hidden = true;
   one("#exchange").hidden = false;
   one("#asked").textContent = exchange.question;
+  document.title = `${exchange.question.slice(0, 60)} · cot-engine`;
   one("#asked-pictures").replaceChildren(...exchange.pictures.filter(each => each.thumb).map(each =>
     Object.assign(image(each, each.name || "picture"), { className: each.small ? "small" : "" })));
   one("#asked-pictures").hidden = !exchange.pictures.some(each => each.thumb);
   one("#runs").classList.toggle("two", runs.length > 1);
   one("#runs").replaceChildren(...runs.map(run => run.element));
-  one("#exchange").scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  one("#exchange").scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
 }
 
 let history = [];
@@ -442,7 +464,8 @@ let history = [];
 function load() {
   try {
     const kept = JSON.parse(localStorage.getItem(HISTORY) ?? "[]");
-    history = Array.isArray(kept) ? kept.filter(each => Array.isArray(each?.runs) && Array.isArray(each?.pictures)) : [];
+    const whole = each => Array.isArray(each?.runs) && Array.isArray(each?.pictures);
+    history = Array.isArray(kept) ? kept.filter(whole) : [];
   } catch { history = []; }
   for (const picture of history.flatMap(each => each.pictures)) {
     if (!/^data:image\/jpeg;base64,[A-Za-z0-9+/=]+$/.test(picture.thumb)) picture.thumb = "";
@@ -457,7 +480,10 @@ function remember(exchange) {
 /* Write it down, as much of it as the browser has room for, and show it. */
 function keep() {
   for (let most = history.length; most >= 0; most -= 5) {
-    try { localStorage.setItem(HISTORY, JSON.stringify(history.slice(0, most))); break; } catch { /* less of it */ }
+    try {
+      localStorage.setItem(HISTORY, JSON.stringify(history.slice(0, most)));
+      break;
+    } catch { /* less of it */ }
   }
   const list = one("#history");
   keeping_focus(() => list.replaceChildren(...history.map(entry)));
@@ -466,16 +492,22 @@ function keep() {
 
 function entry(exchange) {
   const first = exchange.pictures.find(each => each.thumb);
-  const thumb = first ? made("img", { src: first.thumb, alt: "", className: "thumb" }) : made("span", { className: "thumb" });
-  const said = { running: "still running", stopped: "stopped", failed: "failed", lost: "not finished" };
+  const thumb = made(first ? "img" : "span", { className: "thumb" });
+  if (first) Object.assign(thumb, { src: first.thumb, alt: "" });
+  const said = { running: "still running", stopped: "stopped", failed: "failed" };
   const found = made("span", { className: "found-then" });
   exchange.runs.forEach((run, k) => {
-    const answer = run.state === "answered" ? made("b", { textContent: run.answer || "empty" }) : said[run.state] ?? "";
+    const answer = made(run.state === "answered" ? "b" : "span");
+    const found_then = run.answer === "" ? "empty" : run.answer;
+    answer.textContent = found_then ?? said[run.state] ?? "not finished";
     found.append(k ? " · " : "", answer, ` by ${run.strategy}`);
   });
   const button = made("button", { type: "button", className: "open" }, thumb,
     made("span", { className: "asked-then", textContent: exchange.question }), found);
-  button.addEventListener("click", () => { open(exchange); one("#asked").focus({ preventScroll: true }); });
+  button.addEventListener("click", () => {
+    open(exchange);
+    one("#asked").focus({ preventScroll: true });
+  });
   const away = made("button", { type: "button", className: "away quiet", textContent: "×" });
   away.setAttribute("aria-label", `Forget “${String(exchange.question).slice(0, 60)}”`);
   away.addEventListener("click", () => {
@@ -497,7 +529,10 @@ function start() {
   const form = one("#ask"), files = one("#files"), question = one("#question"), drop = one("#drop");
   form.addEventListener("submit", ask);
   question.addEventListener("keydown", event => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); form.requestSubmit(); }
+    const touched = matchMedia("(pointer: coarse)").matches; // a phone has no Shift + Enter
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || touched) return;
+    event.preventDefault();
+    form.requestSubmit();
   });
   one("#choose").addEventListener("click", () => files.click());
   one("#shoot").addEventListener("click", shoot);
