@@ -67,7 +67,8 @@ def run(
     read = [("the data", source), ("the model", folder), *files_of(config_file, os.environ, flags)]
     check_outputs([("--out", out)], read)
     if write_profile:
-        _check_folder(Path(folder))
+        folder = profile_path(config.model) if "://" in config.model else folder
+        _check_folder(folder)
     data = load_data(source, n=problems, seed=config.seed, allow_url=config.allow_url)
     if out is not None:
         check_writable(out, "The report", InputError, _ELSEWHERE)
@@ -145,7 +146,7 @@ def plain(found: JudgeReport) -> dict[str, Any]:
     return tidy(asdict(found))
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: str | Path) -> None:
     """Raises ConfigError if no profile can be written there."""
     if not os.path.isdir(folder):
         raise ConfigError(
@@ -155,7 +156,7 @@ def _check_folder(folder: Path) -> None:
     hint = "Leave --write-profile out and write likelihood_weight by hand, or use a copy."
     from cot_engine.judging.profile import FILE
 
-    check_writable(folder / FILE, "The profile", ConfigError, hint)
+    check_writable(Path(folder) / FILE, "The profile", ConfigError, hint)
 
 
 def _write(path: Path, text: str) -> InputError | None:

@@ -238,6 +238,7 @@ def test_the_model_of_several_is_named(served):
         ("http://a/v1#atonce=4", "Did you mean at_once"),
         ("http://a/v1#at_once=many", "Give a number"),
         ("http://a/v1#qwen", "#served=qwen"),
+        ("http://a/v1#key_env=AWS_SECRET", "may be anybody's word"),
         ("http://a/v1,http://a/v1/", "named twice"),
     ],
 )

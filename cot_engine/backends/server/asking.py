@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,8 @@ class Asking:
     def __init__(self, line: Line, most: int, timeout: float, retries: int) -> None:
         self.line, self.most, self.timeout, self.retries = line, most, timeout, retries
         self.open = 0
-        self._places: dict[Any, asyncio.Semaphore] = {}
+        self._places: weakref.WeakKeyDictionary[Any, asyncio.Semaphore]
+        self._places = weakref.WeakKeyDictionary()
 
     async def written(self, payload: dict[str, Any], make: Callable[[], Written]) -> Written:
         """What the server writes; `make` gives what each attempt is read into."""

@@ -38,7 +38,7 @@ class Server:
     a folder with the model's config.json and tokenizer (its weights need not be there): with it
     floating-point operations are counted. `context` is the longest prompt and reply, in tokens,
     where the server does not say. Of a picture with more than `max_pixels` pixels a smaller one is
-    sent. Any of these may stand behind the address:
+    sent. Any of these but `key_env` may stand behind the address:
     http://host:8000/v1#served=NAME&sizes=FOLDER.
     """
 
@@ -73,13 +73,16 @@ class Server:
         there or cannot continue a message, and InputError for an address or a parameter that will
         not do."""
         from cot_engine.backends.replicas import Replicas
+        from cot_engine.backends.server.verdicts import SAID
 
         addresses, own = split(str(model))
         how = replace(self, **own)
         sizes = how._sizes()
         with ThreadPoolExecutor(len(addresses)) as pool:  # each is waited for
             opened = list(pool.map(lambda at: how._one(str(model), at, sizes), addresses))
-        for note in dict.fromkeys(note for each in opened for note in each.info.notes):
+        notes = dict.fromkeys(note for each in opened for note in each.info.notes)
+        notes.pop(SAID["token ids"], None)  # as it should be
+        for note in notes:
             with suppress(Exception):  # it is no part of what is computed
                 on_notice and on_notice(note)
         return opened[0] if len(opened) == 1 else Replicas(opened, on_notice)
@@ -158,6 +161,11 @@ def split(model: str) -> tuple[list[str], dict[str, Any]]:
         )
     known = {f.name: str(f.type) for f in fields(Server)}
     for name, value in parse_qsl(behind, keep_blank_values=True):
+        if name == "key_env":  # whoever writes a grid could have any secret sent to himself
+            raise ConfigError(
+                "key_env stands behind the address, and may be anybody's word.",
+                f"Put the key into {KEY}, or give key_env to Engine.from_pretrained.",
+            )
         if name not in known:
             raise UnknownNameError("parameter of a server called", name, known)
         kind = known[name].split(" ")[0]
