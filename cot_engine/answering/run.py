@@ -27,12 +27,13 @@ from cot_engine.answering.predictions import (
 )
 from cot_engine.core.answers import Answer
 from cot_engine.engine.code import code_version
-from cot_engine.errors import BudgetError, InputError, StrategyError, cut, shown
+from cot_engine.errors import BudgetError, CotEngineError, InputError, StrategyError, cut, shown
 from cot_engine.files.reading import named
 from cot_engine.options.config import keys_of
 from cot_engine.options.problem import problem_of
 from cot_engine.options.resolve import Resolved
 from cot_engine.questions.data import Item
+from cot_engine.questions.entries import Entry
 from cot_engine.search.concurrency import bounded
 
 if TYPE_CHECKING:
@@ -171,26 +172,43 @@ def answer_all(
     asyncio.run(bounded(map(one, todo.asked), engine.in_flight, keep))
 
 
+def hopeless(todo: Todo) -> list[tuple[int, Prediction]]:
+    """The lines of the questions to ask if none of them can be, so that no model has to be loaded
+    for them; nothing as soon as one can."""
+    found = []
+    for place in todo.asked:
+        entry = todo.questions.entries[place]
+        try:
+            entry.make().problem()
+            return []
+        except InputError as error:
+            found.append((place, _failed(_asked(entry), entry, error)))
+    return found
+
+
 async def _predicted(
     engine: Engine, call: Resolved, todo: Todo, place: int, traces: Path | None
 ) -> Prediction:
     entry = todo.questions.entries[place]
-    asked = entry.row.question if entry.row is not None else ""
-    known = Prediction(entry.id, asked)
+    known = _asked(entry)
     try:
         item = entry.make()
-        known = _known(item, asked)
+        known = _known(item, known.question)
         # Named by its content, as solve names it: so the two draw alike.
         problem = problem_of(list(item.problem().images) or None, item.question, False)
         answer = await engine.asolve(problem, config=call)
     except (InputError, BudgetError, StrategyError) as error:
-        return replace(known, error=_placed(entry.place, entry.id, str(error)))
+        return _failed(known, entry, error)
     trace = ""
     if traces is not None:
         trace = str(traces / trace_name(entry.id))
         answer.trace.write(trace)
     todo.kinds.add(item.grader.kind)
     return _answered(known, item, answer, trace)
+
+
+def _asked(entry: Entry[Item]) -> Prediction:
+    return Prediction(entry.id, entry.row.question if entry.row is not None else "")
 
 
 def _known(item: Item, asked: str) -> Prediction:
@@ -214,11 +232,12 @@ def _answered(known: Prediction, item: Item, answer: Answer, trace: str) -> Pred
     )
 
 
-def _placed(place: str, id: str, said: str) -> str:
-    """What went wrong with a question, with its place."""
-    if place in said:
-        return said
-    return f"{place}{f' (id {shown(id)})' if id else ''}: {said}"
+def _failed(known: Prediction, entry: Entry[Item], error: CotEngineError) -> Prediction:
+    """The line of a question that has no answer: what went wrong, with its place."""
+    said = str(error)
+    if entry.place not in said:
+        said = f"{entry.place}{f' (id {shown(entry.id)})' if entry.id else ''}: {said}"
+    return replace(known, error=said)
 
 
 def trace_name(id: str) -> str:
@@ -236,9 +255,10 @@ def open_predictions(
     """The file with what is kept of it, ready for more; what it is made with stands beside it
     first, and what else is to be known of it (`about`). Raises InputError for a file that was made
     by another model or code."""
-    if not todo.fresh and (had := begun(path)) is not None:
+    had = None if todo.fresh else begun(path)
+    if had is not None:
         check_same(path, had, made)
-    record(path, {**about, **made})
+    record(path, {**(had or {}), **about, **made})
     return Predictions(path, ((place, line.raw) for place, line in todo.kept))
 
 

@@ -71,7 +71,8 @@ def run(
     if json:
         import json as _json
 
-        print(_json.dumps({"data": source, "out": str(path), **found.plain()}, indent=2))
+        about = {"data": source, "out": str(path), "record": str(run_file(path))}
+        print(_json.dumps(about | found.plain(), indent=2))
     else:
         from cot_engine.escape import visible
 
@@ -130,23 +131,34 @@ def _answer(
         if not todo.asked:
             answering.arrange(path, todo)
             return done, todo.kinds
+        about = {"command": "cot-engine " + shlex.join(sys.argv[1:]), "data": source}
+
+        def on_done(place: int, prediction: Prediction) -> None:
+            done[place] = prediction
+            if prediction.error:
+                progress.say(f"Failed: {prediction.error}")
+            failed = bool(prediction.error)
+            progress.row(label, _score(prediction), prediction.flops, failed)
+
+        def put_old_aside() -> None:
+            if fresh and (old := put_aside(path)) is not None:
+                progress.say(f"Note: the predictions from before are now {old}.")
+
+        if lines := answering.hopeless(todo):
+            put_old_aside()
+            with answering.open_predictions(path, todo, made, about) as predictions:
+                for line in lines:
+                    predictions.add(*line)
+                    on_done(*line)
+                predictions.arrange()
+            return done, todo.kinds
         progress.say(f"Loading {call.config.model}")
         folder = profile_path(call.config.model)
         with Engine.from_pretrained(**call.config.of_engine, on_notice=progress.say) as engine:
             if profile_path(call.config.model) != folder:  # it came with a download just now
                 call = resolve(engine.profile, call.config)
             made = answering.made_with(call) | answering.made_by(engine, call)
-            if fresh and (old := put_aside(path)) is not None:
-                progress.say(f"Note: the predictions from before are now {old}.")
-            about = {"command": "cot-engine " + shlex.join(sys.argv[1:]), "data": source}
-
-            def on_done(place: int, prediction: Prediction) -> None:
-                done[place] = prediction
-                if prediction.error:
-                    progress.say(f"Failed: {prediction.error}")
-                failed = bool(prediction.error)
-                progress.row(label, _score(prediction), prediction.flops, failed)
-
+            put_old_aside()
             folder_of_traces = None if traces is None else Path(traces)
             with answering.open_predictions(path, todo, made, about) as predictions:
                 progress.starting()

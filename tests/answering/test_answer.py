@@ -193,6 +193,12 @@ def test_bad_rows_are_named_and_the_rest_is_answered(cli, folder):
     for line, (_, words) in zip(lines[1:], bad, strict=False):
         assert all(word in line["error"] for word in words), line
         assert line["error"][:60] in done.stderr or line["error"] in done.stderr
+    # For what cannot be asked no model is loaded.
+    again = cli("answer", "q.jsonl", SEEN=folder / "loaded")
+    assert again.returncode == 3 and not (folder / "loaded").exists()
+    assert content(folder / "q.predictions.jsonl") == [
+        {k: v for k, v in line.items() if k not in ("seconds", "trace")} for line in lines
+    ]
     # Mended, only what failed is asked: what was answered is as it was.
     write(folder / "q.jsonl", [question(0), *(question(k) for k in range(11, 19)), question(9)])
     again = cli("answer", "q.jsonl")
