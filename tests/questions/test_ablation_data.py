@@ -445,7 +445,7 @@ def test_a_picture_of_a_row_that_is_not_taken_counts(tsv):
         ([line(image="file:///etc/passwd")], ["line 1", "'file'"]),
         ([line(image="data:image/png,abc")], ["line 1", ";base64"]),
         ([line(image="data:image/png;base64,")], ["line 1", "empty"]),
-        ([line(image=RED[:-3] + "*!?")], ["cannot be found"]),
+        ([line(image=RED[:-3] + "*!?")], ["line 1", "no readable base64"]),
         ([line(image=RED + "A")], ["line 1", "base64"]),
         ([line(image="!" * 5000)], ["line 1", "base64", "5,000 characters"]),
         ([line(image="a\0b.png")], ["line 1"]),
