@@ -8,13 +8,14 @@ in fp32:
 
 - `engine`: by `majority`, in this process or in replicas of its own;
 - `vllm`: `n=4` of a bare client of vLLM's HTTP server, as it is used without a search;
-- `search`: by `majority` again, whose model is that server. What it takes beyond `vllm` is what
+- `logprobs`: the same, and the log-probability of each token, which a search breaks ties by;
+- `search`: by `majority` again, whose model is that server. What it takes beyond the two is what
   the search layer costs.
 
 They run in turns, each round with pictures of its own, so that nobody finds its prompts in a cache;
-the medians of the rounds' ratios are the results: problems a second (`ratio` of the engine, `kept`
-of the search layer), and tokens a second, as no side writes exactly as many (`kept_tokens`).
-`vllm_server.py` makes and starts the server.
+the medians of the rounds' ratios are the results, of problems a second, and of the search layer
+also of tokens for each second of processor time (its own, the server's and the client's): what a
+busy machine lets one measure. `vllm_server.py` makes and starts the server.
 """
 
 from __future__ import annotations
@@ -56,16 +57,21 @@ class Round:
     def tokens_a_second(self) -> float:
         return self.tokens / self.seconds
 
+    @property
+    def tokens_a_processor_second(self) -> float:
+        return self.tokens / max(self.processor, 1e-9)
+
     def row(self) -> dict[str, float]:
         return {
             "problems_a_second": round(self.problems_a_second, 2),
             "tokens_a_second": round(self.tokens_a_second),
             "tokens": self.tokens,
+            "tokens_a_processor_second": round(self.tokens_a_processor_second),
             "problems_a_processor_second": round(self.problems / max(self.processor, 1e-9), 2),
         }
 
 
-def ask(problem: Problem, model: str, n: int, seed: int) -> dict[str, Any]:
+def ask(problem: Problem, model: str, n: int, seed: int, logprobs: bool = False) -> dict[str, Any]:
     """The body of a chat completion that asks what the engine asks."""
     content: list[dict[str, Any]] = []
     for image in problem.images:
@@ -76,15 +82,17 @@ def ask(problem: Problem, model: str, n: int, seed: int) -> dict[str, Any]:
     content.append({"type": "text", "text": problem.question})
     return {
         "model": model, "messages": [{"role": "user", "content": content}], "n": n, "seed": seed,
-        "temperature": 1.0, "top_p": 1.0, "top_k": 0,
+        "temperature": 1.0, "top_p": 1.0, "top_k": 0, "logprobs": logprobs,
     }  # fmt: skip
 
 
-async def over_http(server: Server, problems: Sequence[Problem], n: int, in_flight: int) -> Round:
-    """Four responses to each from the server, `in_flight` requests at a time."""
+async def over_http(
+    server: Server, problems: Sequence[Problem], n: int, in_flight: int, logprobs: bool = False
+) -> Round:
+    """n responses to each from the server, `in_flight` requests at a time."""
     import httpx2
 
-    bodies = [ask(problem, server.model, n, 1000 * i) for i, problem in enumerate(problems)]
+    bodies = [ask(each, server.model, n, 1000 * i, logprobs) for i, each in enumerate(problems)]
     limits = httpx2.Limits(max_connections=in_flight)
     gate = asyncio.Semaphore(in_flight)
     async with httpx2.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:
@@ -136,7 +144,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(args.threads)
     rows = args.in_flight * args.n
-    sides: dict[str, list[Round]] = {"engine": [], "vllm": [], "search": []}
+    sides: dict[str, list[Round]] = {"engine": [], "vllm": [], "logprobs": [], "search": []}
     with (
         serving(
             Path(model_path(args.model)), args.venv, threads=args.peer_threads, rows=rows
@@ -148,6 +156,9 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         turns = {
             "engine": lambda asked: searched(engine, asked, args.n),
             "vllm": lambda asked: asyncio.run(over_http(server, asked, args.n, args.in_flight)),
+            "logprobs": lambda asked: asyncio.run(
+                over_http(server, asked, args.n, args.in_flight, True)
+            ),
             "search": lambda asked: searched(on_server, asked, args.n, server),
         }
         for r in range(args.rounds + 1):
@@ -169,25 +180,29 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
         "rounds": {name: [r.row() for r in rounds] for name, rounds in sides.items()},
         "ratio": ratio("engine", "vllm", "problems_a_second"),
-        "kept": ratio("search", "vllm", "problems_a_second"),
-        "kept_tokens": ratio("search", "vllm", "tokens_a_second"),
+        "kept": {
+            other: [ratio("search", other, what) for what in (
+                "problems_a_second", "tokens_a_processor_second")]
+            for other in ("vllm", "logprobs")
+        },
     }  # fmt: skip
 
 
 def told(result: dict[str, Any]) -> str:
     """The result as a table."""
-    lines = [f"{'':8}{'problems/s':>12}{'tokens/s':>12}{'problems/cpu-s':>16}   (each round)"]
+    lines = [f"{'':9}{'problems/s':>12}{'tokens/s':>12}{'problems/cpu-s':>16}   (each round)"]
     for name, rounds in result["rounds"].items():
         per = [row["problems_a_second"] for row in rounds]
         tokens = statistics.median(row["tokens_a_second"] for row in rounds)
         busy = statistics.median(row["problems_a_processor_second"] for row in rounds)
         each = ", ".join(f"{value:.1f}" for value in per)
-        lines.append(f"{name:8}{statistics.median(per):12.1f}{tokens:12,.0f}{busy:16.2f}   {each}")
+        lines.append(f"{name:9}{statistics.median(per):12.1f}{tokens:12,.0f}{busy:16.2f}   {each}")
     lines.append(f"engine / vllm: {result['ratio']:.2f} (median of the rounds' ratios)")
-    lines.append(
-        f"search / vllm: {result['kept']:.2f} of its problems a second, "
-        f"{result['kept_tokens']:.2f} of its tokens: what is left with a search in front"
-    )
+    for other, (kept, processor) in result["kept"].items():
+        lines.append(
+            f"search / {other}: {kept:.2f} of its problems a second, {processor:.2f} of its tokens "
+            "a second of processor time"
+        )
     return "\n".join(lines)
 
 
