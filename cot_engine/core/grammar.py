@@ -64,6 +64,7 @@ def read(text: str, plan: Plan, complete: bool = False) -> Reading:
     """Read an assistant's turn. `complete` means that no more will follow: then what is missing
     is a fault too, and an open stage counts as closed. Never raises."""
     names = "|".join(stage.tag for stage in plan)
+    places = {stage.tag: place for place, stage in enumerate(plan)}
     contents: dict[str, str] = {}
     faults: list[str] = []
     open_tag: str | None = None
@@ -89,7 +90,7 @@ def read(text: str, plan: Plan, complete: bool = False) -> Reading:
                 close(open_tag, between)
             elif between.strip():
                 faults.append(f"stray:{tag}")
-            faults += _order_faults(tag, contents, plan, faults)
+            faults += _order_faults(tag, contents, plan, places, faults)
             open_tag = tag
         elif open_tag is not None:
             if tag != open_tag:
@@ -97,7 +98,7 @@ def read(text: str, plan: Plan, complete: bool = False) -> Reading:
             close(open_tag, between)
             open_tag = None
         else:
-            faults += _order_faults(tag, contents, plan, faults) or [f"unopened:{tag}"]
+            faults += _order_faults(tag, contents, plan, places, faults) or [f"unopened:{tag}"]
             close(tag, between)
 
     opened = text[start:]
@@ -113,12 +114,15 @@ def read(text: str, plan: Plan, complete: bool = False) -> Reading:
     return Reading(contents, open_tag, opened if open_tag else "", tuple(faults))
 
 
-def _order_faults(tag: str, contents: dict[str, str], plan: Plan, faults: list[str]) -> list[str]:
-    """The faults of beginning `tag` after `contents` were written, with `faults` so far."""
-    at = plan.index(tag)
+def _order_faults(
+    tag: str, contents: dict[str, str], plan: Plan, places: dict[str, int], faults: list[str]
+) -> list[str]:
+    """The faults of beginning `tag` after `contents` were written, with `faults` so far; `places`
+    are those of the plan's tags."""
+    at = places[tag]
     if tag in contents:
         return [f"repeated:{tag}"]
-    if any(plan.index(earlier) > at for earlier in contents):
+    if any(places[earlier] > at for earlier in contents):
         return [f"misplaced:{tag}"]
     return [f"skipped:{tag}" for tag in _left_out(plan.stages[:at], contents, faults)]
 

@@ -14,7 +14,7 @@ from cot_engine.serve.desk import Picture
 from cot_engine.serve.schema import CALL, NEUTRAL, ImagePart, Message, TextPart
 
 _DATA = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
-_NUMBERED = re.compile(r"(.+)-(\d{1,4})")
+_NUMBERED = re.compile(r"(.+)-([0-9]{1,4})")
 _WHO = {"user": "User", "assistant": "Assistant"}
 _SYSTEM = ("system", "developer")
 

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from cot_engine.core.problem import Problem
@@ -31,9 +32,9 @@ from cot_engine.serve.ticket import Cancelled as Cancelled
 from cot_engine.serve.ticket import Ticket, pixels
 from cot_engine.serve.turns import Turns
 
-Picture = bytes | str | Image
-"""The bytes of an image file, an http(s) URL (where `Limits.allow_url` allows it), or an Image. No
-path: whoever asks is not who owns the files here."""
+Picture = bytes | str | Image | Callable[[], Image]
+"""The bytes of an image file, an http(s) URL (where `Limits.allow_url` allows it), an Image, or
+what reads one, called in a thread. No path: whoever asks is not who owns the files here."""
 
 _log = logging.getLogger("cot_engine.serve")
 _NOT_HERE = ("allow_url",)  # options of a call that are the server's to set
@@ -104,18 +105,21 @@ class Desk:
             raise self._busy()  # before pictures are read in vain
         call = self._resolved(client, options)
         problem = await self._problem(pictures, question)
-        self._check_room(pixels(problem))  # others came while the pictures were read
-        allowance = self.limits.of(client)
-        if (wait := self.quota.hold(_account(client), allowance, call.budget)) is not None:
-            raise Busy(
-                f"{call.budget} are not left of the {allowance.total} that may be spent in"
-                f" {allowance.per:g} seconds.",
-                "Wait, or ask with a smaller budget.",
-                *(wait, "spent"),
-            )
+        try:
+            self._check_room(0)  # others came while the pictures were read
+            allowance = self.limits.of(client)
+            if (wait := self.quota.hold(_account(client), allowance, call.budget)) is not None:
+                raise Busy(
+                    f"{call.budget} are not left of the {allowance.total} that may be spent in"
+                    f" {allowance.per:g} seconds.",
+                    "Wait, or ask with a smaller budget.",
+                    *(wait, "spent"),
+                )
+        except BaseException:
+            self._held -= pixels(problem)
+            raise
         ticket = Ticket(client, problem, options, call, self._cancel)
         self._tickets[ticket.id] = ticket
-        self._held += pixels(problem)
         if not self._full:
             self.turns.seat(client)
             self._begin(client, ticket)
@@ -179,24 +183,39 @@ class Desk:
     async def _problem(
         self, pictures: Sequence[Picture] | Problem, question: str | None
     ) -> Problem:
-        limits = self.limits
+        """What is asked, whose pixels are held from here on: from when each picture is read, or
+        those of all who ask at once would be there before anybody counted them."""
         if isinstance(pictures, Problem):
             problem = problem_of(pictures, question, False)
-        else:
-            given, asked = list(pictures), check_question(question)
-            if len(given) > limits.pictures:
-                raise InputError(
-                    f"There are {len(given)} pictures; the most is {limits.pictures}.",
-                    "Send fewer.",
-                )
-            problem = await in_thread(
-                lambda: problem_of([self._image(each) for each in given], asked, False)
+            check_number_of_images(problem, self.engine.backend.info)
+            self._check_room(pixels(problem))
+            self._held += pixels(problem)
+            return problem
+        asked, most = check_question(question), self.limits.pictures
+        if len(pictures) > most:
+            raise InputError(
+                f"There are {len(pictures)} pictures; the most is {most}.", "Send fewer."
             )
-        check_number_of_images(problem, self.engine.backend.info)
+        images: list[Image] = []
+        held = 0
+        try:
+            for each in pictures:
+                images.append(await in_thread(partial(self._image, each)))
+                width, height = images[-1].size
+                self._check_room(width * height, held)
+                self._held += width * height
+                held += width * height
+            problem = await in_thread(lambda: problem_of(images, asked, False))
+            check_number_of_images(problem, self.engine.backend.info)
+        except BaseException:
+            self._held -= held
+            raise
         return problem
 
     def _image(self, picture: Picture) -> Image:
         """One picture. Raises ImageError."""
+        if callable(picture):
+            return picture()
         if isinstance(picture, str):
             if not self.limits.allow_url:
                 raise ImageError(
@@ -206,11 +225,12 @@ class Desk:
                 raise ImageError(f"A picture is {shown(picture)}.", "Send its data.")
         return load_image(picture, allow_url=self.limits.allow_url, max_pixels=self.limits.pixels)
 
-    def _check_room(self, more: int) -> None:
-        """Raises Busy where a search with so many more pixels could not wait."""
+    def _check_room(self, more: int, own: int = 0) -> None:
+        """Raises Busy where a search with so many more pixels, besides its `own`, could not wait.
+        One that is alone may have as many as it may send."""
         if self.closing:
             raise self._busy()
-        if more and self._held and self._held + more > self.limits.held:
+        if more and self._held > own and self._held + more > self.limits.held:
             raise self._busy(f"pictures of {self._held:,} pixels are being worked on")
 
     def _busy(self, why: str = "") -> Busy:

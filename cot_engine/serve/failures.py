@@ -133,12 +133,10 @@ async def on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     fault = _worst(list(error.errors()))
     kind, value = fault["type"], fault.get("input")
-    # A text that may also be a list is called "str", behind where it stands.
-    place = _place(
-        fault["loc"][:-1]
-        if fault["loc"][-1:] == ("str",) and kind == "string_type"
-        else fault["loc"]
-    )
+    # What may be of several types has the name of one of them behind where it stands.
+    loc = fault["loc"]
+    scalar = loc[-1:] == ("bool",) and kind == "bool_type"  # the first that a scalar may be
+    place = _place(loc[:-1] if scalar or (loc[-1:] == ("str",) and kind == "string_type") else loc)
     where = ".".join(place)
     status, code = 400, "invalid_value"
     if isinstance(value, bytes):
@@ -151,7 +149,8 @@ async def on_invalid(request: Request, error: Exception) -> Response:
     elif kind == "missing":
         said = f"{where or 'The body'} is missing."
     else:
-        said = f"{where or 'The body'} is {shown(value)}. {fault['msg']}."
+        must = "It must be a text, a finite number, true or false" if scalar else fault["msg"]
+        said = f"{where or 'The body'} is {shown(value)}. {must}."
     value = body(said, INVALID, code, readable(where) or None)
     return Response(as_json(value), status, None, "application/json")
 

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from cot_engine.errors import readable
 from cot_engine.serve.failures import SERVER, Refused, answered
@@ -221,11 +221,13 @@ class _Exchange:
     def _log(self, seconds: float) -> None:
         """One line: who, what, how it went. Nothing that was asked or answered."""
         route = self.scope.get("route")
-        path = getattr(route, "path", None) or self.scope["path"]
+        # An address may hold anything, line breaks too: percent-encoded it is one word.
+        asked = quote(self.scope["path"][:200], errors="backslashreplace")
+        path = getattr(route, "path", None) or asked
         if self.guard.told is not None:
             self.guard.told(getattr(route, "path", None) or "other", self.status)
         if LOG.isEnabledFor(logging.INFO):
-            said = f"{self.client} {self.scope['method']} {path[:200]} {self.status or 'gone'}"
+            said = f"{self.client} {self.scope['method']} {path} {self.status or 'gone'}"
             LOG.info("%s", readable(f"{said} {seconds * 1000:.0f} ms {self.sent:,} bytes"))
 
 

@@ -17,6 +17,9 @@ from cot_engine.core.stages import Stage
 from cot_engine.options.config import RunConfig, keys_of
 
 Scalar = bool | int | float | str | None
+_STAGES, _WORDS = 32, 2_000
+"""Stages of a plan and characters of each one's purpose and question, at most: they are in every
+prompt, and a search has work to do for each pair of stages."""
 
 
 class Strict(BaseModel):
@@ -61,8 +64,8 @@ class StageTable(Strict):
     """A stage of a plan, as `[[stage]]` of a plan's file."""
 
     tag: str
-    purpose: str
-    question: str
+    purpose: str = Field(max_length=_WORDS)
+    question: str = Field(max_length=_WORDS)
     length: int = 512
     width: int | None = None
     optional: bool = False
@@ -126,7 +129,10 @@ def _option(each: Declared[Any]) -> tuple[Any, Any]:
     """An option of RunConfig, loosely typed: what it allows is checked, and said, where it is
     declared."""
     if each.name == "plan":
-        return (list[StageTable] | None, Field(None, description="Other stages, in order."))
+        return (
+            list[StageTable] | None,
+            Field(None, max_length=_STAGES, description="Other stages, in order."),
+        )
     told = about(each)
     said = f"{told.help.format(each.default)} {told.metavar}".strip()
     return (Scalar, Field(None, description=said))

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cot_engine.errors import ConfigError
 from cot_engine.serve.desk import Desk
+from cot_engine.serve.failures import INVALID, as_json, body
 from cot_engine.serve.guard import LOG, LOOPBACK, Guard
 
 AFTER = 5.0
@@ -72,6 +73,18 @@ class Prompt(H11Protocol):
     opens many and sends nothing would else keep others out."""
 
     _timer: asyncio.TimerHandle | None = None
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is answered as every other error is."""
+        head = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        told = as_json(body(msg, INVALID, "invalid_http"))
+        for event in (
+            h11.Response(status_code=400, headers=head, reason=b"Bad Request"),
+            h11.Data(data=told),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)

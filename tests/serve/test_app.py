@@ -24,6 +24,7 @@ from cot_engine.serve.schema import CALL, ChatRequest
 from cot_engine.testing import ScriptedBackend, staged_reply
 
 CHAT = "/v1/chat/completions"
+STAGE = {"tag": "A", "purpose": "p", "question": "q"}
 ONE, OTHER = "k" * 20, "l" * 20
 
 
@@ -199,6 +200,9 @@ def test_the_table_of_fields_has_every_one():
         ({"max_tokens": 300, "budget": "1 s"}, "budget", "Give one of them"),
         ({"plan": "/etc/passwd"}, "plan", "valid list"),
         ({"plan": [{"tag": "a", "purpose": "p", "question": "q"}]}, None, "tag is 'a'"),
+        ({"plan": [STAGE] * 33}, "plan", "at most 32 items"),
+        ({"plan": [{**STAGE, "purpose": "p" * 2001}]}, "plan.0.purpose", "at most 2000 char"),
+        ({"judge": ["self"]}, "judge", "judge is ['self']. It must be a text, a finite number"),
         ({"model": ...}, "model", "model is missing"),
         ({"model": 3}, "model", "valid string"),
         ({"model": "bundled:greedy", "strategy": "greedy"}, None, "Give one of them"),
@@ -277,6 +281,14 @@ def test_a_head_that_does_not_arrive_is_waited_for_no_longer_than_a_while(served
         assert raw.recv(100) == b""
 
 
+def test_what_is_no_http_is_told_as_other_errors_are(served):
+    with socket.create_connection(("127.0.0.1", served.port), 5) as raw:
+        raw.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        head, _, told = raw.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ") and b"application/json" in head
+    assert b'{"error":{"message":"Invalid HTTP' in told
+
+
 def test_addresses_and_methods_that_there_are_not(http):
     assert error(http.get("/nothing"))["code"] == "not_found"
     assert http.put("/health").status_code == 405
@@ -308,9 +320,11 @@ def test_the_log_says_who_asked_and_not_what(http, caplog):
         secret = [{"role": "user", "content": "the secret of 7 hills"}]
         id = ask(http, secret).json()["id"]
         http.get(f"/v1/traces/{id}?html=secret", headers={"X": "secret"})
+        http.get("/a%0D%0A127.0.0.1%20GET%20/b%20200%1B[31m")
     lines = [record.getMessage() for record in caplog.records if record.name == guard.LOG.name]
     assert any(line.startswith(f"127.0.0.1 POST {CHAT} 200 ") for line in lines)
     assert not any("secret" in line or id in line for line in lines)
+    assert lines[-1].startswith("127.0.0.1 GET /a%0D%0A127.0.0.1%20GET%20/b%20200%1B%5B31m 404 ")
 
 
 # --- who may ask ---------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 from serving import TRAINED, Gate, picture, scripted
@@ -11,6 +12,7 @@ from cot_engine import ConfigError, ImageError, InputError, UnknownNameError
 from cot_engine.core.events import Failed, Finished, Grown, Progress, Started
 from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
+from cot_engine.images.load import load_image
 from cot_engine.search.budget import parse_budget
 from cot_engine.serve.desk import Busy, Cancelled, Desk, Late
 from cot_engine.serve.limits import Allowance, Limits
@@ -183,6 +185,30 @@ def test_pictures_that_wait_are_bounded_in_pixels():
         ticket = await opened(desk, question="without one")
         backend.open.set()
         return ticket
+
+    backend = Gate()
+    on_a_desk(act, Limits(held=3000, grace=5), backend, in_flight=1)
+
+
+def test_pictures_are_counted_as_they_are_read_not_after_all_are():
+    read = []
+
+    def reading(size):
+        read.append(size)
+        return load_image(picture(size=size))
+
+    async def act(desk):
+        first = await opened(desk, pictures=[picture(size=(40, 40))])
+        many = [partial(reading, (30, 30)), partial(reading, (40, 40)), partial(reading, (50, 50))]
+        with pytest.raises(Busy, match="2,500 pixels"):
+            await opened(desk, "b", pictures=many)
+        assert read == [(30, 30), (40, 40)], "what there is no room for is not read"
+        assert desk._held == 1600, "nothing is held of what was refused"
+        backend.open.set()
+        await first.answer()
+        read.clear()
+        await (await opened(desk, "b", pictures=many)).answer()  # alone it may have all
+        assert len(read) == 3 and not desk._held
 
     backend = Gate()
     on_a_desk(act, Limits(held=3000, grace=5), backend, in_flight=1)

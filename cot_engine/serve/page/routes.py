@@ -14,7 +14,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 from collections.abc import AsyncIterator
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 
 from fastapi import APIRouter, Request
@@ -87,8 +87,9 @@ def router() -> APIRouter:
     async def ask(request: Request, body: Ask) -> Response:
         desk: Desk = request.app.state.desk
         options = body.model_dump(exclude={"question", "pictures"}, exclude_none=True)
-        pictures = await in_thread(lambda: [_picture(desk, each) for each in body.pictures])
-        ticket = await desk.open(client_of(request), pictures, body.question, options)
+        pictures = [partial(_picture, desk, each) for each in body.pictures]
+        async with request.app.state.reading:
+            ticket = await desk.open(client_of(request), pictures, body.question, options)
         watched.look(ticket)
         watched.leave(ticket)
         return json({"id": ticket.id})
