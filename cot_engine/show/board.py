@@ -46,6 +46,7 @@ class Block:
 _MOST_CARDS, _MOST_MATCHES = 8, 12
 _LONG_BEGINNING = 30  # characters
 _INDENT = "    "
+_WIDTH = 70  # characters
 
 
 class Board:
@@ -101,8 +102,13 @@ class Board:
         return self._leave(*self.open)
 
     def lines(self) -> list[Text]:
-        """What is open as it stands."""
-        return [line for panel in self.open for line in self._draw(panel)]
+        """What is open as it stands, and the ends of what is being written."""
+        drawn = [line for panel in self.open for line in self._draw(panel)]
+        texts = self.progress.texts if self.progress is not None else {}
+        new = (text for id, text in texts.items() if id not in self.fold.chains)
+        said = (self._plain(words.so_far(text)[-2000:]) for text in new)
+        ends = [Text(_INDENT + _end(text), "dim") for text in said if text]
+        return drawn + ends[:_MOST_CARDS]
 
     def status(self) -> str:
         """What is being done at the moment."""
@@ -245,8 +251,11 @@ class Board:
         return line
 
     def _content(self, card: Card) -> str:
-        """What was written, in one line, without the tags."""
-        text = card.step.text
+        """What was written, in one line."""
+        return self._plain(card.step.text)
+
+    def _plain(self, text: str) -> str:
+        """A text in one line, without its tags."""
         if self.started:
             text = " ".join(said for _, said in words.pieces(text, self.started.plan))
         return terminal(" ".join(text[:2000].split()))
@@ -317,6 +326,11 @@ def _differing(texts: list[str]) -> list[str]:
     if cut < _LONG_BEGINNING:
         return texts
     return [f"… {text[cut:]}" for text in texts]
+
+
+def _end(text: str) -> str:
+    """What was written last of a long text: the rest of its line would not move."""
+    return text if len(text) <= _WIDTH else f"… {text[-_WIDTH:]}"
 
 
 def _match(match: Match, names: dict[str, str]) -> str:

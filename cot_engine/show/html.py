@@ -19,7 +19,6 @@ from cot_engine.show.templates import render
 
 _PREVIEW = 260  # characters of a text that are shown before "more"
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
-_HALF_A_TAG = re.compile(r"</?[A-Z_]*\Z")
 
 
 def render_html(trace: Trace) -> str:
@@ -177,9 +176,8 @@ def _written(
 
 def draft_view(figure: Figure, column: Column, card: Card, row: int, text: str) -> dict[str, Any]:
     """A candidate that is being written, and what it reads by now."""
-    whole = _HALF_A_TAG.sub("", text)  # the rest of the tag is still to come
     view = {"card": card, "anchor": figure.anchor + card.id, "row": row}
-    return view | _written(figure, column, whole, lambda _: "")
+    return view | _written(figure, column, words.so_far(text), lambda _: "")
 
 
 def _preview(text: str) -> str:

@@ -11,6 +11,8 @@ from cot_engine.core.match import Match, Verdict
 from cot_engine.core.stages import Plan
 from cot_engine.core.usage import Usage
 
+_HALF_A_TAG = re.compile(r"</?[A-Z_]*\Z")
+
 
 def for_winner(match: Match) -> list[tuple[Verdict, float, bool]]:
     """The verdicts as seen from the winner: with its margin (below 0 the order preferred the
@@ -113,6 +115,11 @@ def pieces(text: str, plan: Plan) -> list[tuple[str, str]]:
     if said := text[start:].strip():
         found.append((stage, said))
     return found
+
+
+def so_far(text: str) -> str:
+    """A text that is being written, without the half of a tag at its end."""
+    return _HALF_A_TAG.sub("", text)
 
 
 def plural(count: int, one: str, many: str = "") -> str:

@@ -207,6 +207,21 @@ def test_the_status_moves_inside_a_round():
     assert board.status() == "Thinking"
 
 
+def test_what_is_being_written_is_there_while_it_is():
+    board = shown(SEARCH[:2])[0]
+    texts = {
+        "r.0": "<SUMMARY>Count the \x1b[31m",
+        "r.1": "",
+        "r.2": f"Look {'on ' * 40}and on</SUM",
+    }
+    board.take(Progress("growing", "SUMMARY", 0, 4, tokens=9, texts=texts))
+    first, last = (line.plain for line in board.lines())
+    assert first == "    Count the ␛[31m"
+    assert last.startswith("    … ") and last.endswith("on on and on") and len(last) < 80
+    board.take(SEARCH[2])
+    assert not any("…" in line.plain for line in board.lines())
+
+
 def test_the_status_names_what_no_round_holds():
     board = shown(SEARCH)[0]
     for progress, said in [
