@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import time
 
@@ -18,17 +19,23 @@ from cot_engine.escape import visible
 from cot_engine.serve.app import make_app
 from cot_engine.serve.desk import Desk
 from cot_engine.serve.limits import Limits
+from cot_engine.serve.page import routes as page
 from cot_engine.serve.schema import NEUTRAL, ChatRequest
 
 LONGEST = 20.0
 """Seconds that an answer may take, on cores that others use too."""
 GOOD = {"model": "bundled", "messages": QUESTION}
+picture_64 = base64.b64encode(picture()).decode()
 BODIES = [
     GOOD,
     {"model": "bundled:best-of-n-2", "messages": seen("How many?", picture()), "stream": True},
     {**GOOD, "strategy": "majority", "parameters": {"n": 2}, "budget": "300 new tokens"},
     {**GOOD, "plan": [{"tag": "A", "purpose": "p", "question": "q", "length": 9}], "seed": 1},
     {**GOOD, "temperature": 0.5, "top_p": 0.5, "detail": "brief", "max_tokens": 400, "user": "u"},
+]
+PAGE = [
+    {"question": "How many?", "pictures": [{"name": "a.png", "data": picture_64}], "seed": 3},
+    {"question": "How many?", "strategy": "best-of-n", "parameters": {"n": 2}, "budget": "9 s"},
 ]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -73,16 +80,18 @@ def check(reply: httpx.Response, path: str) -> None:
 @pytest.fixture(scope="module")
 def sender():
     with scripted() as engine:
-        made = Sender(make_app(Desk(engine, Limits(seconds=10, pixels=10_000))))
+        made = Sender(
+            make_app(Desk(engine, Limits(seconds=10, pixels=10_000)), routers=[page.router()])
+        )
         yield made
         made.loop.run_until_complete(made.client.aclose())
         made.loop.close()
 
 
 @st.composite
-def mutated(draw) -> bytes:
+def mutated(draw, bodies) -> bytes:
     """A good body with something in it changed, or its bytes."""
-    body = json.loads(json.dumps(draw(st.sampled_from(BODIES))))
+    body = json.loads(json.dumps(draw(st.sampled_from(bodies))))
     for _ in range(draw(st.integers(0, 2))):
         place = body
         while True:
@@ -121,13 +130,17 @@ def fuzz(sender, app_schema, bodies_: int, calls_: int) -> None:
         suppress_health_check=list(HealthCheck),
     )
 
-    @every
-    @given(mutated())
-    def bodies(text):
-        headers = {"Content-Type": "application/json"}
-        sender.send("POST", "/v1/chat/completions", content=text, headers=headers)
+    def nearly(path: str, good: list[dict], count: int) -> None:
+        @settings(every, max_examples=count)
+        @given(mutated(good))
+        def bodies(text):
+            headers = {"Content-Type": "application/json"}
+            sender.send("POST", path, content=text, headers=headers)
 
-    bodies()
+        bodies()
+
+    nearly("/v1/chat/completions", BODIES, bodies_)
+    nearly("/ui/searches", PAGE, calls_)
     for operation in app_schema:
         either = st.one_of(
             operation.as_strategy(generation_mode=mode)
@@ -158,5 +171,5 @@ def test_whatever_is_sent(sender):
 
 @pytest.mark.slow
 def test_whatever_is_sent_ten_thousand_times(sender):
-    fuzz(sender, schema(sender.client._transport.app), 9500, 600)
+    fuzz(sender, schema(sender.client._transport.app), 9000, 600)
     assert sum(sender.seen.values()) > 10_000
