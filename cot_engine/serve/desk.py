@@ -288,7 +288,8 @@ class Desk:
 
     def _over(self, ticket: Ticket, answer: Any, error: BaseException | None) -> None:
         began = ticket.state == "running"
-        used = sum(ticket.usage.values(), Usage()) if began else None
+        known = not (began and isinstance(error, (Cancelled, Late)))
+        used = sum(ticket.usage.values(), Usage()) if known else None
         self.quota.settle(_account(ticket.client), ticket.call.budget, used, ticket.seconds)
         self._held -= pixels(ticket.problem)
         ticket.end(answer, error)

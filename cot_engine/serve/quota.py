@@ -42,15 +42,18 @@ class Quota:
         return None
 
     def settle(
-        self, client: str, budget: Budget | None, used: Usage | None, seconds: float
+        self, client: str, budget: Budget | None, used: Usage | None, seconds: float = 0.0
     ) -> None:
-        """Count what a search did cost in place of what was held for it; `used` is None if it
-        never began."""
+        """Count what a search did cost in place of what was held for it; `used` is None if nobody
+        knows, which counts as all of it: of a search that is broken off only whole rounds are
+        recorded, and breaking it off just before they are must not make it free."""
         account = self._accounts.get(client)
         if account is None or budget is None:
             return
         account.held = max(0.0, account.held - budget.amount)
-        if used is not None:
+        if used is None:
+            account.spent += budget.amount
+        else:
             account.spent += seconds if budget.unit == "seconds" else budget.of(used)
 
     def spent(self, client: str) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import time
+from pathlib import Path
 
 import openai
 import pytest
@@ -81,6 +83,16 @@ def test_what_the_client_does_with_a_stream(served, client):
     message = whole.choices[0].message
     assert (content, thought, finish) == (message.content, message.reasoning_content, "stop")
     assert usage.total_tokens == whole.usage.total_tokens
+
+
+def test_the_documented_client_runs(served, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "servers.md").read_text("utf-8")
+    [code, *_] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "scene.png").write_bytes(scene(3)[1])
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("http://127.0.0.1:8000", served.base), {})
+    answer, thought = capsys.readouterr().out.split("\n", 1)
+    assert answer and thought.startswith("SUMMARY\n")
 
 
 def test_many_ask_at_once_and_each_gets_its_own(served):

@@ -307,6 +307,21 @@ def test_a_clients_total_is_held_before_and_settled_after():
     on_a_desk(timed, Limits(allowance=allowance, grace=5), backend)
 
 
+def test_a_search_that_is_broken_off_has_cost_its_budget():
+    async def act(desk):
+        waiting = [await opened(desk, budget="60 new tokens") for _ in range(2)][1]
+        waiting.cancel()
+        assert desk.quota.spent("a") == 0
+        [running] = desk._running
+        await until(lambda: running.trace is not None)
+        running.cancel()
+        await until(lambda: not desk.running)
+        return desk.quota.spent("a")
+
+    allowance = Allowance("100 new tokens", "200 new tokens")
+    assert on_a_desk(act, Limits(allowance=allowance, grace=5), Gate(), in_flight=1) == 60
+
+
 def test_seconds_are_counted_by_the_clock():
     quota, allowance = Quota(), Allowance("10 s", "12 s")
     budget = parse_budget("10 s")
@@ -314,7 +329,7 @@ def test_seconds_are_counted_by_the_clock():
     quota.settle("a", budget, Usage(decoded=99), 3.0)
     assert quota.spent("a") == 3.0 and quota.hold("a", allowance, budget) > 0
     assert quota.hold("b", allowance, budget) is None
-    quota.settle("b", budget, None, 0.0)  # it never began
+    quota.settle("b", budget, Usage())  # it never began
     assert quota.hold("b", allowance, budget) is None
 
 
