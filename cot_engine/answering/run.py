@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +23,7 @@ from cot_engine.answering.predictions import (
     Predictions,
     begun,
     check_same,
+    put_aside,
     read_predictions,
     record,
 )
@@ -153,7 +155,7 @@ def answer_all(
     call: Resolved,
     todo: Todo,
     predictions: Predictions,
-    traces: Path | None,
+    traces: str | None,
     on_done: Callable[[int, Prediction], None],
 ) -> None:
     """Ask what is to be asked, and write each line as its question is done; `on_done` hears of it.
@@ -187,7 +189,7 @@ def hopeless(todo: Todo) -> list[tuple[int, Prediction]]:
 
 
 async def _predicted(
-    engine: Engine, call: Resolved, todo: Todo, place: int, traces: Path | None
+    engine: Engine, call: Resolved, todo: Todo, place: int, traces: str | None
 ) -> Prediction:
     entry = todo.questions.entries[place]
     known = _asked(entry)
@@ -201,7 +203,7 @@ async def _predicted(
         return _failed(known, entry, error)
     trace = ""
     if traces is not None:
-        trace = str(traces / trace_name(entry.id))
+        trace = os.path.join(traces, trace_name(entry.id))
         answer.trace.write(trace)
     todo.kinds.add(item.grader.kind)
     return _answered(known, item, answer, trace)
@@ -250,12 +252,18 @@ def trace_name(id: str) -> str:
 
 
 def open_predictions(
-    path: str | Path, todo: Todo, made: dict[str, Any], about: dict[str, Any]
+    path: str | Path,
+    todo: Todo,
+    made: dict[str, Any],
+    about: dict[str, Any],
+    tell: Callable[[str], None],
 ) -> Predictions:
     """The file with what is kept of it, ready for more; what it is made with stands beside it
     first, and what else is to be known of it (`about`). Raises InputError for a file that was made
-    by another model or code."""
-    had = None if todo.fresh else begun(path)
+    by another model or code; one that is put aside is told."""
+    if todo.fresh and (old := put_aside(path)) is not None:
+        tell(f"Note: the predictions from before are now {old}.")
+    had = begun(path)
     if had is not None:
         check_same(path, had, made)
     record(path, {**(had or {}), **about, **made})

@@ -16,11 +16,13 @@ from cot_engine.options.layers import files_of, load_config
 
 if TYPE_CHECKING:
     from cot_engine.answering.data import Questions
-    from cot_engine.answering.predictions import Prediction
+    from cot_engine.answering.predictions import Prediction, Predictions
+    from cot_engine.answering.run import Todo
     from cot_engine.options.config import RunConfig
     from cot_engine.options.resolve import Resolved
 
-_SHOWN = 3  # of what failed
+_SHOWN = 3  # of what failed, in the end
+_TOLD = 20  # while it runs
 
 
 def run(
@@ -41,6 +43,7 @@ def run(
 ) -> None:
     from cot_engine.answering.data import read_data
     from cot_engine.answering.predictions import kind_of_file, run_file
+    from cot_engine.answering.run import made_with, plan
     from cot_engine.answering.summary import summarise, told
     from cot_engine.engine.facade import model_path, profile_path
     from cot_engine.judging.profile import Profile
@@ -65,14 +68,17 @@ def run(
         _dry_run(config, call, questions, limit, json)
         return
     hint = "Wait for it to end, stop it, or name another --out."
+    about = {"command": "cot-engine " + shlex.join(sys.argv[1:]), "data": source}
     with held(path, "the predictions", hint):
-        done, kinds = _answer(call, questions, path, traces, limit, shuffle, fresh, source, quiet)
-    found = summarise((prediction for _, prediction in sorted(done.items())), kinds)
+        todo = plan(path, questions, limit, shuffle, fresh, made_with(call))
+        _check_places(path, traces, todo)
+        done = _answer(call, todo, path, traces, about, quiet)
+    found = summarise((prediction for _, prediction in sorted(done.items())), todo.kinds)
     if json:
         import json as _json
 
-        about = {"data": source, "out": str(path), "record": str(run_file(path))}
-        print(_json.dumps(about | found.plain(), indent=2))
+        files = {"data": source, "out": str(path), "record": str(run_file(path))}
+        print(_json.dumps(files | found.plain(), indent=2))
     else:
         from cot_engine.escape import visible
 
@@ -93,35 +99,49 @@ def _dry_run(
     dry_run(config, {"questions": asked, **call.plain(1)}, [PICTURE], json)
 
 
-def _answer(
-    call: Resolved,
-    questions: Questions,
-    path: Path,
-    traces: str | None,
-    limit: int | None,
-    shuffle: int | None,
-    fresh: bool,
-    source: str,
-    quiet: bool,
-) -> tuple[dict[int, Prediction], set[str]]:
-    """What is in the file when it is done, by place in the data, and how it was graded."""
-    from cot_engine.answering import run as answering
-    from cot_engine.answering.predictions import put_aside
-    from cot_engine.cli.progress import LongWork
-    from cot_engine.engine.facade import Engine, profile_path
+def _check_places(path: Path, traces: str | None, todo: Todo) -> None:
+    """Raises what is wrong with the places to write to, before a model loads."""
+    from cot_engine.answering.run import check_traces
     from cot_engine.errors import StoreError, TraceError
-    from cot_engine.options.resolve import resolve
 
-    made = answering.made_with(call)
-    todo = answering.plan(path, questions, limit, shuffle, fresh, made)
-    done = {place: line.prediction for place, line in todo.kept}
+    check_writable(path, "The predictions", StoreError, "Choose another place with --out.")
     if traces is not None:
-        answering.check_traces(traces, todo)
+        check_traces(traces, todo)
         hint = "Choose another place with --traces."
         check_writable(Path(traces) / "trace.jsonl", "The trace", TraceError, hint)
-    check_writable(path, "The predictions", StoreError, "Choose another place with --out.")
+
+
+def _answer(
+    call: Resolved,
+    todo: Todo,
+    path: Path,
+    traces: str | None,
+    about: dict[str, Any],
+    quiet: bool,
+) -> dict[int, Prediction]:
+    """What is in the file when it is done, by place in the data."""
+    from cot_engine.answering import run as answering
+    from cot_engine.cli.progress import LongWork
+    from cot_engine.engine.facade import Engine, profile_path
+    from cot_engine.options.resolve import resolve
+
+    done = {place: line.prediction for place, line in todo.kept}
     total, label = len(todo.kept) + len(todo.asked), call.strategy.name
     with LongWork({label: total}, noun="questions", quiet=quiet) as progress:
+
+        def on_done(place: int, prediction: Prediction) -> None:
+            done[place] = prediction
+            failed = bool(prediction.error)
+            said = progress.tallies[label].failed if failed else _TOLD + 1
+            if said < _TOLD:
+                progress.say(f"Failed: {prediction.error}")
+            elif said == _TOLD:
+                progress.say(f"More fail: each is named in {path}, in the column error.")
+            progress.row(label, _score(prediction), prediction.flops, failed)
+
+        def opened(made: dict[str, Any]) -> Predictions:
+            return answering.open_predictions(path, todo, made, about, progress.say)
+
         if todo.lost:
             said = f"The last line of {path} was cut off ({todo.lost:,} bytes)"
             progress.say(f"Note: {said}: its question is asked again.")
@@ -130,47 +150,30 @@ def _answer(
             progress.say(f"{len(done):,} of {total:,} questions were answered already.")
         if not todo.asked:
             answering.arrange(path, todo)
-            return done, todo.kinds
-        about = {"command": "cot-engine " + shlex.join(sys.argv[1:]), "data": source}
-
-        def on_done(place: int, prediction: Prediction) -> None:
-            done[place] = prediction
-            if prediction.error:
-                progress.say(f"Failed: {prediction.error}")
-            failed = bool(prediction.error)
-            progress.row(label, _score(prediction), prediction.flops, failed)
-
-        def put_old_aside() -> None:
-            if fresh and (old := put_aside(path)) is not None:
-                progress.say(f"Note: the predictions from before are now {old}.")
-
+            return done
         if lines := answering.hopeless(todo):
-            put_old_aside()
-            with answering.open_predictions(path, todo, made, about) as predictions:
+            with opened(answering.made_with(call)) as predictions:
                 for line in lines:
                     predictions.add(*line)
                     on_done(*line)
                 predictions.arrange()
-            return done, todo.kinds
+            return done
         progress.say(f"Loading {call.config.model}")
         folder = profile_path(call.config.model)
         with Engine.from_pretrained(**call.config.of_engine, on_notice=progress.say) as engine:
             if profile_path(call.config.model) != folder:  # it came with a download just now
                 call = resolve(engine.profile, call.config)
-            made = answering.made_with(call) | answering.made_by(engine, call)
-            put_old_aside()
-            folder_of_traces = None if traces is None else Path(traces)
-            with answering.open_predictions(path, todo, made, about) as predictions:
+            with opened(answering.made_with(call) | answering.made_by(engine, call)) as predictions:
                 progress.starting()
                 try:
-                    answering.answer_all(engine, call, todo, predictions, folder_of_traces, on_done)
+                    answering.answer_all(engine, call, todo, predictions, traces, on_done)
                 except KeyboardInterrupt:
                     raise KeyboardInterrupt("Interrupted.", _so_far(path, done, total)) from None
                 except CotEngineError as error:
                     error.hint = f"{error.hint} {_so_far(path, done, total)}".strip()
                     raise
                 predictions.arrange()
-    return done, todo.kinds
+    return done
 
 
 def _score(prediction: Prediction) -> float | None:

@@ -207,6 +207,13 @@ def test_bad_rows_are_named_and_the_rest_is_answered(cli, folder):
     assert [read(folder / "q.predictions.jsonl")[k] for k in (0, 9)] == [lines[0], lines[9]]
 
 
+def test_a_thousand_faults_are_not_a_thousand_lines(cli, folder):
+    write(folder / "q.jsonl", [question(k, image="none.png") for k in range(60)])
+    done = cli("answer", "q.jsonl")
+    assert done.returncode == 3 and done.stderr.count("Failed:") == 20
+    assert done.stderr.count("More fail") == 1 and "There are 57 more" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
