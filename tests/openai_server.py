@@ -67,6 +67,7 @@ class Switches:
     fault: str = ""  # of every request
     delay: float = 0.0  # seconds before each reply
     pace: float = 0.0  # seconds between tokens of a stream
+    stall: int = 0  # tokens behind which a stream stands still
 
 
 OPENAI = {
@@ -329,14 +330,14 @@ class App:
 
     async def stream(self, choice, usage):
         s, left = self.switches, choice["text"]
-        for piece, token in zip(choice["pieces"], choice["tokens"], strict=True):
+        for k, (piece, token) in enumerate(zip(choice["pieces"], choice["tokens"], strict=True)):
             own, left = left[: len(piece)], left[len(piece) :]
             delta = {"index": 0, "delta": {"content": own}, "finish_reason": None}
             if s.logprobs and choice["asked"]:
                 delta["logprobs"] = {"content": [token]}
             yield f"data: {json.dumps({'choices': [delta]})}\n\n"
-            if s.pace:
-                await asyncio.sleep(s.pace)
+            if s.pace or k + 1 == s.stall:
+                await asyncio.sleep(3600 if k + 1 == s.stall else s.pace)
         last = {"index": 0, "delta": {}, "finish_reason": choice["finish"]}
         if choice["reason"] is not None:
             last["stop_reason"] = choice["reason"]

