@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,8 @@ def test_a_server_that_says_how_long_to_wait_is_waited_for(served, backend):
     began = time.monotonic()
     answered(backend, ask(seeds=(1,)))
     assert 0.4 <= time.monotonic() - began < 30
+    served.switches.faults = ["429:0.01"] * 9  # its queue is full: that is no failure of its own
+    answered(backend, ask(seeds=(1,)))
     served.switches.faults = ["429:9000"]
     with pytest.raises(ModelError, match=r"asks to wait 9,000 s \(HTTP 429.*600 s in all"):
         answered(backend, ask(seeds=(1,)))
@@ -196,6 +199,21 @@ def test_what_was_written_by_the_deadline_is_kept(served, backend):
     assert watched.tokens == len(one.ids) == 2
     assert watched.written is not None and watched.written() == [one.text]
     assert given.usage.decoded >= len(one.ids) and given.usage.prefilled > 0
+
+
+def test_each_search_has_a_part_of_the_cache_that_is_its_own(served, backend):
+    def salts(*scopes):
+        before = len(served.log)
+        for scope in scopes:
+            answered(backend, replace(ask(seeds=(1,)), scope=scope))
+        return [entry["cache_salt"] for entry in served.log[before:]]
+
+    one, again, other = salts("x", "x", "y")
+    assert one == again != other
+    backend.release("x")
+    assert salts("x") != [one]
+    backend.release("x")
+    backend.release("y")
 
 
 # --- who is refused ------------------------------------------------------------------------------
