@@ -10,18 +10,20 @@ import http.client
 import json
 import re
 import time
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import pytest
-from browser import CHROMIUM, in_browser
+from browser import CHROMIUM
 from page_server import HOSTILE, app, serving
 
-from cot_engine.serve.guard import Keys
-from cot_engine.serve.page import watch
+from cot_engine import RunConfig, plugins
+from cot_engine.serve.keys import Keys
+from cot_engine.serve.page import form, watch
 
-pytestmark = in_browser
 PICTURE = Path(__file__).parents[2] / "examples" / "images" / "chart-1.png"
 SLOW = 0.025  # seconds for a word of a model that is to be caught at it
 
@@ -51,6 +53,8 @@ def slow_server():
 
 @pytest.fixture(scope="module")
 def browser():
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     with sync.sync_playwright() as playwright:
@@ -444,6 +448,42 @@ def test_a_key_is_asked_for_where_one_is_needed(visit):
 
 
 # --- without a browser ---------------------------------------------------------------------------
+
+
+def test_the_form_offers_what_is_installed_as_the_server_was_told():
+    config = RunConfig(strategy="majority", parameters={"n": 7})
+    found = form.strategies(config)
+    assert found[0].name == "majority" and {i.name: i.value for i in found[0].inputs}["n"] == 7
+    assert sorted(each.name for each in found) == plugins.names("strategy")
+    judges = [each.name for each in form.judges(config)]
+    assert judges[0] == "auto" and "self" in judges
+    assert "self+likelihood" not in judges, "it needs a weight"
+
+
+@dataclass
+class Strange:
+    """A stranger's strategy.
+
+    More of it."""
+
+    weight: float
+    mood: Literal["calm", "bold"] = "bold"
+    most: int | None = None
+    table: dict[str, int] = field(default_factory=dict)
+    part: object = object()
+
+
+def test_a_strangers_parameters_have_controls_where_there_are_any(monkeypatch):
+    monkeypatch.setattr(plugins, "names", lambda kind: ["strange"])
+    monkeypatch.setattr(plugins, "load", lambda kind, name: Strange)
+    (found,) = form.strategies(RunConfig())
+    assert found.said == "A stranger's strategy."
+    controls = {each.name: (each.kind, each.value, each.needed) for each in found.inputs}
+    assert controls == {
+        "weight": ("number", "", True),
+        "mood": ("choice", "bold", False),
+        "most": ("number", "", False),
+    }
 
 
 def test_a_search_that_nobody_looks_at_is_stopped(slow_server, monkeypatch):

@@ -25,7 +25,8 @@ _NAMES = {"n": "Candidates", "keep": "Kept", "fill": "Fill budget", "extra": "Ex
 
 @dataclass(frozen=True)
 class Input:
-    """One parameter as a control: `kind` is that of its input, `choices` are those of a list."""
+    """One parameter as a control: `kind` is that of its input, `choices` are those of a list, and
+    `needed` says that it has no default."""
 
     name: str
     label: str
@@ -34,6 +35,7 @@ class Input:
     step: str = "1"
     least: str = ""
     choices: tuple[str, ...] = ()
+    needed: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,7 @@ def judges(config: RunConfig) -> list[Choice]:
     """Those that need nothing said, the server's own first."""
     own = Choice(config.judge, "What the model's profile names, or what the server was told.")
     ready = [
-        each
-        for each in _choices("judge", {})
-        if all(input.value is not MISSING for input in each.inputs)
+        each for each in _choices("judge", {}) if not any(input.needed for input in each.inputs)
     ]
     return [own, *(each for each in ready if each.name != config.judge)]
 
@@ -77,7 +77,10 @@ def _choices(kind: Literal["strategy", "judge"], values: dict[str, Any]) -> Iter
 def _inputs(part: Any, values: dict[str, Any]) -> Iterator[Input]:
     if not (isinstance(part, type) and is_dataclass(part)):
         return
-    hints = typing.get_type_hints(part)
+    try:
+        hints = typing.get_type_hints(part)
+    except (NameError, TypeError):  # a stranger's, that names what is not there
+        return
     for each in fields(part):
         if each.init and (made := _input(each, hints[each.name], values)) is not None:
             yield made
@@ -86,20 +89,21 @@ def _inputs(part: Any, values: dict[str, Any]) -> Iterator[Input]:
 def _input(each: Field[Any], hint: Any, values: dict[str, Any]) -> Input | None:
     """A control for a parameter; None for what no control can give, unless it has to be given."""
     value = values.get(each.name, each.default)
+    if value is MISSING and each.default_factory is not MISSING:
+        return None  # no plain value
+    needed = value is MISSING
+    value = "" if value is None or needed else value
     label = _NAMES.get(each.name, each.name.replace("_", " ").capitalize())
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        (hint,) = [kind for kind in typing.get_args(hint) if kind is not type(None)][:1]
-        value = "" if value is None else value
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
     if hint is bool:
-        return Input(each.name, label, "checkbox", value)
+        return Input(each.name, label, "checkbox", value, needed=needed)
     if hint is int:
         least = "1" if each.name in SHORT else ""
-        return Input(each.name, label, "number", value, least=least)
+        return Input(each.name, label, "number", value, least=least, needed=needed)
     if hint is float:
-        return Input(each.name, label, "number", value, "any")
-    if hint is str:
-        return Input(each.name, label, "text", value)
+        return Input(each.name, label, "number", value, "any", needed=needed)
     if typing.get_origin(hint) is Literal:
         choices = tuple(map(str, typing.get_args(hint)))
-        return Input(each.name, label, "choice", value, choices=choices)
-    return Input(each.name, label, "text", value) if value is MISSING else None
+        return Input(each.name, label, "choice", value, choices=choices, needed=needed)
+    return Input(each.name, label, "text", value, needed=needed) if hint is str or needed else None

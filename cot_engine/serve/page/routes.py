@@ -26,6 +26,7 @@ from cot_engine.engine.thread import in_thread
 from cot_engine.errors import ImageError
 from cot_engine.escape import visible
 from cot_engine.images.load import Image, load_image
+from cot_engine.search.budget import parse_budget
 from cot_engine.serve.app import client_of, json
 from cot_engine.serve.desk import Desk
 from cot_engine.serve.failures import Refused
@@ -192,7 +193,9 @@ def _page(desk: Desk, served: str) -> str:
         strategies=form.strategies(config),
         judges=form.judges(config),
         units=form.UNITS,
-        budget=config.budget or "",
+        budget=parse_budget(config.budget) if config.budget else None,
+        most_budget=limits.allowance.budget or "",
+        most_n=limits.allowance.n,
         version=_version(),
     )
 
