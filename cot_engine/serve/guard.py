@@ -112,12 +112,14 @@ class Guard:
             for each in self.public
         )
 
-    def hold(self, declared: int | None) -> int:
-        """Keep room for a body, all that one may have if it does not say. Raises Refused."""
-        size = self.upload if declared is None else declared
-        if size > self.upload:
-            raise self.too_large(f"{size:,} bytes")
-        if self._held + size > self.uploads and self._held:
+    def check_room(self, more: int, own: int = 0) -> None:
+        """Whether so many more bytes of a body, of which its `own` are held, may be held too.
+        Raises Refused."""
+        if own + more > self.upload:
+            raise self.too_large(
+                f"more than {self.upload:,} bytes" if own else f"{more:,} bytes",
+            )
+        if self._held + more > self.uploads and self._held > own:
             raise Refused(
                 429,
                 f"Requests of {self._held:,} bytes are being read already. Ask again in a moment.",
@@ -125,8 +127,9 @@ class Guard:
                 "rate_limit_error",
                 retry_after="1",
             )
+
+    def hold(self, size: int) -> None:
         self._held += size
-        return size
 
     def release(self, size: int) -> None:
         self._held -= size
@@ -171,7 +174,7 @@ class _Exchange:
             if scope["method"] in ("GET", "HEAD", "OPTIONS"):
                 self.body = b""
                 return True
-            self.held = guard.hold(_length(self.headers))
+            guard.check_room(_length(self.headers))
             self.body = await self._read()
         except Refused as refused:
             await answered(refused)(scope, self.receive, self._send)
@@ -183,17 +186,19 @@ class _Exchange:
         return self.body is not None
 
     async def _read(self) -> bytes | None:
-        """The whole body; None if it will not come."""
-        parts, size = [], 0
+        """The whole body; None if it will not come. What has arrived of it is held, not what was
+        promised: who promises much and sends little would else keep all others out."""
+        parts = []
         async with asyncio.timeout(READ_SECONDS):
             while True:
                 message = await self.receive()
                 if message["type"] == "http.disconnect":
                     return None
                 parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > self.guard.upload:
-                    raise self.guard.too_large(f"more than {self.guard.upload:,} bytes")
+                size = len(parts[-1])
+                self.guard.check_room(size, self.held)
+                self.guard.hold(size)
+                self.held += size
                 if not message.get("more_body"):
                     return b"".join(parts)
 
@@ -231,9 +236,10 @@ class _Exchange:
             LOG.info("%s", readable(f"{said} {seconds * 1000:.0f} ms {self.sent:,} bytes"))
 
 
-def _length(headers: dict[bytes, bytes]) -> int | None:
-    value = headers.get(b"content-length")
-    return int(value) if value is not None and value.isdigit() else None
+def _length(headers: dict[bytes, bytes]) -> int:
+    """What a body says that it has, 0 if it does not."""
+    value = headers.get(b"content-length", b"")
+    return int(value) if value.isdigit() else 0
 
 
 def _name(host: str) -> str:

@@ -450,8 +450,11 @@ def test_uploads_of_all_together_are_bounded():
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
     with scripted() as engine, serving(engine, limits) as served, served.http() as http:
         with socket.create_connection(("127.0.0.1", served.port), timeout=30) as raw:
-            raw.sendall(head.encode())  # and nothing more
+            raw.sendall(head.encode())  # and nothing more, which keeps nobody out
+            assert http.post(CHAT, content=b" " * 900).status_code == 415
+            raw.sendall(b" " * 700)
             until(lambda: http.post(CHAT, content=b" " * 900).status_code == 429)
+            assert http.post(CHAT, content=b" " * 800).status_code == 415
         until(lambda: http.post(CHAT, content=b" " * 900).status_code == 415)
 
 
