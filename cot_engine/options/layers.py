@@ -20,7 +20,9 @@ TEACHER_KEY = "COT_ENGINE_TEACHER_KEY"
 """Where `data build` looks for the key of its server: no setting of a search."""
 SERVE_KEYS, SERVE_KEY_FILE = "COT_ENGINE_SERVE_KEYS", "COT_ENGINE_SERVE_KEY_FILE"
 """Where `serve` looks for the keys of its clients, and for the name of a file with them."""
-_NO_OPTIONS = (TEACHER_KEY, SERVE_KEYS, SERVE_KEY_FILE)
+SERVER_KEY = "COT_ENGINE_API_KEY"
+"""Where a model behind a server finds its key, unless key_env names another."""
+_NO_OPTIONS = (TEACHER_KEY, SERVE_KEYS, SERVE_KEY_FILE, SERVER_KEY)
 
 
 def load_config(
@@ -86,6 +88,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             key = name.removeprefix(PREFIX).lower()
             if key not in (*KEYS, *SHORT):
                 known = [PREFIX + known.upper() for known in (*KEYS, *SHORT)]
+                known += _NO_OPTIONS
                 error = UnknownNameError("environment variable called", name, known)
                 raise ConfigError(error.message, error.hint)
             values[key] = typed(key, text)

@@ -10,10 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cot_engine.backends.server.opener import KEY
 from cot_engine.core.stages import DEFAULT_PLAN, Plan, Stage
 from cot_engine.errors import ConfigError, InputError
 from cot_engine.options.config import KEYS, RunConfig
-from cot_engine.options.layers import load_config, parse_parameters, typed
+from cot_engine.options.layers import (
+    SERVE_KEY_FILE,
+    SERVE_KEYS,
+    TEACHER_KEY,
+    load_config,
+    parse_parameters,
+    typed,
+)
 from cot_engine.options.problem import MAX_QUESTION, check_question
 
 WORDS = st.text(st.characters(codec="ascii"), max_size=8)
@@ -289,5 +297,11 @@ def test_each_key_means_the_same_in_a_file_the_environment_and_a_flag(tmp_path, 
     assert configs[0] == configs[1] == configs[2] != RunConfig()
 
 
-def test_the_key_of_a_teacher_is_no_setting():
-    assert load_config(environment={"COT_ENGINE_TEACHER_KEY": "secret"}) == RunConfig()
+@pytest.mark.parametrize("name", [KEY, TEACHER_KEY, SERVE_KEYS, SERVE_KEY_FILE])
+def test_keys_are_no_settings(name):
+    assert load_config(environment={name: "secret"}) == RunConfig()
+
+
+def test_a_variable_nearly_called_as_a_key_is_told():
+    with pytest.raises(ConfigError, match="Did you mean COT_ENGINE_API_KEY"):
+        load_config(environment={"COT_ENGINE_APIKEY": "secret"})
