@@ -46,6 +46,7 @@ def _python(arguments: list[str], cwd: Path, env: dict[str, str], files: list[st
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = arguments
+        sys.path.insert(0, os.path.dirname(os.path.abspath(arguments[0])))
         runpy.run_path(arguments[0], run_name="__main__")
 
 
