@@ -148,7 +148,17 @@ def loaded(code: str) -> set[str]:
     return set(done.stdout.split("\n"))
 
 
-HEAVY = {"torch", "transformers", "numpy", "PIL", "rich", "typer", "jinja2", "bitsandbytes"}
+EXTRAS = {"fastapi", "uvicorn", "pydantic", "prometheus_client", "httpx2", "tenacity"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "numpy",
+    "PIL",
+    "rich",
+    "typer",
+    "jinja2",
+    "bitsandbytes",
+} | EXTRAS
 
 
 @pytest.mark.parametrize(
@@ -158,8 +168,8 @@ HEAVY = {"torch", "transformers", "numpy", "PIL", "rich", "typer", "jinja2", "bi
         ("from cot_engine import Plan, Expand, Trace", HEAVY),
         ("import cot_engine_strategies.stage_beam, cot_engine_strategies.majority", HEAVY),
         ("from cot_engine import plugins; plugins.make('strategy', 'greedy', {})", HEAVY),
-        ("from cot_engine import Engine", {"torch", "transformers", "bitsandbytes"}),
-        ("import cot_engine.cli.app", {"torch", "transformers", "jinja2", "bitsandbytes"}),
+        ("from cot_engine import Engine", {"torch", "transformers", "bitsandbytes", *EXTRAS}),
+        ("import cot_engine.cli.app", {"torch", "transformers", "jinja2", "bitsandbytes", *EXTRAS}),
     ],
 )
 def test_importing_loads_nothing_heavy(code, heavy):
