@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cot_engine.errors import InputError, UnknownNameError, install
+from cot_engine.errors import ImageError, InputError, UnknownNameError, install
 from cot_engine.files.reading import named, read_json
 from cot_engine.images.download import AllowUrl
 from cot_engine.questions.cells import entries as listed
@@ -87,7 +87,14 @@ def read_data_set(
 def _with_pictures(
     folder: Path, row: QuestionRow, part: Part, at: int, allow_url: AllowUrl
 ) -> Item:
-    return item_of(folder / "*", replace(row, pictures=part.pictures(at)), {}, allow_url)
+    import pyarrow
+
+    try:
+        pictures = part.pictures(at)
+    except (OSError, pyarrow.ArrowException) as error:
+        said = f"{named(folder)}, {row.place}: its picture cannot be read: {error}."
+        raise ImageError(said, "Download the data set again.") from None
+    return item_of(folder / "*", replace(row, pictures=pictures), {}, allow_url)
 
 
 def _meant(values: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from cot_engine.answering.predictions import (
     record,
 )
 from cot_engine.core.answers import Answer
+from cot_engine.core.problem import Problem
 from cot_engine.engine.code import code_version
 from cot_engine.errors import BudgetError, CotEngineError, InputError, StrategyError, cut, shown
 from cot_engine.files.reading import named
@@ -194,10 +195,10 @@ async def _predicted(
     entry = todo.questions.entries[place]
     known = _asked(entry)
     try:
-        item = entry.make()
+        # In threads: while a picture is read or downloaded, others are too.
+        item = await asyncio.to_thread(entry.make)
         known = _known(item, known.question)
-        # Named by its content, as solve names it: so the two draw alike.
-        problem = problem_of(list(item.problem().images) or None, item.question, False)
+        problem = await asyncio.to_thread(_problem, item)
         answer = await engine.asolve(problem, config=call)
     except (InputError, BudgetError, StrategyError) as error:
         return _failed(known, entry, error)
@@ -207,6 +208,11 @@ async def _predicted(
         answer.trace.write(trace)
     todo.kinds.add(item.grader.kind)
     return _answered(known, item, answer, trace)
+
+
+def _problem(item: Item) -> Problem:
+    """Named by its content, as solve names it: so the two draw alike."""
+    return problem_of(list(item.problem().images) or None, item.question, False)
 
 
 def _asked(entry: Entry[Item]) -> Prediction:
