@@ -309,6 +309,8 @@ def test_screen_readers_are_told_what_it_is(visit, slow_server, scheme):
     sound("empty")
     page.set_input_files("#files", PICTURE)
     page.check("#compare")
+    for each in page.query_selector_all(".inputs:not([hidden]) [name=n]"):
+        each.fill("2")
     ask(page, "Which two bars?")
     page.wait_for_selector(".run:nth-child(2) .card.writing")
     sound("at work")
