@@ -162,7 +162,7 @@ class Teacher:
 
     def __post_init__(self) -> None:
         try:
-            self._line = Line(self.base_url, self.key, self.in_flight)
+            self._line = Line(self.base_url, self.key)
         except ConfigError:
             raise
         except InputError as error:  # a library that is missing

@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +27,7 @@ MAX_BODY = 16 * 2**20
 """Bytes of a reply; more is garbage."""
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 """Statuses that may be others in a moment."""
+_EACH = 8  # connections of a client
 
 
 class Passing(Exception):
@@ -47,42 +49,64 @@ def libraries() -> tuple[ModuleType, ModuleType]:
     return httpx2, tenacity
 
 
+@dataclass
+class _Client:
+    """One of httpx2's, and how many requests are open on it."""
+
+    http: Any
+    open: int = 0
+
+
+def _close(loop: asyncio.AbstractEventLoop, client: Any) -> None:
+    loop.create_task(client.aclose())
+
+
 class Line:
-    """A line to one server: at most `most` requests are open at a time, in each event loop.
+    """A line to one server, on which any number of requests may be open at a time.
 
     `key` goes into the Authorization header and nowhere else: where a server repeats it, `blot` it
     out. Raises ConfigError for an address or a key that will not do, InputError for a library that
     is missing.
     """
 
-    def __init__(self, base_url: str, key: str, most: int, what: str = "base-url") -> None:
+    def __init__(self, base_url: str, key: str, what: str = "base-url") -> None:
         self.base_url = check_base_url(base_url, what)
         if not (key.isascii() and key.isprintable()):  # else an error would show it
             raise ConfigError("The key is not plain ASCII.", "Copy it again, alone.")
-        self._key, self._most = key, most
+        self._key = key
         self.http, self.tenacity = libraries()
-        self._clients: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._verify: Any = None
+        self._clients: weakref.WeakKeyDictionary[Any, list[_Client]]
+        self._clients = weakref.WeakKeyDictionary()
 
     @property
     def has_key(self) -> bool:
         """Whether one is sent."""
         return bool(self._key)
 
-    @property
-    def client(self) -> Any:
-        """The client of this event loop."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._clients:
-            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            # Its own timeouts are for each read: a server that sends a byte now and then has
-            # forever. Whoever asks bounds the whole.
-            timeout = self.http.Timeout(None, connect=20.0)
-            limits = self.http.Limits(max_connections=self._most)
-            secure = self.base_url.startswith("https")  # reading the certificates takes a while
-            self._clients[loop] = self.http.AsyncClient(
-                headers=headers, timeout=timeout, limits=limits, verify=secure
+    def _client(self) -> _Client:
+        """A client of this event loop with a place, the first of several: whatever httpx2 does, it
+        looks at all connections of a client, so each has few."""
+        clients = self._clients.setdefault(asyncio.get_running_loop(), [])
+        for client in clients:
+            if client.open < _EACH:
+                return client
+        if self._verify is None:  # reading the certificates takes a while
+            secure = self.base_url.startswith("https")
+            self._verify = self.http.create_ssl_context() if secure else False
+        # Its own timeouts are for each read: a server that sends a byte now and then has forever.
+        # Whoever asks bounds the whole.
+        clients.append(
+            _Client(
+                self.http.AsyncClient(
+                    headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                    timeout=self.http.Timeout(None, connect=20.0),
+                    limits=self.http.Limits(max_connections=_EACH),
+                    verify=self._verify,
+                )
             )
-        return self._clients[loop]
+        )
+        return clients[-1]
 
     @asynccontextmanager
     async def open(self, method: str, path: str, payload: Any = None) -> AsyncIterator[Any]:
@@ -91,8 +115,13 @@ class Line:
         root = self.base_url.removesuffix("/v1")
         url = root + path if path.startswith("/") else f"{self.base_url}/{path}"
         kwargs = {} if payload is None else {"json": payload}
-        async with self.client.stream(method, url, **kwargs) as response:
-            yield response
+        client = self._client()
+        client.open += 1
+        try:
+            async with client.http.stream(method, url, **kwargs) as response:
+                yield response
+        finally:
+            client.open -= 1
 
     async def ask(self, path: str, payload: Any = None, method: str = "") -> tuple[int, Any, str]:
         """The status, the headers and the body, no more of it than MAX_BODY. Raises what httpx2
@@ -112,15 +141,15 @@ class Line:
 
     async def aclose(self) -> None:
         """Close the connections of this event loop."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
+        for client in self._clients.pop(asyncio.get_running_loop(), []):
+            await client.http.aclose()
 
     def close(self) -> None:
         """Close the connections of all event loops that still run, from whatever thread."""
-        for loop, client in list(self._clients.items()):
+        for loop, clients in list(self._clients.items()):
             with suppress(RuntimeError):  # it does not run any more
-                loop.call_soon_threadsafe(lambda c=client, at=loop: at.create_task(c.aclose()))
+                for each in clients:
+                    loop.call_soon_threadsafe(_close, loop, each.http)
         self._clients.clear()
 
     def broke(self, error: Exception) -> Passing:

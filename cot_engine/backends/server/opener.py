@@ -120,7 +120,7 @@ class Server:
         from cot_engine.backends.server.probe import Probe
 
         key = os.environ.get(self.key_env, "").strip()
-        line = Line(address, key, self.at_once, "The model's address")
+        line = Line(address, key, "The model's address")
         asking = Asking(line, self.at_once, self.timeout, self.retries)
         # Whoever opens it waits: what does not answer at once is said to be gone at once.
         first = Asking(line, self.at_once, min(self.timeout, 120.0), min(self.retries, 2))

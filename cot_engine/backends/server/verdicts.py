@@ -114,7 +114,7 @@ def weighed(
     """A log-probability for each choice; None where the reply does not say what it should."""
     if way == "text":
         return _parsed(choices, reply.text)
-    tops = reply.tops[0] if reply.tops else ()
+    tops = reply.tops
     if way == "token ids":
         found = {each.id: each.logprob for each in tops}
         return [found[each] for each in ids] if all(each in found for each in ids) else None

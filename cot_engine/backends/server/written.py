@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ from cot_engine.core.boundaries import Until
 from cot_engine.core.requests import Finish, Generation
 
 _LONGEST = 32  # characters of a token: as many may stand behind the boundary that it crosses
-_NUMBER = re.compile(r"token_id:(\d+)")
+_NUMBER = "token_id:"
 _NEVER = -9999.0  # in place of minus infinity, as vLLM says it
 UNKNOWN = -1
 """The number of a token where the server does not tell it."""
@@ -40,9 +39,10 @@ class Token:
 @dataclass
 class Written:
     """One reply, as far as it is there. `early`: the server does not know where it ends, which is
-    at the boundary `until`. `heard` is told how many tokens there are;
-    `sent`: it was asked for. `reason` is the stop string
-    that was met, where it is named; tokens are None where the server does not count them."""
+    at the boundary `until`. `heard` is told how many tokens there are; `sent`: it was asked for.
+    `reason` is the stop string that was met, where it is named; numbers of tokens are None where
+    the server does not count them. `tops` are those that might stand first, where it tells them.
+    """
 
     until: Until = Until()
     early: bool = False
@@ -55,7 +55,7 @@ class Written:
     prompt: int | None = None
     completion: int | None = None
     cached: int | None = None
-    tops: list[tuple[Token, ...]] = field(default_factory=list)
+    tops: tuple[Token, ...] = ()
 
     def whole(self, body: str) -> None:
         """A reply in one piece. Raises Garbage and Refused."""
@@ -106,10 +106,9 @@ class Written:
             raise Garbage(f"the reply's content is a {type(text).__name__}")
         self.text += (text or "").encode("utf-8", "replace").decode()
         for entry in _entries(choice.get("logprobs")):
+            if not self.tokens and isinstance(tops := entry.get("top_logprobs"), list):
+                self.tops = tuple(token(each) for each in tops if isinstance(each, dict))
             self.tokens.append(token(entry))
-            tops = entry.get("top_logprobs")
-            listed = tops if isinstance(tops, list) else []
-            self.tops.append(tuple(token(each) for each in listed if isinstance(each, dict)))
         finish = choice.get("finish_reason")
         if isinstance(finish, str):
             if finish in ("abort", "error"):
@@ -171,14 +170,13 @@ def token(entry: dict[str, Any]) -> Token:
         raise Garbage("the reply's logprobs have no token")
     if not isinstance(logprob, (int, float)) or logprob != logprob:
         raise Garbage(f"a token has the logprob {logprob!r}")
-    number = _NUMBER.fullmatch(name)
-    text = name
-    if number is not None:
+    number, text, digits = UNKNOWN, name, name.removeprefix(_NUMBER)
+    if len(digits) < len(name) and digits.isdecimal() and len(digits) < 16:
         try:
-            text = bytes(spelled or ()).decode("utf-8", "replace")
+            number, text = int(digits), bytes(spelled or ()).decode("utf-8", "replace")
         except (TypeError, ValueError):
             text = ""
-    return Token(int(number[1]) if number else UNKNOWN, text, min(max(float(logprob), _NEVER), 0.0))
+    return Token(number, text, min(max(float(logprob), _NEVER), 0.0))
 
 
 def _choice(found: dict[str, Any]) -> dict[str, Any]:
