@@ -66,7 +66,7 @@ def analyse(store: Store, run: Run, *, where: str | None = None, cards: bool = T
     Raises StoreError for a condition that cannot be used.
     """
     rows = list(store.rows(run, where))
-    grid = make_grid(run)
+    grid = make_grid(run, rows)
     cells = make_cells(grid, rows)
     standings, scores = _standings(grid, cells)
     compared = _comparisons(grid, cells)

@@ -85,11 +85,15 @@ class Grid:
         return Budget(1.0, self.unit).of(usage)
 
 
-def make_grid(run: Run) -> Grid:
+def make_grid(run: Run, rows: Iterable[ResultRow] = ()) -> Grid:
+    """Spending is in the unit of the matches; else in FLOPs, but in tokens where of all `rows`
+    none has any: those of a server whose sizes are not known, which did not cost nothing."""
     matches = [plain["match"] for _, plain in run.cells.values() if plain["match"]]
+    used = [usage for row in rows for usage in row.usage.values()]
+    uncounted = any(usage.tokens for usage in used) and not any(usage.flops for usage in used)
     return Grid(
         run,
-        matches[0]["unit"] if matches else "flops",
+        matches[0]["unit"] if matches else "tokens" if uncounted else "flops",
         {item.digest: at for at, item in enumerate(run.items)},
         {seed: at for at, seed in enumerate(run.seeds)},
     )

@@ -221,6 +221,20 @@ def test_a_fixed_amount_matches_in_its_own_unit(grid):
     assert "at 1.1 times the new tokens" in found.comparisons[0].sentence
 
 
+def test_without_flops_spending_is_in_tokens(grid):
+    """A server of unknown size counts none, and did not search for nothing."""
+    store, run = grid({"beam": plain("stage-beam", BON), "greedy": plain("greedy")})
+    used = {"generate": Usage(0, 10, 5, 7), "judge": Usage(0, 30, 0, 0)}
+    for problem in range(4):
+        put(store, run, "beam", problem, 0, usage=used)
+        put(store, run, "greedy", problem, 0, usage={"generate": used["generate"]})
+    found = analyse(store, run)
+    assert found.unit == "tokens"
+    assert [standing(found, each).spent for each in ("beam", "greedy")] == [47, 17]
+    assert "at 2.8 times the tokens" in found.comparisons[0].sentence
+    assert "Judging is 64 %" in " ".join(found.headline)
+
+
 def test_seconds_are_those_of_the_searches(grid):
     beam = plain("stage-beam", BON)
     store, run = grid(
