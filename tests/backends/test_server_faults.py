@@ -4,6 +4,8 @@ refused, and what takes the place of what is not there."""
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import PIL.Image
 import pytest
 from openai_server import Switches, serving
 
@@ -31,6 +34,7 @@ from cot_engine.errors import (
     ModelError,
     UnknownNameError,
 )
+from cot_engine.images.load import load_image
 from cot_engine.testing import ScriptedBackend, check_backend
 
 SCRIPT = Path(__file__).parents[1] / "openai_server.py"
@@ -335,6 +339,19 @@ def test_what_looks_like_a_special_token_stays_text(served):
     assert assistant == "<SUMMARY>So < /s>"
 
 
+def test_a_large_picture_is_sent_smaller(served):
+    large = load_image(PIL.Image.new("RGB", (400, 300), "red"))
+    request = replace(ask(), prompt=Prompt("What colour is it?", (large,)))
+    with Server(max_pixels=10_000).open(served.url) as backend:
+        answered(backend, request)
+        assert backend.info.max_pixels == 10_000
+    part, text = served.log[-1]["messages"][0]["content"]
+    data = part["image_url"]["url"].removeprefix("data:image/png;base64,")
+    sent = PIL.Image.open(io.BytesIO(base64.b64decode(data)))
+    assert sent.size == (115, 86) and sent.getpixel((50, 50)) == (255, 0, 0)
+    assert text == {"type": "text", "text": "What colour is it?"}
+
+
 def test_what_does_not_fit_is_cut_to_what_does(served):
     served.app.switches = Switches(context=400)
     with Server().open(served.url) as backend:
@@ -361,6 +378,19 @@ def process(**switches):
             yield started, f"http://127.0.0.1:{int(started.stdout.readline())}/v1"
         finally:
             started.kill()
+
+
+def test_a_replica_that_stands_still_is_gone_and_others_take_over(served, monkeypatch):
+    monkeypatch.setattr(asking_module, "_ALIVE", 0.3)
+    with process() as (other, url):
+        replicas = Server().open(f"{url},{served.url}")
+        wanted = texts(answered(replicas, ask()))
+        replicas.release("a")
+        other.send_signal(signal.SIGSTOP)
+        replicas.backends[0].asking.timeout = 0.3
+        assert texts(answered(replicas, ask())) == wanted
+        assert "says nothing to anything else" in " ".join(replicas.info.notes)
+        replicas.close()
 
 
 def test_a_replica_killed_among_200_problems_loses_and_doubles_nothing(served):
