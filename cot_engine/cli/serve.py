@@ -12,6 +12,13 @@ from cot_engine.files.writing import check_writable
 from cot_engine.options.config import RunConfig
 from cot_engine.options.layers import SERVE_KEY_FILE, SERVE_KEYS, load_config
 
+_FLAGS = {
+    **{name: f"--max-{name}" for name in ("queue", "n", "pictures", "upload")},
+    **{name: f"--{name}" for name in ("per", "grace")},
+    **{"pixels": "--max-picture", "seconds": "--timeout"},
+}
+"""What the command line calls the fields of Limits and Allowance."""
+
 
 def run(
     config_file: str | None,
@@ -94,7 +101,11 @@ def limits_of(config: RunConfig, given: dict[str, Any]) -> Any:
         if values["folder"].exists() and not values["folder"].is_dir():
             raise ConfigError(f"--traces {values['folder']} is a file.", "Name a folder.")
         check_writable(values["folder"] / "trace.jsonl", "A trace", TraceError)
-    return Limits(**values, allow_url=config.allow_url, allowance=Allowance(**own))
+    try:
+        return Limits(**values, allow_url=config.allow_url, allowance=Allowance(**own))
+    except ConfigError as error:
+        name, space, rest = error.message.partition(" ")
+        raise ConfigError(_FLAGS.get(name, name) + space + rest, error.hint) from None
 
 
 def _called(model: str, digest: str) -> str:

@@ -98,7 +98,7 @@ def test_what_will_not_do_is_said_before_a_model_loads(cli, tmp_path):
             (["--max-total", "9 s"], "not limited"),
             (["--n", "17"], "n is 17; the most here is 16"),
             (["--strategy", "stage-been"], "stage-beam"),
-            (["--max-queue", "-1"], "queue is -1"),
+            (["--max-queue", "-1"], "--max-queue is -1"),
         ]:
             assert said in two_lines(cli("serve", *arguments, SEEN=seen))
     environment = {"COT_ENGINE_SERVE_KEYS": "short", "SEEN": seen}
