@@ -163,7 +163,7 @@ def trace(
 @flags(
     *("model", "device", "dtype", "quantize", "adapter", "max_pixels", "in_flight", "memory"),
     after="problems",
-    model="A folder or a hub name. [the grid's]",
+    model="A folder, a hub name or a URL. [the grid's]",
 )
 def ablate(
     config: Annotated[str, typer.Argument(metavar="CONFIG.toml|PRESET", hidden=True)],

@@ -15,6 +15,7 @@ from cot_engine.backends.local.opener import Local
 from cot_engine.backends.opening import backend_of
 from cot_engine.backends.server.opener import Server
 from cot_engine.cli import main
+from cot_engine.cli.serve import _called
 from cot_engine.core.boundaries import Until
 from cot_engine.core.requests import GREEDY, Choose, Generate, Prompt, Sampling
 from cot_engine.images.load import load_image
@@ -129,3 +130,8 @@ def test_the_command_line_searches_on_a_server(served, problems, tmp_path, capsy
     assert started["judge"] == "self+likelihood"  # as the folder's profile has it
     assert main([*ask, "--device", "cpu"]) == 2
     assert "device is for a model in this process" in capsys.readouterr().err
+
+
+def test_in_front_of_a_server_its_own_name_for_the_model_is_told(there, served):
+    called = _called(f"{served.url}#sizes=bundled", there.info.digest)
+    assert called == "served" and _called("bundled", "26f94c17") == "bundled"
