@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cot_engine.benchmarks.catalogue import Kind
 from cot_engine.benchmarks.conclusion import concluded, is_staged
 from cot_engine.benchmarks.rulesets import RuleSet, as_choice
 from cot_engine.benchmarks.scoring import Mark, Scored
@@ -46,8 +47,8 @@ def _why(a: Mark, b: Mark, first: Scored, second: Scored) -> str:
     return ""
 
 
-def _same(rules: RuleSet, kind: str, ours: Mark, opens: bool) -> bool:
+def _same(rules: RuleSet, kind: Kind, ours: Mark, opens: bool) -> bool:
     """Do the others' rules say of the CONCLUSION what ours say?"""
     question = as_choice(ours.case.question) if opens else ours.case.question
-    found = rules.reads[kind](question, concluded(ours.case.prediction), False)  # type: ignore[index]
+    found = rules.reads[kind](question, concluded(ours.case.prediction), False)
     return found.score == ours.score
