@@ -60,9 +60,9 @@ def test_greedy_answers_are_those_of_the_local_model(remote, items, greedy):
     answers = list(remote.solve_many(problems(items), strategy="greedy"))
     assert len(answers) == N and all(answer.complete for answer in answers[:10])
     same = sum(a.text == b.text for a, b in zip(answers, greedy, strict=True))
-    assert same >= 0.95 * N, same
     whole = sum(a.chain.text == b.chain.text for a, b in zip(answers, greedy, strict=True))
-    assert whole >= 0.9 * N, whole
+    print(f"{same} of {N} answers are the same, {whole} whole replies")
+    assert same >= 0.95 * N and whole >= 0.9 * N
 
 
 def test_searches_are_right_as_often_as_local_ones(remote, local, items):
@@ -70,7 +70,9 @@ def test_searches_are_right_as_often_as_local_ones(remote, local, items):
     how = {"strategy": "stage-beam", "n": 4, "judge": "self"}
     there = list(remote.solve_many(problems(items), **how))
     here = list(local.solve_many(problems(items), **how))
-    compared = statistics.paired(right(items, there), right(items, here))
+    scores = right(items, there), right(items, here)
+    compared = statistics.paired(*scores)
+    print(f"right {scores[0].mean():.3f} there, {scores[1].mean():.3f} here: {compared}")
     assert compared.p > 0.05 and abs(compared.difference.estimate) < 0.08, compared
     # They were searches: candidates that differ were judged, and prefixes found in the cache.
     judged = [e for a in there for e in a.trace if isinstance(e, Selected) and e.matches]
