@@ -1,6 +1,7 @@
-"""Makes the pictures of the page, docs/images/serve-*.png: `python docs/pictures.py`.
+"""Makes the pictures in docs/images: `python docs/pictures.py`.
 
-The bundled model answers; a real Chromium looks. It needs the extras `serve` and `test`.
+Of docs/example-trace.html, and of the page, where the bundled model answers; a real Chromium looks.
+It needs the extras `serve` and `test`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def kept(page: Page, name: str, **more: Any) -> None:
     """A picture in few colours, as a drawing has them."""
     taken = Image.open(io.BytesIO(page.screenshot(**more))).convert("RGB")
     few = taken.quantize(256, dither=Image.Dither.NONE)
-    few.save(OUT / f"serve-{name}.png", optimize=True)
+    few.save(OUT / f"{name}.png", optimize=True)
 
 
 def ask(page: Page, runs: int = 1) -> None:
@@ -91,15 +92,21 @@ def main() -> None:
         worker._decode = lambda: (time.sleep(0.05), step())  # too quick to be caught at it, else
         browser = found.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
 
+        page = browser.new_context(
+            viewport={"width": 1280, "height": 1000}, device_scale_factor=1.5
+        ).new_page()
+        page.goto((ROOT / "docs" / "example-trace.html").as_uri())
+        kept(page, "search")
+
         page = opened(browser, address, 1280, 860)
         page.fill("#question", QUESTION)
         page.press("#question", "Enter")
         page.wait_for_selector(".column:nth-child(3) .writing .text:not(.empty)")
-        kept(page, "watch")
+        kept(page, "serve-watch")
         page.wait_for_selector(".run .answer")
         page.evaluate("document.querySelector('.thinking').open = true")
         top(page, "#exchange")
-        kept(page, "answer")
+        kept(page, "serve-answer")
 
         page = opened(browser, address, 1280, 900, color_scheme="dark")
         page.check("#compare")
@@ -107,14 +114,14 @@ def main() -> None:
         for fold in page.query_selector_all(".thinking:not([open]) > summary"):
             fold.click()
         top(page, "#exchange")
-        kept(page, "compare-dark")
+        kept(page, "serve-compare-dark")
 
         for scheme in ("light", "dark"):
             page = opened(browser, address, 360, 780, color_scheme=scheme)
             ask(page)
             page.evaluate("document.querySelector('.thinking').open = true")
             top(page, "#exchange")
-            kept(page, f"phone-{scheme}")
+            kept(page, f"serve-phone-{scheme}")
         browser.close()
 
 
