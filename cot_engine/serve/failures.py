@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import traceback
 from contextlib import suppress
 from typing import Any
@@ -47,6 +48,7 @@ _BUSY = {
     "spent": (429, "insufficient_quota", "quota_spent"),
     "closing": (503, SERVER, "closing"),
 }
+_ADDRESS = re.compile(r"https?://[^\s'\",]+")
 AGAIN = 5
 """Seconds after which it is worth asking again where a part or the model failed."""
 
@@ -81,8 +83,11 @@ def described(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]
         return status, body(str(error), kind, code), {"Retry-After": str(error.retry_after)}
     for which, status, kind, code in _KINDS:
         if isinstance(error, which):
-            headers = {"Retry-After": str(AGAIN)} if status == 503 else {}
-            return status, body(str(error), kind, code), headers
+            if status != 503:
+                return status, body(str(error), kind, code), {}
+            _log.warning("%s: %s", code, readable(error.message))
+            said = _ADDRESS.sub("its address", str(error))  # of a model's server: not the client's
+            return status, body(said, kind, code), {"Retry-After": str(AGAIN)}
     if isinstance(error, CotEngineError):
         return 400, body(str(error), INVALID, None), {}
     _write_down(error)

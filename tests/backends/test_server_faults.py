@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import PIL.Image
 import pytest
@@ -22,6 +23,7 @@ from openai_server import Switches, serving
 from cot_engine import Engine, Problem
 from cot_engine.backends.replicas import Replicas
 from cot_engine.backends.server import asking as asking_module
+from cot_engine.backends.server.http import Line
 from cot_engine.backends.server.opener import Server
 from cot_engine.core.boundaries import Until
 from cot_engine.core.headway import Headway
@@ -83,6 +85,15 @@ def texts(given):
 
 
 # --- what passes by itself -----------------------------------------------------------------------
+
+
+def test_a_key_is_blotted_out_however_it_is_repeated():
+    key = 'sk-"quoted"/and+more\\'
+    line = Line("http://127.0.0.1:1/v1", key, 1)
+    secret = base64.b64encode(key.encode()).decode()
+    for text in (key, json.dumps(key), quote(key), quote(key, safe=""), secret):
+        told = line.blot(f"Bearer {text}!")
+        assert "***" in told and not any(part in told for part in ("sk-", secret[:-4]))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ One browser and one server, whose scripted model takes its time, for all of it.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import json
@@ -13,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -498,6 +500,24 @@ def test_a_search_that_nobody_looks_at_is_stopped(slow_server, monkeypatch):
         time.sleep(0.02)
     _, events = told_events(slow_server, said["id"])
     assert '"code":"cancelled"' in events
+
+
+def test_who_looks_again_is_not_held_to_when_he_first_looked_away(monkeypatch):
+    monkeypatch.setattr(watch, "LEAVE", 0.2)
+    stopped = []
+    ticket = SimpleNamespace(id="a", state="running", cancel=lambda: stopped.append(1))
+
+    async def looking():
+        watched = watch.Watched()
+        for _ in range(2):
+            watched.look(ticket)
+            watched.leave(ticket)
+            await asyncio.sleep(0.15)
+        assert not stopped
+        await asyncio.sleep(0.15)
+
+    asyncio.run(looking())
+    assert stopped == [1]
 
 
 def told_events(address, id):

@@ -14,14 +14,14 @@ import vllm_server
 from cot_engine import Engine
 from cot_engine.engine.facade import model_path
 
-VENV = os.environ.get("COT_ENGINE_VLLM_VENV", "")
+VENV = os.environ.get("VLLM_CPU_VENV", "")
 
 
 def served():
     """Serve the bundled model, or skip and say how to make the environment."""
     if not (VENV and (Path(VENV) / vllm_server.READY).exists()):
         pytest.skip(
-            "COT_ENGINE_VLLM_VENV names no environment with vLLM for CPUs: `python "
+            "VLLM_CPU_VENV names no environment with vLLM for CPUs: `python "
             "benchmarks/vllm_server.py --venv FOLDER` makes one (917 MB), .ci/run does both"
         )
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -7,6 +7,7 @@ What a server says is worth asking again (`Passing`: it passes by itself), or it
 from __future__ import annotations
 
 import asyncio
+import base64
 import email.utils
 import json
 import time
@@ -16,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from cot_engine.errors import ConfigError, InputError, cut, install
 
@@ -73,7 +74,7 @@ class Line:
         self.base_url = check_base_url(base_url, what)
         if not (key.isascii() and key.isprintable()):  # else an error would show it
             raise ConfigError("The key is not plain ASCII.", "Copy it again, alone.")
-        self._key = key
+        self._key, self._spellings = key, spellings(key)
         self.http, self.tenacity = libraries()
         self._verify: Any = None
         self._clients: weakref.WeakKeyDictionary[Any, list[_Client]]
@@ -163,7 +164,18 @@ class Line:
 
     def blot(self, text: str) -> str:
         """A text without the key."""
-        return text.replace(self._key, "***") if self._key else text
+        for spelling in self._spellings:
+            text = text.replace(spelling, "***")
+        return text
+
+
+def spellings(key: str) -> list[str]:
+    """How a server may repeat a key: as it is, in JSON, in an address, in base64; longest first."""
+    if not key:
+        return []
+    spelled = {key, json.dumps(key)[1:-1], quote(key), quote(key, safe="")}
+    spelled.add(base64.b64encode(key.encode("ascii")).decode("ascii").rstrip("="))
+    return sorted(spelled, key=len, reverse=True)
 
 
 def check_base_url(url: str, what: str = "base-url") -> str:

@@ -67,10 +67,13 @@ class Watched:
 
     def __init__(self) -> None:
         self.eyes: Counter[str] = Counter()
+        self._ending: dict[str, asyncio.TimerHandle] = {}
 
     def look(self, ticket: Ticket) -> None:
         """Somebody looks."""
         self.eyes[ticket.id] += 1
+        if ending := self._ending.pop(ticket.id, None):
+            ending.cancel()
 
     def leave(self, ticket: Ticket) -> None:
         """Somebody looks away."""
@@ -78,8 +81,9 @@ class Watched:
         if self.eyes[ticket.id] <= 0:
             del self.eyes[ticket.id]
             if ticket.state != "over":
-                asyncio.get_running_loop().call_later(LEAVE, self._stop, ticket)
+                loop = asyncio.get_running_loop()
+                self._ending[ticket.id] = loop.call_later(LEAVE, self._stop, ticket)
 
     def _stop(self, ticket: Ticket) -> None:
-        if not self.eyes[ticket.id]:
-            ticket.cancel()
+        del self._ending[ticket.id]
+        ticket.cancel()
