@@ -154,7 +154,7 @@ def test_a_forced_tag_is_paid_for_where_one_is_forced_and_nowhere_else():
 def test_listeners_count_whole_responses_not_their_stages(mode, whole):
     made, *_ = session(mode=mode)
     told, request = [], made.reporter.request
-    made.reporter.request = lambda whole=True: told.append(whole) or request(whole)
+    made.reporter.request = lambda whole=True, *more: told.append(whole) or request(whole, *more)
     expand(Growth(made), (Chain(),), "end", 1)
     assert set(told) == {whole}
 

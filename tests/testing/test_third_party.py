@@ -146,7 +146,7 @@ for model, backend, given in [
         text = engine.solve(None, "Will it rain?", strategy="greedy").text
         assert "hold yes" in text, text
 for given, said in [
-    ({"device": "cuda"}, "no parameter of backend urn called 'device'"),
+    ({"device": "cuda"}, "device is for a model in this process"),
     ({"chaty": True}, "Did you mean chatty"),
     ({"backend": "urm"}, "Did you mean urn"),
     ({"backend": Urn(), "chatty": True}, "beside chatty"),
