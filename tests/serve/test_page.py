@@ -502,21 +502,23 @@ def test_a_search_that_nobody_looks_at_is_stopped(slow_server, monkeypatch):
     assert '"code":"cancelled"' in events
 
 
-def test_who_looks_again_is_not_held_to_when_he_first_looked_away(monkeypatch):
-    monkeypatch.setattr(watch, "LEAVE", 0.2)
-    stopped = []
+def test_who_looks_again_is_not_held_to_when_he_first_looked_away():
+    stopped, timers = [], []
     ticket = SimpleNamespace(id="a", state="running", cancel=lambda: stopped.append(1))
 
     async def looking():
-        watched = watch.Watched()
+        loop, watched = asyncio.get_running_loop(), watch.Watched()
+        later = loop.call_later
+        loop.call_later = lambda *call: timers.append(later(0, *call[1:])) or timers[-1]
         for _ in range(2):
             watched.look(ticket)
             watched.leave(ticket)
-            await asyncio.sleep(0.15)
-        assert not stopped
-        await asyncio.sleep(0.15)
+        loop.call_later = later
+        while not stopped:
+            await asyncio.sleep(0.01)
 
     asyncio.run(looking())
+    assert [timer.cancelled() for timer in timers] == [True, False]
     assert stopped == [1]
 
 
