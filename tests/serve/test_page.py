@@ -5,7 +5,6 @@ One browser and one server, whose scripted model takes its time, for all of it.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import http.client
 import json
@@ -14,7 +13,6 @@ import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -500,26 +498,6 @@ def test_a_search_that_nobody_looks_at_is_stopped(slow_server, monkeypatch):
         time.sleep(0.02)
     _, events = told_events(slow_server, said["id"])
     assert '"code":"cancelled"' in events
-
-
-def test_who_looks_again_is_not_held_to_when_he_first_looked_away():
-    stopped, timers = [], []
-    ticket = SimpleNamespace(id="a", state="running", cancel=lambda: stopped.append(1))
-
-    async def looking():
-        loop, watched = asyncio.get_running_loop(), watch.Watched()
-        later = loop.call_later
-        loop.call_later = lambda *call: timers.append(later(0, *call[1:])) or timers[-1]
-        for _ in range(2):
-            watched.look(ticket)
-            watched.leave(ticket)
-        loop.call_later = later
-        while not stopped:
-            await asyncio.sleep(0.01)
-
-    asyncio.run(looking())
-    assert [timer.cancelled() for timer in timers] == [True, False]
-    assert stopped == [1]
 
 
 def told_events(address, id):
