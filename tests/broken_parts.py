@@ -258,6 +258,8 @@ REQUESTS = {
     "Score(scorer='nope')": lambda beam, plan: Score(beam, "nope"),
     "Score(scorer=None)": lambda beam, plan: Score(beam, None),
     "Score(beam=())": lambda beam, plan: Score(()),
+    "Score(about='x')": lambda beam, plan: Score(beam, about="x"),
+    "Score(probability=1)": lambda beam, plan: Score(beam, probability=1),
     "yielded 'CAPTION'": lambda beam, plan: "CAPTION",
     "yielded None": lambda beam, plan: None,
     "yielded <Nameless": lambda beam, plan: Nameless(),

@@ -145,12 +145,15 @@ class Selected:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a scorer gave: its number for each chain, by id; higher is better."""
+    """What a scorer gave: its number for each chain, by id; higher is better. `about` is what the
+    numbers are about; `probability` says that they were asked for as such, from 0 to 1."""
 
     scorer: str
     scores: dict[str, float]
     usage: Usage
     round: int = 0
+    about: Literal["step", "whole"] = "step"
+    probability: bool = False
 
 
 @dataclass(frozen=True, slots=True)

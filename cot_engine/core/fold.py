@@ -87,7 +87,8 @@ class Fold:
     """The rounds so far, by number. `selections` are those that ended, in that order, and how.
 
     `chains` has every chain by id, with all its steps; `gap` is the first that was grown from one
-    that is not there ("" if none): it has its own step only. `scores` are by candidate and scorer.
+    that is not there ("" if none): it has its own step only. `scores` are by candidate and
+    scorer, those about whole responses apart.
     `remarks` came before any round; `waiting` are cuts of rounds in which nothing happened yet.
     """
 
@@ -143,8 +144,9 @@ class Fold:
                 changed = self._selected(number, event)
             case Scored():
                 self._charge("score", event.usage)
+                name = event.scorer + ", whole" * (event.about == "whole")
                 for id, score in event.scores.items():
-                    self.scores.setdefault(id, {})[event.scorer] = score
+                    self.scores.setdefault(id, {})[name] = score
             case Cut():
                 round = self.contests.get(number) or self.growths.get(number)
                 self.waiting += [(number, event)] if round is None else []

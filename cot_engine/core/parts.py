@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast, get_args
 
 from cot_engine.core.match import Verdict
 from cot_engine.errors import CotEngineError, InputError, ModelError, StrategyError, said, shown
 
 Kind = Literal["strategy", "judge", "scorer", "listener", "backend"]
+
+Scale = Literal["probability", "log", "logit", "any"]
+"""What a scorer's numbers are: probabilities, their logarithms (nats), their log-odds, or any."""
 
 LARGEST = 1e100
 """The largest margin or score, either way: sums and differences of such numbers stay finite."""
@@ -175,15 +179,65 @@ async def verdicts(
 async def scores(
     scorer: Any, chains: Sequence[Any], case: Any, ask: Any, name: str = ""
 ) -> list[float]:
-    """What a scorer gives chains: a finite number for each. Raises as `verdicts` does."""
-    part = Part("scorer", scorer, name)
+    """What a scorer gives chains: a finite number for each, which its scale has. Raises as
+    `verdicts` does."""
+    part, on = Part("scorer", scorer, name), scale(scorer, name)
+    low, high = _RANGES[on]
     given = await _given(part, "score", chains, case, ask, ("numbers for", "number", "chain"))
     numbers = []
     for value in given:
         if (number := finite(value)) is None:
             part.broke(f"gave the score {shown(value)}", _NUMBER)
+        if not low - _ROUNDING <= number <= high + _ROUNDING:
+            part.broke(f"gave the score {shown(value)}, and its scale is {on}", _SCALES[on])
         numbers.append(number)
     return numbers
+
+
+def scale(scorer: Any, name: str = "") -> Scale:
+    """What a scorer says its numbers are; "any" if it says nothing. Raises StrategyError for what
+    is no scale."""
+    part = Part("scorer", scorer, name)
+    with guard(part):
+        said: Any = getattr(scorer, "scale", "any")
+        for known in get_args(Scale):
+            if isinstance(said, str) and said == known:
+                return cast(Scale, known)
+        part.broke(f"gave {shown(said)} as its scale", f"It must be {_EITHER}.")
+
+
+def probabilities(scorer: Any, numbers: Sequence[float], name: str = "") -> list[float]:
+    """What a scorer gave, as probabilities: numbers of 0 to 1. Raises StrategyError for a scorer
+    whose numbers are of any scale: nobody knows what they say."""
+    on = scale(scorer, name)
+    if on == "any":
+        Part("scorer", scorer, name).broke(
+            "is asked for probabilities and does not say what its numbers are",
+            f"Give it a scale ({_EITHER}); a reward model's numbers become log-odds by its centre"
+            " and spread. Or use it where numbers are only compared.",
+        )
+    return [_probability(number, on) for number in numbers]
+
+
+def _probability(number: float, on: Scale) -> float:
+    if on == "logit":  # by the side that cannot overflow
+        small = math.exp(-abs(number))
+        return (1.0 if number >= 0 else small) / (1.0 + small)
+    return min(1.0, max(0.0, math.exp(min(0.0, number)) if on == "log" else number))
+
+
+_ROUNDING = 1e-4  # what arithmetic in low precision may leave a number outside its range
+_RANGES: dict[Scale, tuple[float, float]] = {
+    "probability": (0.0, 1.0),
+    "log": (-math.inf, 0.0),
+    "logit": (-math.inf, math.inf),
+    "any": (-math.inf, math.inf),
+}
+_SCALES: dict[Scale, str] = {
+    "probability": "A probability is a number from 0 to 1.",
+    "log": "The logarithm of a probability is 0 at most.",
+}
+_EITHER = '"probability", "log", "logit" or "any"'
 
 
 async def _given(

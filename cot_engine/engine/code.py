@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,9 +30,9 @@ _OF_ABLATION = ("matching.py", "worth.py", "runner.py")  # the rest of it only s
 def code_version(configs: Iterable[RunConfig], profile: Profile) -> str:
     """Such as "cot-engine 0.1.0 (3fa9c1d2) torch 2.13.0 transformers 5.23.0".
 
-    The digest in brackets is over this package's sources and those of the strategies, judges and
-    backends that the configurations name, wherever they come from, and over what the model's
-    profile has to say to these judges: with one changed, no old result is counted.
+    The digest in brackets is over this package's sources and those of the strategies, judges,
+    verifiers and backends that the configurations name, wherever they come from, and over what the
+    model's profile has to say to these judges: with one changed, no old result is counted.
     """
     digest = hashlib.sha256(_package().encode())
     parts: set[tuple[plugins.Kind, str]]
@@ -39,6 +40,7 @@ def code_version(configs: Iterable[RunConfig], profile: Profile) -> str:
     parts = {("strategy", config.strategy) for config in configs}
     parts |= {("judge", config.judge) for config in configs if config.judge != "auto"}
     parts |= {("backend", backend_of(config.model)) for config in configs}
+    parts |= {("scorer", name) for config in configs for name in _verifiers(config, profile)}
     for kind, name in sorted(parts):
         digest.update(f"{kind} {name}".encode() + _source(kind, name))
         if kind == "judge" and (given := profile.parameters(name)):
@@ -46,6 +48,15 @@ def code_version(configs: Iterable[RunConfig], profile: Profile) -> str:
     versions = [f"cot-engine {_version('cot-engine')} ({digest.hexdigest()[:8]})"]
     versions += [f"{name} {_version(name)}" for name in ("torch", "transformers")]
     return " ".join(versions)
+
+
+def _verifiers(config: RunConfig, profile: Profile) -> set[str]:
+    """The scorers that a strategy's parameters name, if it has one for that."""
+    part = plugins.load("strategy", config.strategy)
+    defaults = {f.name: f.default for f in fields(part)} if is_dataclass(part) else {}
+    given = {**defaults, **config.parameters, **plugins.spelled(config.strategy)[1]}
+    named = {value for key in ("verifier", "scorer") if isinstance(value := given.get(key), str)}
+    return {profile.verifier or "likelihood" if name == "auto" else name for name in named}
 
 
 @functools.cache

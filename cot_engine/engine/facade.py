@@ -373,6 +373,7 @@ class Engine:
             self.backend,
             call.settings(plan, mode),
             scorers=self._scorer,
+            verifier=self.profile.verifier or "likelihood",
             judge_images=seen,
             scope=f"{problem.id}#{next(self._scopes)}",
             notes=notes,

@@ -25,7 +25,7 @@ from cot_engine.core.stages import LONGEST, Plan
 from cot_engine.errors import ConfigError, shown
 from cot_engine.judging import prompts
 from cot_engine.judging.prompts import FORMS, Form
-from cot_engine.judging.protocol import Ask, Case, Judge, Pair, Scorer
+from cot_engine.judging.protocol import Ask, Case, Judge, Pair, Scale, Scorer
 
 
 def _by_sign(margin: float, readable: bool = True, text: str = "") -> Verdict:
@@ -122,6 +122,8 @@ class RationaleJudge:
 @dataclass(frozen=True, slots=True)
 class LikelihoodScorer:
     """Mean log-probability per sampled token (temperature 1) of the step, or of the whole."""
+
+    scale: ClassVar[Scale] = "log"
 
     async def score(self, chains: Sequence[Chain], case: Case, ask: Ask) -> list[float]:
         return [chain.likelihood(None if case.about == "whole" else 1) for chain in chains]

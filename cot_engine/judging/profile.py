@@ -33,20 +33,22 @@ def is_finite(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """`judge` is the one that "auto" stands for. `judge_prompt` is how the judges self and
-    self+likelihood ask the model: "brief" for one trained to judge. `likelihood_weight` is what
-    self+likelihood weighs likelihood with (None: nobody has fitted it)."""
+    """`judge` is the one that "auto" stands for, `verifier` the scorer that it stands for (None:
+    likelihood). `judge_prompt` is how the judges self and self+likelihood ask the model: "brief"
+    for one trained to judge. `likelihood_weight` is what self+likelihood weighs likelihood with
+    (None: nobody has fitted it)."""
 
     judge: Annotated[str, must("the name of a judge", is_text)] = "self"
     judge_prompt: Form = "full"
     likelihood_weight: Annotated[float, must("a finite number, or null", is_finite)] | None = None
+    verifier: Annotated[str, must("the name of a scorer, or null", is_text)] | None = None
 
     @classmethod
     def of(cls, folder: str | Path) -> Profile:
         """The profile in a model's folder; the default one where there is none, or no such folder.
 
         Raises ConfigError for a file that cannot be read or holds what will not do, and
-        UnknownNameError for a judge that there is not.
+        UnknownNameError for a judge or a verifier that there is not.
         """
         path = Path(folder) / FILE
         if not os.path.lexists(path):
@@ -58,6 +60,10 @@ class Profile:
             made = from_table(cls, found)
             if made.judge not in (judges := plugins.names("judge")):
                 raise UnknownNameError("judge called", made.judge, judges)
+            if made.verifier is not None:
+                name, _ = plugins.spelled(made.verifier)
+                if name not in (scorers := plugins.names("scorer")):
+                    raise UnknownNameError("scorer called", name, scorers)
         return made
 
     def write(self, folder: str | Path) -> Path:

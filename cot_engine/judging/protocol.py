@@ -10,6 +10,7 @@ from cot_engine.core.boundaries import Until
 from cot_engine.core.chain import Chain
 from cot_engine.core.match import Verdict
 from cot_engine.core.parts import OutOfBudget as OutOfBudget
+from cot_engine.core.parts import Scale as Scale
 from cot_engine.core.problem import Problem
 from cot_engine.core.requests import Prompt, Sampling
 from cot_engine.core.stages import Plan, Stage
@@ -73,11 +74,19 @@ class Judge(Protocol):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Gives each chain a number on its own: a reward model, a likelihood, a rule."""
+    """Gives each chain a number on its own: a verifier, a reward model, a likelihood, a rule.
+
+    An attribute `scale` says what its numbers are: "probability" (that the chain is right, 0 to
+    1), "log" (the natural logarithm of one, 0 at most), "logit" (log-odds), or "any", which is
+    what one without it has. Whoever weighs by a scorer asks for probabilities (`Score`), and gets
+    them from the first three.
+    """
 
     async def score(self, chains: Sequence[Chain], case: Case, ask: Ask) -> list[float]:
-        """One finite number for each chain, in order; higher is better.
+        """One finite number for each chain, in order; higher is better. It is about the last step
+        or the whole response, as `case.about` says.
 
-        What it raises or gives otherwise ends that search with a StrategyError.
+        May raise InputError for what it cannot score: likelihood stands in, and a notice says so.
+        Anything else that it raises or gives ends that search with a StrategyError.
         """
         ...

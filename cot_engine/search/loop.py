@@ -68,6 +68,7 @@ async def search(
     settings: Settings,
     *,
     scorers: Callable[[str], Scorer],
+    verifier: str = "likelihood",
     judge_images: tuple[Image, ...] = (),
     scope: str = "",
     notes: tuple[str, ...] = (),
@@ -75,8 +76,9 @@ async def search(
 ) -> Answer:
     """Run one search to its answer.
 
-    `listen` gets every event as it happens, in order, and Progress between them. `judge_images` is
-    what the judge is shown; `notes` are recorded at the start as notices.
+    `listen` gets every event as it happens, in order, and Progress between them. `verifier` is
+    the scorer that "auto" stands for; `judge_images` is what the judge is shown; `notes`
+    are recorded at the start as notices.
     Raises BudgetError if the budget cannot pay for an answer, StrategyError if the strategy, the
     judge, a scorer or `listen` breaks its contract, ModelError if the backend does, and what it
     raises on purpose; a Failed event ends the trace then, and what was recorded before stays.
@@ -99,7 +101,7 @@ async def search(
             emit(Notice(note))
         growth, arena = Growth(session), Arena(session, judge.part, judge.name)
         session.check_affordable()
-        asking = _Asking(strategy, growth, scorers)
+        asking = _Asking(strategy, growth, scorers, verifier)
         chain = await _drive(asking, Rounds(growth, arena, asking.scorer))
         if not chain.done:
             session.round += 1
@@ -157,9 +159,11 @@ async def _drive(asking: _Asking, rounds: Rounds) -> Chain:
 class _Asking:
     """A strategy's generator, guarded; what it asks and returns, checked."""
 
-    def __init__(self, strategy: Named, growth: Growth, scorers: Callable[[str], Scorer]) -> None:
+    def __init__(
+        self, strategy: Named, growth: Growth, scorers: Callable[[str], Scorer], verifier: str
+    ) -> None:
         self.part = Part("strategy", strategy.part, strategy.name)
-        self.scorers = scorers
+        self.scorers, self.verifier = scorers, verifier
         self.plan, self.known = growth.session.plan, growth.known
         start: Beam = (Chain(),)
         with guard(self.part):
@@ -182,7 +186,7 @@ class _Asking:
                 request = self.generator.send(reply)
             except StopIteration as stop:
                 return yielded.returned(self.part, stop.value, self.known)
-        return yielded.checked(self.part, request, self.plan, self.known)
+        return yielded.checked(self.part, request, self.plan, self.known, self.verifier)
 
     def scorer(self, request: Score) -> Scorer:
         """The scorer that a request names. Raises StrategyError if there is none, or it is

@@ -15,13 +15,14 @@ from cot_engine.core import parts
 from cot_engine.core.events import Notice, Scored
 from cot_engine.core.parts import OutOfBudget
 from cot_engine.errors import InputError
-from cot_engine.judging.protocol import Case, Scorer
+from cot_engine.judging.judges import LikelihoodScorer
+from cot_engine.judging.protocol import Scorer
 from cot_engine.search.concurrency import gather
 from cot_engine.search.expand import Exhausted, Growth
 from cot_engine.search.fill import fill
 from cot_engine.search.lanes import InOrder, Lanes
 from cot_engine.search.progress import Reporter
-from cot_engine.search.select import Arena
+from cot_engine.search.select import Arena, case_of
 from cot_engine.search.session import MeteredAsk, Session, longest
 from cot_engine.search.strategy import Expand, Request, Score, Select
 
@@ -94,20 +95,29 @@ class Rounds:
 
 
 async def score(session: Session, request: Score, scorer: Scorer) -> tuple[float, ...]:
-    """A number for each chain; by likelihood, and a notice says so, where the scorer cannot."""
-    chains = request.beam
+    """A number for each chain; by likelihood, and a notice says so, where the scorer cannot.
+
+    Raises StrategyError for a scorer that breaks its contract, or one whose numbers are of any
+    scale where probabilities are asked for.
+    """
+    chains, name, asked = request.beam, request.scorer, request.probability
     ask = MeteredAsk(session, "score", longest(chains).segments)
-    case = Case(session.problem, session.plan, "step", None, session.judge_images)
+    case = case_of(session, chains, request.about)
+    if asked:
+        parts.probabilities(scorer, (), name)  # before it costs anything
     try:
-        with session.reporter.doing("scoring", request.scorer):
-            scores = await parts.scores(scorer, chains, case, ask, request.scorer)
+        with session.reporter.doing("scoring", name):
+            scores = await parts.scores(scorer, chains, case, ask, name)
     except (OutOfBudget, InputError) as error:
         # Known to every scorer's user, and free: what the model itself thought of its text.
-        scores = [chain.likelihood() for chain in chains]
-        why = f"the budget left no room for {request.scorer}."
+        scorer = LikelihoodScorer()
+        scores = await scorer.score(chains, case, ask)
+        why = f"the budget left no room for {name}."
         if isinstance(error, InputError):
-            why = f"{request.scorer} could not. {error}"
+            why = f"{name} could not. {error}"
         session.emit(Notice(f"Scored by likelihood: {why}"))
+    if asked:
+        scores = parts.probabilities(scorer, scores, name)
     by_id = {chain.id: value for chain, value in zip(chains, scores, strict=True)}
-    session.emit(Scored(request.scorer, by_id, ask.usage))
+    session.emit(Scored(name, by_id, ask.usage, about=request.about, probability=asked))
     return tuple(scores)

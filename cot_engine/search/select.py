@@ -48,7 +48,7 @@ class Arena:
         self.selections += 1
         candidates, merged = merge(request.beam)
         entrants, aside = self._entrants(candidates, request.about)
-        case = self._case(entrants, request.about)
+        case = case_of(self.session, entrants, request.about)
         tag = case.stage.tag if case.stage else ""
         ask = MeteredAsk(self.session, "judge", longest(candidates).segments)
         ranking = entrants
@@ -98,14 +98,6 @@ class Arena:
         rest = [c for c in candidates if tiers[c.id] != best]
         rest.sort(key=lambda c: (tiers[c.id], -_likelihood(c, about)))
         return entrants, tuple(rest)
-
-    def _case(self, entrants: Beam, about: Literal["step", "whole"]) -> Case:
-        tags = {chain.last.stage for chain in entrants if chain.last}
-        plan = self.session.plan
-        closed = all(c.last and f"</{c.last.stage}>" in c.last.text for c in entrants)
-        one = len(tags) == 1 and closed and about == "step"
-        stage = plan[tags.pop()] if one and tags <= {s.tag for s in plan} else None
-        return Case(self.session.problem, plan, about, stage, self.session.judge_images)
 
     async def _tournament(
         self, entrants: Beam, keep: int, case: Case, ask: MeteredAsk
@@ -199,6 +191,17 @@ def combine(verdicts: Sequence[Verdict]) -> Outcome:
     if len(seen) == 2:
         return seen[0] if seen[0] == _REVERSED[seen[1]] else "tie"
     return seen[0]
+
+
+def case_of(session: Session, beam: Beam, about: Literal["step", "whole"]) -> Case:
+    """What is judged or scored where these chains are. The stage is named where all of them have
+    just closed the same one."""
+    tags = {chain.last.stage for chain in beam if chain.last}
+    plan = session.plan
+    closed = all(c.last and f"</{c.last.stage}>" in c.last.text for c in beam)
+    one = len(tags) == 1 and closed and about == "step"
+    stage = plan[tags.pop()] if one and tags <= {s.tag for s in plan} else None
+    return Case(session.problem, plan, about, stage, session.judge_images)
 
 
 def merge(beam: Beam) -> tuple[Beam, dict[str, tuple[str, ...]]]:

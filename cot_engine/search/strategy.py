@@ -75,11 +75,18 @@ class Select:
 class Score:
     """Ask a pointwise scorer for a number per chain. Answered with a tuple of floats.
 
-    "likelihood": mean log-probability per sampled token; any other name is a scorer plug-in's.
+    "likelihood": mean log-probability per sampled token; "auto": the verifier that the model's
+    profile names, likelihood where it names none; any other name is a scorer plug-in's. `about` is
+    what the numbers are about: the last "step", or the "whole" response. With `probability` they
+    are probabilities, from 0 to 1, whatever scale the scorer has; a StrategyError if it has none.
+
+    Where the scorer cannot, or the budget does not pay it, likelihood answers in its place.
     """
 
     beam: Beam
     scorer: str = "likelihood"
+    about: Literal["step", "whole"] = "step"
+    probability: bool = False
 
 
 Request = Expand | Select | Score

@@ -21,31 +21,37 @@ MOST = 4096
 
 
 def checked(
-    part: Part, asked: Any, plan: Plan, known: Mapping[str, Chain]
+    part: Part, asked: Any, plan: Plan, known: Mapping[str, Chain], verifier: str = "likelihood"
 ) -> Request | tuple[Request, ...]:
     """What the strategy `part` yielded, a request or a tuple of them, each beam a tuple. `known`
-    are the chains of this search. Raises StrategyError.
+    are the chains of this search, `verifier` is the scorer that "auto" stands for. Raises
+    StrategyError.
     """
     if not isinstance(asked, tuple):
-        return _checked(part, asked, plan, known)
+        return _checked(part, asked, plan, known, verifier)
     if not 0 < len(asked) <= MOST:
         allowed = f"A tuple holds 1 to {MOST:,} requests, which are sent together."
         part.broke(f"yielded a tuple of {len(asked):,}", allowed)
-    return tuple(_checked(part, request, plan, known) for request in asked)
+    return tuple(_checked(part, request, plan, known, verifier) for request in asked)
 
 
-def _checked(part: Part, request: Any, plan: Plan, known: Mapping[str, Chain]) -> Request:
+def _checked(
+    part: Part, request: Any, plan: Plan, known: Mapping[str, Chain], verifier: str
+) -> Request:
     with guard(part):  # its fields may be anything, and may raise
         match request:
             case Expand():
                 _expand(part, request, plan)
             case Select():
                 _whole(part, request, "keep", request.keep)
-                if not isinstance(request.about, str) or request.about not in ("step", "whole"):
-                    _refuse(part, request, "about", request.about, '"step" or "whole"')
+                _about(part, request)
             case Score():
                 if not isinstance(request.scorer, str):
                     _refuse(part, request, "scorer", request.scorer, "the name of a scorer")
+                _about(part, request)
+                _truth(part, request, "probability", request.probability)
+                if request.scorer == "auto":
+                    request = replace(request, scorer=verifier)
             case _:
                 part.broke(
                     f"yielded {shown(request)}",
@@ -79,13 +85,22 @@ def _expand(part: Part, request: Expand, plan: Plan) -> None:
         allowed = f'a stage of task.plan ({tags}), "sentence" or "end"'
         _refuse(part, request, "until", until, allowed)
     _whole(part, request, "n", request.n, MOST)
-    if type(request.greedy) is not bool:
-        _refuse(part, request, "greedy", request.greedy, "True or False")
+    _truth(part, request, "greedy", request.greedy)
     upto = request.upto
     if upto is not None and not (
         isinstance(upto, (int, float)) and finite(upto) is not None and 0 < upto <= 1
     ):
         _refuse(part, request, "upto", upto, "a number above 0, at most 1, or None")
+
+
+def _about(part: Part, request: Select | Score) -> None:
+    if not isinstance(request.about, str) or request.about not in ("step", "whole"):
+        _refuse(part, request, "about", request.about, '"step" or "whole"')
+
+
+def _truth(part: Part, request: Any, name: str, value: Any) -> None:
+    if type(value) is not bool:
+        _refuse(part, request, name, value, "True or False")
 
 
 def _whole(part: Part, request: Any, name: str, value: Any, most: int | None = None) -> None:

@@ -72,7 +72,10 @@ def _check_scorer(scorer: Scorer) -> None:
     for case, chains in _cases():
 
         async def scores(some: Sequence[Any], ask: Any, case: Case = case) -> list[float]:
-            return await parts.scores(scorer, some, case, ask)
+            numbers = await parts.scores(scorer, some, case, ask)  # and its scale has them
+            if parts.scale(scorer) != "any":
+                parts.probabilities(scorer, numbers)
+            return numbers
 
         scored += _same(scores, chains, "score") is not None
         _check_asking(scores, chains)

@@ -30,7 +30,7 @@ def test_a_folder_without_one_has_the_default(tmp_path):
 
 
 def test_what_is_written_is_read(tmp_path):
-    for profile in (Profile(), Profile("likelihood"), TRAINED, Profile(likelihood_weight=-2.0)):
+    for profile in (Profile(), Profile("likelihood"), TRAINED, Profile(verifier="likelihood")):
         assert profile.write(tmp_path) == tmp_path / FILE
         assert Profile.of(tmp_path) == profile
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
@@ -58,6 +58,8 @@ def test_the_judges_of_a_profile():
         ('{"likelihood_weight": true}', ["likelihood_weight is True", "finite number"]),
         ('{"likelihood_weight": NaN}', ["NaN is no number"]),
         ('{"likelihood_weight": 1' + "0" * 400 + "}", ["401 digits", "limit is 300"]),
+        ('{"verifier": 3}', ["verifier is 3", "name of a scorer"]),
+        ('{"verifier": "likelihod"}', ["likelihod", "Did you mean likelihood"]),
         ('["judge"]', ["['judge']", "object"]),
         ('{"judge": "self"', ["cannot be read", "delimiter"]),
         ("\udcff", ["cannot be read"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.metadata
+import math
 import warnings
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -28,12 +29,13 @@ from cot_engine.core.usage import Usage
 from cot_engine.errors import (
     BudgetError,
     CotEngineError,
+    InputError,
     ModelError,
     StrategyError,
     UnknownNameError,
 )
 from cot_engine.images.load import load_image
-from cot_engine.judging.judges import OutOfBudget, ScorerJudge, SelfJudge
+from cot_engine.judging.judges import LikelihoodScorer, OutOfBudget, ScorerJudge, SelfJudge
 from cot_engine.search.budget import Budget
 from cot_engine.search.loop import Named, _versions, search
 from cot_engine.search.session import Settings
@@ -265,7 +267,11 @@ def test_scores_come_in_the_order_of_the_beam_and_are_charged():
     class Length:
         async def score(self, chains, case, ask):
             await ask.choose(Prompt("How long?"), ["a"], ["1", "2"])
-            assert (case.about, case.stage, case.images) == ("step", None, ("shown",))
+            assert (case.about, case.stage, case.images) == (
+                "step",
+                case.plan.stages[0],
+                ("shown",),
+            )
             return [float(-k % 3) for k, _ in enumerate(chains)]
 
     def body(task):
@@ -301,6 +307,73 @@ def test_a_score_that_cannot_be_paid_is_likelihood_and_says_so():
     answer = run(asking(body), scorers=lambda name: Dear())
     (notice,) = [e.text for e in answer.trace if isinstance(e, Notice)]
     assert notice == "Scored by likelihood: the budget left no room for dear."
+
+
+def scored(scale, numbers, **asked):
+    """What a strategy gets of a scorer that gives these numbers, and the trace's Scored of it."""
+
+    class Given:
+        async def score(self, chains, case, ask):
+            assert case.about == asked.get("about", "step")
+            if numbers is None:
+                raise InputError("It is not to be read.")
+            return numbers
+
+    def body(task):
+        beam = yield Expand(task.start, until="end", n=3)
+        got.extend((yield Score(beam, "mine", **asked)))
+        return beam[0]
+
+    got, scorer = [], Given()
+    if scale:
+        scorer.scale = scale
+    answer = run(asking(body), scorers=lambda name: scorer)
+    (told,) = [e for e in answer.trace if isinstance(e, Scored)]
+    assert list(told.scores.values()) == got
+    assert (told.about, told.probability) == (asked.get("about", "step"), len(asked) > 1)
+    return got, answer
+
+
+def test_probabilities_are_made_of_what_a_scorer_says_its_numbers_are():
+    for scale, numbers, expected in [
+        ("probability", [0.0, 0.25, 1.0], [0.0, 0.25, 1.0]),
+        ("log", [-99.0, math.log(0.25), 0.0], [math.exp(-99), 0.25, 1.0]),
+        ("logit", [-1e6, math.log(0.2 / 0.8), 1e6], [0.0, 0.2, 1.0]),
+    ]:
+        got, _ = scored(scale, numbers, about="whole", probability=True)
+        assert got == pytest.approx(expected, abs=1e-12)
+        assert scored(scale, numbers)[0] == numbers, "unless they are asked for as they are"
+    for scale in ("any", None):
+        with pytest.raises(StrategyError, match=r"asked for probabilities .* Give it a scale"):
+            scored(scale, [1.0, 2.0, 3.0], about="step", probability=True)
+    with pytest.raises(StrategyError, match=r"gave the score 1\.5, and its scale is probability"):
+        scored("probability", [0.0, 1.5, 1.0])
+
+
+def test_likelihood_stands_in_as_what_was_asked_for():
+    got, answer = scored("logit", None, about="whole", probability=True)
+    chains = [chain for event in answer.trace if isinstance(event, Grown) for chain in event.chains]
+    assert got == [math.exp(chain.likelihood()) for chain in chains]
+    assert ["Scored by likelihood" in e.text for e in answer.trace if isinstance(e, Notice)] == [
+        True
+    ]
+
+
+def test_auto_is_the_verifier_of_the_models_profile():
+    def body(task):
+        beam = yield Expand(task.start, until="end", n=2)
+        yield Score(beam, "auto")
+        return beam[0]
+
+    def scorers(name):
+        asked.append(name)
+        return LikelihoodScorer()
+
+    asked = []
+    for more in ({}, {"verifier": "mine"}):
+        answer = run(asking(body), scorers=scorers, **more)
+        assert [e.scorer for e in answer.trace if isinstance(e, Scored)] == asked[-1:]
+    assert asked == ["likelihood", "mine"]
 
 
 def test_an_unfinished_chain_is_concluded_and_a_finished_one_is_not_touched():

@@ -253,6 +253,18 @@ def test_a_scorer_that_breaks_a_rule():
         async def score(self, chains, case, ask):
             return [float(len(chains))] * len(chains)
 
+    class Scaled:
+        def __init__(self, scale, number):
+            self.scale, self.number = scale, number
+
+        async def score(self, chains, case, ask):
+            return [self.number] * len(chains)
+
+    check_scorer(Scaled("probability", 1.0))
+    found_out(check_scorer, Scaled("probability", 1.2), "gave the score 1.2, and its scale is prob")
+    found_out(check_scorer, Scaled("probability", -0.1), "A probability is a number from 0 to 1")
+    found_out(check_scorer, Scaled("log", 0.5), "The logarithm of a probability is 0 at most")
+    found_out(check_scorer, Scaled("percent", 50.0), "gave 'percent' as its scale")
     found_out(check_scorer, Counting(), "same input, same score")
     found_out(check_scorer, Ranking(), "does not depend on the others")
     found_out(check_judge, ScorerJudge(Giving(NUMBERS["gave None"])), "The scorer Giving")
