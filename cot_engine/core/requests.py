@@ -9,6 +9,8 @@ from cot_engine.core.headway import Headway
 from cot_engine.core.usage import Role, Usage
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from cot_engine.core.boundaries import Until
     from cot_engine.images.load import Image
 
@@ -60,13 +62,42 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class States:
+    """Of a continuation, what the model's layers hold while it is written: which `layers` (0 is the
+    first, -1 what the last one gives after its norm), and at which places: wherever one of the
+    strings in `marks` is complete, and at the end. Nothing is computed for it."""
+
+    layers: tuple[int, ...]
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the layers held at one place of a continuation.
+
+    The place is where token `token` of it was drawn, all before that read: it completed `mark`, or
+    is the last ("" : the end of the continuation; `token` is then their number if the model ended
+    its turn there). `values` [layers, width] are the states at the place, `sums` [layers, width]
+    those of the `token` places up to it added up, both float32. The first token of a continuation
+    is drawn from what read the prompt, and is no place. `logprob` (nats) sums over the tokens
+    before and at it.
+    """
+
+    mark: str
+    token: int
+    values: np.ndarray
+    sums: np.ndarray
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
 class Generate:
     """Continue `prompt` + `prefix` until `until`, once per seed.
 
     `scope` names the search this belongs to: a backend shares prefixes within a scope and drops
     them on `release(scope)`, so that what a search costs never depends on its neighbours.
-    `deadline` is a `time.monotonic()` value by which rows stop, with finish "budget". `headway`
-    is there if somebody watches.
+    `deadline` is a `time.monotonic()` value by which rows stop, with finish "budget". `states` are
+    wanted with what is written, of a backend that has them. `headway` is there if somebody watches.
     """
 
     scope: str
@@ -78,6 +109,7 @@ class Generate:
     sampling: Sampling = Sampling()
     role: Role = "generate"
     deadline: float | None = None
+    states: States | None = None
     headway: Headway | None = field(default=None, compare=False, repr=False)
 
 
@@ -88,12 +120,15 @@ class Generation:
     `text` is what `ids` add to the assistant's turn, cut at the boundary. `logprob` is the sum of
     the kept tokens' natural-log probabilities under the model itself (temperature 1, no cuts), so
     it does not depend on how they were drawn. An end-of-sequence token is not part of `ids`.
+    `places` are those whose states were asked for, in order, the last one the end; none where the
+    backend does not have them.
     """
 
     text: str
     ids: tuple[int, ...]
     logprob: float
     finish: Finish
+    places: tuple[Place, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

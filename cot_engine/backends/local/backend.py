@@ -24,6 +24,7 @@ from cot_engine.backends.local.amount import SHARE
 from cot_engine.backends.local.jobs import Choosing, Job, Scope, Sequence, Writing
 from cot_engine.backends.local.loading import Loaded
 from cot_engine.backends.local.prefix import Node, in_chunks, insert, matched
+from cot_engine.backends.local.states import Marking
 from cot_engine.backends.local.worker import Worker
 from cot_engine.backends.models.family import Pixels
 from cot_engine.core.requests import BackendInfo, Choose, Chosen, Generate, Generated, Prompt
@@ -123,9 +124,14 @@ class LocalBackend:
         room = self._room(len(sequence.ids))
         request = replace(request, max_new_tokens=min(request.max_new_tokens, room))
         watch = self.text.watch(request.until)
+        marking = None
+        if request.states is not None:
+            marking = Marking(self.text, request.states, len(self.adapter.lm.layers))
         scope = self._scope(request)
         return await self._run(
-            Writing(request=request, scope=scope, sequences=[sequence], watch=watch)
+            Writing(
+                request=request, scope=scope, sequences=[sequence], watch=watch, marking=marking
+            )
         )
 
     async def choose(self, request: Choose) -> Chosen:

@@ -15,6 +15,7 @@ from cot_engine.backends.local.jobs import DecodeRow, Writing
 from cot_engine.backends.local.kv import BLOCK, KVShape, Slots, blocks
 from cot_engine.backends.local.sampling import RowSampling, draw, keys, seed64
 from cot_engine.backends.local.shared import Shared
+from cot_engine.backends.local.states import Taps
 from cot_engine.backends.local.step import COLUMNS, GRAPHS, Layout, Rows, Step, bucket
 from cot_engine.backends.models.family import Adapter, Features
 from cot_engine.errors import said
@@ -44,9 +45,22 @@ class Batch:
         # On a GPU steps are captured as graphs, for few sizes; `notice` hears if that fails.
         self.graphs = self.buckets = shape.device.type == "cuda"
         self.clock = 0.0  # seconds of steps, each divided by its rows
+        self.taps = Taps(adapter)
+        # Of each row, what the tapped layers hold now, and what they held added up: [2, rows,
+        # layers, width]. None where none is tapped.
+        self.held: torch.Tensor | None = None
         self._steps: OrderedDict[Layout, Step] = OrderedDict()
         self._step: Step | None = None
         self._pool: Any = None
+
+    def tap(self, layers: tuple[int, ...]) -> None:
+        """Keep the states of these layers from now on."""
+        had = len(self.taps.layers)
+        if self.taps.want(layers):
+            self._moved()
+            width, added = self.adapter.head.weight.shape[-1], len(self.taps.layers) - had
+            more = torch.zeros(2, len(self.rows), added, width, device=self.shape.device)
+            self.held = more if self.held is None else torch.cat([self.held, more], 2)
 
     def _changed(self) -> None:
         """Rows came or went."""
@@ -101,13 +115,22 @@ class Batch:
         for row in rows:
             row.since = self.clock
             self.rows.append(row)
+            self._hold(row)
             try:
                 self._sit(row)
             except BaseException:
                 self.leave(row)  # it is what it was, and nobody joins what was filled half
                 raise
-            row.tail = None
+            row.tail = row.held = None
         self._changed()
+
+    def _hold(self, row: DecodeRow) -> None:
+        """The last of the rows brings what was added up of it before it was parked."""
+        if self.held is not None:
+            new = self.held.new_zeros(2, 1, *self.held.shape[2:])
+            if row.held is not None:
+                new[:, 0, : row.held.shape[1]] = row.held
+            self.held = torch.cat([self.held, new], 1)
 
     def _sit(self, row: DecodeRow) -> None:
         """The last of the rows gets what belongs in its slot, and in those that it shares."""
@@ -182,6 +205,8 @@ class Batch:
         if at != last:
             self.slots.move(last, at, self.rows[last].own)
             self.rows[at] = self.rows[last]
+        if self.held is not None:  # in new memory: others may be reading it
+            self.held = self.held[:, [last if k == at else k for k in range(last)]]
         self.rows.pop()
         self._left(row)
 
@@ -200,7 +225,11 @@ class Batch:
         for at, row in enumerate(parked, keep):
             if row.own:
                 row.tail = self.slots.saved(at, 0, row.own)
+            if self.held is not None:
+                row.held = self.held[:, at].clone()
         del self.rows[keep:]
+        if self.held is not None:
+            self.held = self.held[:, :keep]
         for row in parked:
             self._left(row)
         self.trim()
@@ -216,6 +245,8 @@ class Batch:
 
     def clear(self) -> None:
         self.rows = []
+        if self.held is not None:
+            self.held = self.held[:, :0]
         self.slots = Slots(self.shape)
         self.prefixes.clear()
         if self.pictures is not None:
@@ -235,6 +266,9 @@ class Batch:
             self._capture(step)
         step.uses += 1
         tokens, logprobs = step.run(count)
+        if self.held is not None and step.states is not None:
+            states = step.states[:count]
+            self.held = torch.stack([states, self.held[1] + states])
         self.clock += (time.perf_counter() - began) / count
         for row in self.rows:
             row.length += 1
@@ -260,7 +294,7 @@ class Batch:
         if step is None:
             beside = None if pictures is None else pictures.slots
             parts = (self.adapter, layout, self.slots, prefixes.slots, beside, self.banned)
-            step = Step(*parts)
+            step = Step(*parts, self.taps)
             if self.buckets:
                 self._steps[layout] = step
             if len(self._steps) > GRAPHS:

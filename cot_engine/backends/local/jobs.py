@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from cot_engine.backends.local.prefix import Node
+from cot_engine.backends.local.states import Marking
 from cot_engine.backends.local.text import BoundaryWatch
 from cot_engine.backends.models.family import Features, Pixels
-from cot_engine.core.requests import Choose, Chosen, Generate, Generated, Generation
+from cot_engine.core.requests import Choose, Chosen, Generate, Generated, Generation, Place
 from cot_engine.core.usage import Usage
 
 
@@ -139,10 +140,12 @@ class Job:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Writing(Job):
-    """A `Generate` in flight; `results` are those of the seeds that are done."""
+    """A `Generate` in flight; `results` are those of the seeds that are done, `marking` finds the
+    places whose states it wants (None: of none)."""
 
     request: Generate
     watch: BoundaryWatch
+    marking: Marking | None = None
     results: dict[int, Generation] = field(default_factory=dict)
 
 
@@ -159,7 +162,9 @@ class DecodeRow:
     """One candidate being written. `length` tokens of it are in the cache, `own` of them its own;
     the last of `ids` is not, it is fed next. `tail` holds its keys and values while it has no slot;
     `group` and `pictures` are those who stand on the same prefix and see the same pictures, while
-    it has one, and `since` what the batch's clock said when it got it."""
+    it has one, and `since` what the batch's clock said when it got it. `held` is what the batch
+    held of its states when it lost its slot; `places` are those found so far, `marks` how often
+    each mark was."""
 
     job: Writing
     index: int
@@ -171,6 +176,9 @@ class DecodeRow:
     group: Any = None
     pictures: Any = None
     since: float = 0.0
+    held: torch.Tensor | None = None
+    places: list[Place] = field(default_factory=list)
+    marks: dict[str, int] = field(default_factory=dict)
 
     @property
     def own(self) -> int:

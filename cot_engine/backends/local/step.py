@@ -19,6 +19,7 @@ from cot_engine.backends.local.attention import Seats, seating
 from cot_engine.backends.local.failures import out_of_memory
 from cot_engine.backends.local.kv import Fork, RowCache, Slots, constants
 from cot_engine.backends.local.sampling import RowSampling, draw, keys
+from cot_engine.backends.local.states import Taps
 from cot_engine.backends.models.family import Adapter, Looking, Pass
 
 GRAPHS = 64  # kept at a time; each has some memory of its own
@@ -79,8 +80,10 @@ class Step:
         prefixes: Slots,
         pictures: Slots | None,
         banned: int | None,
+        taps: Taps,
     ) -> None:
         self.adapter, self.layout, self.banned = adapter, layout, banned
+        self.taps = taps
         shape, rows, groups = slots.shape, layout.rows, layout.groups
         device = shape.device
 
@@ -110,6 +113,10 @@ class Step:
                 ),
             )
         self.out = torch.zeros(2, rows, dtype=torch.float64, device=device)
+        self.states: torch.Tensor | None = None  # [rows, layers, width], of layers that are tapped
+        if taps.layers:
+            width = adapter.head.weight.shape[-1]
+            self.states = torch.zeros(rows, len(taps.layers), width, device=device)
         self.uses = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.kept: tuple[torch.Tensor, ...] = ()
@@ -137,7 +144,10 @@ class Step:
         )
         self.cache.place(self.own)
         extra = self.adapter.extra(passed, self.cache)
-        hidden = self.adapter.forward(passed, self.cache, extra=extra)
+        with self.taps.open():
+            hidden = self.adapter.forward(passed, self.cache, extra=extra)
+            if self.states is not None:
+                self.states.copy_(self.taps.read(hidden))
         logits = self.adapter.logits(hidden[:, 0])
         tokens, logprobs = draw(logits, self.settings, keys(self.seeds, self.counters), self.banned)
         self.ids.copy_(tokens[:, None])

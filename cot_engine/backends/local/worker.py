@@ -25,6 +25,7 @@ from cot_engine.backends.local.prefill import Planned, Prefill, columns_of
 from cot_engine.backends.local.prefix import cut, evict, insert, recompute_end, unplan
 from cot_engine.backends.local.reading import Reading
 from cot_engine.backends.local.room import Room
+from cot_engine.backends.local.states import place
 from cot_engine.backends.local.text import ChatText
 from cot_engine.backends.models.family import Adapter
 from cot_engine.core.requests import Chosen, Finish, Generated, Generation
@@ -288,6 +289,8 @@ class Worker:
     def _start(self, jobs: list[Writing]) -> None:
         rows: list[DecodeRow] = []
         for job in jobs:
+            if job.marking is not None:
+                self.batch.tap(job.marking.layers)
             if self.adapter.prompt_depends_on_images:
                 self.prefill.pictures(job, job.sequences[0].images)
             start = len(job.sequences[0].ids)
@@ -313,7 +316,7 @@ class Worker:
         error = attempt(step)
         if error is None:
             self.step = time.monotonic() - began
-            self._take(list(self.batch.rows), *drawn)
+            self._take(list(self.batch.rows), *drawn, self.batch.held)
             return
         missing = [row for row in joining if row not in self.batch.rows]
         self.waiting.extendleft(reversed(missing))
@@ -356,12 +359,17 @@ class Worker:
             torch.cuda.empty_cache()
 
     def _take(
-        self, rows: list[DecodeRow], tokens: list[int], logprobs: list[float]
+        self,
+        rows: list[DecodeRow],
+        tokens: list[int],
+        logprobs: list[float],
+        held: torch.Tensor | None = None,
     ) -> list[DecodeRow]:
-        """Give each row its new token; finish those that end. Returns the others."""
+        """Give each row its new token; finish those that end. Returns the others. `held` are the
+        states [2, rows, layers, width] from which the tokens were drawn."""
         ahead = time.monotonic() + self.step  # when another token would be there
         going = []
-        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+        for at, (row, token, logprob) in enumerate(zip(rows, tokens, logprobs, strict=True)):
             job = row.job
             if not math.isfinite(logprob):
                 self.batch.wipe(row)
@@ -370,22 +378,45 @@ class Worker:
                 continue
             if job.request.headway is not None:
                 job.request.headway.tokens += 1
+            states = None if held is None else held[:, at]
             if token in self.text.eos:
+                self._reach(row, "", states)
                 self._finish(row, "eos", len(row.ids))
                 continue
             row.ids.append(token)
             row.logprobs.append(logprob)
+            self._mark(row, states)
             look, row.pending = job.watch.telling(token, row.pending)
             keep = job.watch.cut(row.sequence.ids, row.ids) if look else None
+            finish: Finish
             if keep is not None:
-                self._finish(row, "stop", keep)
+                finish = "stop"
             elif len(row.ids) >= job.request.max_new_tokens:
-                self._finish(row, "length", len(row.ids))
+                finish = "length"
             elif job.request.deadline is not None and ahead > job.request.deadline:
-                self._finish(row, "budget", len(row.ids))
+                finish = "budget"
             else:
                 going.append(row)
+                continue
+            self._reach(row, "", states, len(row.ids) - 1)
+            self._finish(row, finish, len(row.ids) if keep is None else keep)
         return going
+
+    def _mark(self, row: DecodeRow, states: torch.Tensor | None) -> None:
+        """Note the places that the row's newest token is, if its request wants any."""
+        marking = row.job.marking
+        if marking is not None:
+            for mark in marking.found(row.sequence.ids, row.ids, row.marks):
+                self._reach(row, mark, states, len(row.ids) - 1)
+
+    def _reach(
+        self, row: DecodeRow, mark: str, states: torch.Tensor | None, token: int | None = None
+    ) -> None:
+        marking = row.job.marking
+        if marking is not None and states is not None:
+            of = [self.batch.taps.layers.index(layer) for layer in marking.layers]
+            token = len(row.ids) if token is None else token
+            row.places.append(place(mark, token, states, of, sum(row.logprobs)))
 
     def _finish(self, row: DecodeRow, finish: Finish, keep: int) -> None:
         """Make the row a generation, hand its keys and values to the tree, free its slot."""
@@ -404,7 +435,8 @@ class Worker:
         crossed = self.adapter.crossed(sequence.images)
         job.tally.flops += self.adapter.flops.steps(row.start, row.own + 1, crossed)
         text = self.text.added(sequence.ids, ids)
-        job.results[row.index] = Generation(text, ids, sum(row.logprobs[:keep]), finish)
+        places = tuple(each for each in row.places if each.token < keep or not each.mark)
+        job.results[row.index] = Generation(text, ids, sum(row.logprobs[:keep]), finish, places)
         if job.request.headway is not None:
             job.request.headway.finished = len(job.results)
         if len(job.results) == len(job.request.seeds):
