@@ -28,7 +28,7 @@ GOOD = """
 def test_ours_are_there():
     assert set(OURS) <= set(plugins.names("strategy"))
     assert {"self", "rationale", "likelihood", "random"} <= set(plugins.names("judge"))
-    assert plugins.names("scorer") == ["likelihood"]
+    assert plugins.names("scorer") == ["likelihood", "states"]
 
 
 @pytest.mark.parametrize("kind", plugins.GROUPS)

@@ -161,7 +161,8 @@ def trace(
 
 @app.command(cls=_usage("CONFIG.toml|PRESET"))
 @flags(
-    *("model", "device", "dtype", "quantize", "adapter", "max_pixels", "in_flight", "memory"),
+    *("model", "device", "dtype", "quantize", "adapter", "max_pixels", "probe"),
+    *("in_flight", "memory"),
     after="problems",
     model="A folder, a hub name or a URL. [the grid's]",
 )

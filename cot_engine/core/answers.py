@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -179,6 +180,13 @@ class Answer:
     def complete(self) -> bool:
         """Whether the model wrote the answer to its end."""
         return not self.incomplete
+
+    @property
+    def confidence(self) -> float | None:
+        """How likely the answer is right, 0 to 1, by what the model's probe read from its states
+        while this chain was written; None where there is no probe."""
+        logit = self.chain.last.scores.get("whole") if self.chain.last else None
+        return None if logit is None else 1 / (1 + math.exp(-max(-700.0, logit)))
 
     @property
     def total(self) -> Usage:

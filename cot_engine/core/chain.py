@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from cot_engine.core.requests import Finish, Segment
 
@@ -14,6 +14,8 @@ class Step:
     `segments` are exactly what stands in the assistant's turn (forced tags, sampled ids, repairs);
     `text` is their text. `logprob` (nats) sums over the `tokens` sampled ones. `faults` names what
     was malformed (see `grammar.FAULTS`); `stage` is the tag of the stage that the step ended in.
+    `scores` is what the model's probe read from its states meanwhile: by stage the logit that it is
+    sound, by "whole", once the response is finished, the logit that its answer is right.
     """
 
     text: str
@@ -23,6 +25,7 @@ class Step:
     tokens: int
     finish: Finish
     faults: tuple[str, ...] = ()
+    scores: dict[str, float] = field(default_factory=dict, hash=False, metadata={"sparse": True})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Frozen values to what JSON has and back, by their type hints alone: events, and configurations.
 
 `plain` takes apart what `reader` puts together again. A field with the metadata {"read": False} is
-not part of it; a class that is written as another value says so in a method `written`.
+not part of it, one that is {"sparse": True} is left out while empty; a class that is written as
+another value says so in a method `written`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ def plain(value: Any) -> Any:
     """The value as dicts, lists, texts and numbers."""
     if is_dataclass(value):
         value = value.written() if hasattr(value, "written") else value
-        return {name: plain(getattr(value, name)) for name in _fields(value.__class__)}
+        found = _fields(value.__class__)
+        values = {name: (f, getattr(value, name)) for name, f in found.items()}
+        return {k: plain(v) for k, (f, v) in values.items() if v or not f.metadata.get("sparse")}
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):

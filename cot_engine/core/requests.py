@@ -80,7 +80,7 @@ class Place:
     its turn there). `values` [layers, width] are the states at the place, `sums` [layers, width]
     those of the `token` places up to it added up, both float32. The first token of a continuation
     is drawn from what read the prompt, and is no place. `logprob` (nats) sums over the tokens
-    before and at it.
+    before and at it. The end may lie some tokens behind those that were kept.
     """
 
     mark: str

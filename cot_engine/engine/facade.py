@@ -34,7 +34,8 @@ from cot_engine.engine.feed import Feed, HearingMany, Listener, asked, of_one
 from cot_engine.engine.modes import SAID, Modes
 from cot_engine.engine.thread import LoopThread, Sent, handing_over, in_thread
 from cot_engine.errors import ConfigError, CotEngineError, shown
-from cot_engine.judging.profile import Profile
+from cot_engine.judging.probe import Probe
+from cot_engine.judging.profile import Profile, probe_for
 from cot_engine.options.problem import check_number_of_images, judge_images, problem_of
 from cot_engine.options.resolve import Given, Resolved, resolve
 from cot_engine.search.loop import search
@@ -54,15 +55,23 @@ _LOADING = 32  # problems whose pictures are read, or waited for, at once: each 
 class Engine:
     """A loaded model and the searches that run on it. Close it, or use it as a context manager.
 
-    `profile` says how to judge with the model; `in_flight` bounds the searches that run at once.
+    `profile` says how to judge with the model; `probe` reads its states from all that it writes
+    (None: nobody does); `in_flight` bounds the searches that run at once.
     Its methods may be called from several threads. Raises ConfigError for an `in_flight` below 1.
     """
 
-    def __init__(self, backend: Backend, *, profile: Profile | None = None, in_flight: int = 32):
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        profile: Profile | None = None,
+        probe: Probe | None = None,
+        in_flight: int = 32,
+    ):
         if in_flight < 1:
             raise ConfigError(f"in_flight is {in_flight}.", "It must be at least 1.")
         self.backend = backend
-        self.profile = profile or Profile()
+        self.profile, self.probe = profile or Profile(), probe
         self.in_flight = in_flight
         self._scopes = itertools.count()
         self._scorer = functools.cache(functools.partial(plugins.make, "scorer"))  # made once
@@ -83,6 +92,7 @@ class Engine:
         quantize: Literal["8bit", "4bit"] | None = None,
         adapter: str | Path | None = None,
         max_pixels: int | None = None,
+        probe: str | Path = "auto",
         memory: float | str = SHARE,
         in_flight: int = 32,
         on_notice: Callable[[str], None] | None = None,
@@ -95,10 +105,11 @@ class Engine:
         Of a picture with more than `max_pixels` pixels the model is shown a smaller one.
         `memory` is what keys and values may take: a share of what is free once the model is
         loaded (0.9), or an amount such as "20GB". `in_flight` bounds the searches that run at
-        once. `adapter` is the folder of a LoRA that is merged into the weights. `on_notice` hears
-        what the user should know, such as a batch that was halved for lack of memory. Raises
-        ModelError, and ConfigError or UnknownNameError for a profile in the folder that will not
-        do.
+        once. `adapter` is the folder of a LoRA that is merged into the weights. `probe` is a file
+        that reads the model's states, "auto" for that of its profile, "none" for none. `on_notice`
+        hears what the user should know, such as a batch that was halved for lack of memory. Raises
+        ModelError, and ConfigError or UnknownNameError for a profile in the folder or a probe that
+        will not do.
         """
         files = parameters.get("sizes") or model  # a server's model has its files elsewhere
         folder = profile_path(files)
@@ -108,13 +119,14 @@ class Engine:
         asked["max_pixels"] = max_pixels
         parameters |= {k: v for k, v in asked.items() if v not in ("auto", None, SHARE)}
         opened = open_backend(model, backend, parameters, on_notice=on_notice)
-        if (now := profile_path(files)) != folder:  # it came with the weights, a moment ago
-            try:
+        try:
+            if (now := profile_path(files)) != folder:  # it came with the weights, a moment ago
                 profile = Profile.of(now)
-            except BaseException:
-                opened.close()
-                raise
-        return cls(opened, profile=profile, in_flight=in_flight)
+            reading = probe_for(opened.info, probe, profile, now, on_notice)
+        except BaseException:
+            opened.close()
+            raise
+        return cls(opened, profile=profile, probe=reading, in_flight=in_flight)
 
     # --- one problem ---
 
@@ -375,6 +387,7 @@ class Engine:
             scorers=self._scorer,
             verifier=self.profile.verifier or "likelihood",
             judge_images=seen,
+            probe=self.probe,
             scope=f"{problem.id}#{next(self._scopes)}",
             notes=notes,
             listen=listen,

@@ -24,6 +24,7 @@ from cot_engine.core.requests import GREEDY, Prompt
 from cot_engine.core.stages import LONGEST, Plan
 from cot_engine.errors import ConfigError, shown
 from cot_engine.judging import prompts
+from cot_engine.judging.probe import StatesScorer
 from cot_engine.judging.prompts import FORMS, Form
 from cot_engine.judging.protocol import Ask, Case, Judge, Pair, Scale, Scorer
 
@@ -220,5 +221,8 @@ JUDGES: dict[str, Callable[..., Judge]] = {
 }
 """The judges with a name. An oracle needs the answer: pass `OracleJudge(answer)` from Python."""
 
-SCORERS: dict[str, Callable[[], Scorer]] = {"likelihood": LikelihoodScorer}
+SCORERS: dict[str, Callable[[], Scorer]] = {
+    "likelihood": LikelihoodScorer,
+    "states": StatesScorer,
+}
 """The scorers with a name."""

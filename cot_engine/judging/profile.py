@@ -11,15 +11,18 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from cot_engine import plugins
+from cot_engine.core.requests import BackendInfo
 from cot_engine.core.tables import from_table, is_text, located, must
 from cot_engine.errors import ConfigError, UnknownNameError, shown
 from cot_engine.files.reading import read_json
 from cot_engine.files.writing import unwritable, write_whole
+from cot_engine.judging.probe import Probe
 from cot_engine.judging.prompts import Form
 from cot_engine.judging.protocol import Judge
 
@@ -36,12 +39,14 @@ class Profile:
     """`judge` is the one that "auto" stands for, `verifier` the scorer that it stands for (None:
     likelihood). `judge_prompt` is how the judges self and self+likelihood ask the model: "brief"
     for one trained to judge. `likelihood_weight` is what self+likelihood weighs likelihood with
-    (None: nobody has fitted it)."""
+    (None: nobody has fitted it). `probe` is a file beside the weights that reads the model's states
+    (`judging.probe`)."""
 
     judge: Annotated[str, must("the name of a judge", is_text)] = "self"
     judge_prompt: Form = "full"
     likelihood_weight: Annotated[float, must("a finite number, or null", is_finite)] | None = None
     verifier: Annotated[str, must("the name of a scorer, or null", is_text)] | None = None
+    probe: Annotated[str, must("a file's name, or null", is_text)] | None = None
 
     @classmethod
     def of(cls, folder: str | Path) -> Profile:
@@ -132,3 +137,29 @@ class Profile:
                 )
             given["weight"] = self.likelihood_weight
         return {key: value for key, value in given.items() if key not in own}
+
+
+def probe_for(
+    info: BackendInfo,
+    wanted: str | Path,
+    profile: Profile,
+    folder: str | Path,
+    on_notice: Callable[[str], None] | None = None,
+) -> Probe | None:
+    """The probe `wanted` for a model: a file, "none", or "auto": that of its `profile` in `folder`,
+    which is left out, and `on_notice` told, where the weights are not those that it was fitted on.
+    Raises ConfigError for a file that will not do."""
+    if str(wanted) == "none" or (str(wanted) == "auto" and profile.probe is None):
+        return None
+    if str(wanted) != "auto":
+        probe = Probe.of(wanted)
+        probe.check(info.digest, info.model)
+        return probe
+    probe = Probe.of(Path(folder) / str(profile.probe))
+    try:
+        probe.check(info.digest, info.model)
+    except ConfigError as error:
+        if on_notice is not None:
+            on_notice(f"{error.message} It is left out. {error.hint}")
+        return None
+    return probe

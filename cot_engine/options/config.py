@@ -122,6 +122,10 @@ class RunConfig(SearchOptions):
         *(None, "model", _max_pixels),
         *("Pixels (width x height) that are shown of a picture, at most.", "N"),
     )
+    probe: str = option(
+        *("auto", "model", text),
+        *("What reads the model's states: auto (its profile's), none, or a file. [{}]", "FILE"),
+    )
     mode: Literal["auto", "trained", "prompted"] = option(
         *("auto", "writing", OneOf("auto", "trained", "prompted")),
         "Whether the model knows the tags. [{}]",

@@ -228,10 +228,14 @@ class Growth:
             request, portion.upto or 1.0, ids=ids, before=_text(prefix)
         )
         beam = tuple(
-            child(
-                *(chain, i, until, session.plan, prefix, generation),
-                cut=length < asked,
-                written_on=portion.upto is None,
+            self.session.probed(
+                chain,
+                child(
+                    *(chain, i, until, session.plan, prefix, generation),
+                    cut=length < asked,
+                    written_on=portion.upto is None,
+                ),
+                generation,
             )
             for i, generation in zip(indices, generated.generations, strict=True)
         )
@@ -269,7 +273,8 @@ class Growth:
             left -= len(generation.ids)
             cut = request.max_new_tokens < stage.length
             part = child(whole, 0, stage, plan, prefix, generation, cut=cut)
-            whole = Chain(path, part.steps, part.done)
+            part = self.session.probed(whole, Chain(path, part.steps, part.done), generation)
+            whole = part
         session.reporter.settle()
         ended = whole.done or (left > 0 and len(whole.steps) > len(chain.steps))
         return joined(chain, index, whole, plan, None if ended else "budget"), usage
@@ -315,6 +320,7 @@ class Growth:
             *(chain, index, plan.last, plan, prefix, generated.generations[0]),
             cut=length != plan.last.length,
         )
+        concluded = self.session.probed(chain, concluded, generated.generations[0])
         self.known[concluded.id] = concluded
         session.emit(Grown(plan.last.tag, (record(concluded),), generated.usage, forced=True))
         return concluded, generated.usage

@@ -37,6 +37,7 @@ from cot_engine.errors import (
     said,
     shown,
 )
+from cot_engine.judging.probe import Probe
 from cot_engine.judging.protocol import Scorer
 from cot_engine.search import yielded
 from cot_engine.search.expand import Exhausted, Growth
@@ -70,6 +71,7 @@ async def search(
     scorers: Callable[[str], Scorer],
     verifier: str = "likelihood",
     judge_images: tuple[Image, ...] = (),
+    probe: Probe | None = None,
     scope: str = "",
     notes: tuple[str, ...] = (),
     listen: Callable[[Heard], None] | None = None,
@@ -77,8 +79,8 @@ async def search(
     """Run one search to its answer.
 
     `listen` gets every event as it happens, in order, and Progress between them. `verifier` is
-    the scorer that "auto" stands for; `judge_images` is what the judge is shown; `notes`
-    are recorded at the start as notices.
+    the scorer that "auto" stands for; `judge_images` is what the judge is shown; `probe` reads the
+    model's states; `notes` are recorded at the start as notices.
     Raises BudgetError if the budget cannot pay for an answer, StrategyError if the strategy, the
     judge, a scorer or `listen` breaks its contract, ModelError if the backend does, and what it
     raises on purpose; a Failed event ends the trace then, and what was recorded before stays.
@@ -94,6 +96,7 @@ async def search(
     session = Session(
         *(problem, backend, settings, emit, scope or problem.id, judge_images),
         reporter=Reporter(listen and tell),
+        probe=probe,
     )
     try:
         emit(_started(session, strategy, judge))

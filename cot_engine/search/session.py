@@ -26,6 +26,7 @@ from cot_engine.core.requests import (
     Chosen,
     Generate,
     Generated,
+    Generation,
     Prompt,
     Sampling,
     Segment,
@@ -34,10 +35,12 @@ from cot_engine.core.stages import DEFAULT_PLAN, Plan
 from cot_engine.core.usage import Role, Usage
 from cot_engine.errors import BudgetError, shown
 from cot_engine.judging import prompts
+from cot_engine.judging.probe import Probe
 from cot_engine.search import replies
 from cot_engine.search.budget import Budget, Meter
 from cot_engine.search.concurrency import gather
 from cot_engine.search.lanes import Lane
+from cot_engine.search.probing import Probing
 from cot_engine.search.progress import Reporter
 
 if TYPE_CHECKING:
@@ -75,9 +78,9 @@ class Session:
     """One search's dealings with the model. `scope` must be unique among searches in flight.
 
     `record` gets the events, which bear the number of the `round`: the strategy's request that is
-    being carried out. `safe` is a finished chain to fall back on: once there is one, no floor is
-    held back. `match` is the most that judging one more candidate took so far, in the budget's
-    unit.
+    being carried out. `probe` reads the model's states from whatever it writes for this problem.
+    `safe` is a finished chain to fall back on: once there is one, no floor is held back. `match` is
+    the most that judging one more candidate took so far, in the budget's unit.
     """
 
     problem: Problem
@@ -87,6 +90,7 @@ class Session:
     scope: str
     judge_images: tuple[Image, ...] = ()
     reporter: Reporter = field(default_factory=Reporter)
+    probe: Probe | None = None
     safe: Chain | None = None
     match: float = 0.0
     released: bool = False
@@ -94,6 +98,7 @@ class Session:
     lane: Lane | None = None
     meter: Meter = field(init=False)
     prompt: Prompt = field(init=False)
+    probing: Probing | None = field(init=False)
     model: Part = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,6 +106,7 @@ class Session:
         self.meter = Meter(s.budget)
         self.model = Part("backend", self.backend)
         self.prompt = prompts.answer_prompt(self.problem, s.plan, s.mode, s.detail)
+        self.probing = None if self.probe is None else Probing(self.probe, s.plan)
 
     @property
     def plan(self) -> Plan:
@@ -122,7 +128,10 @@ class Session:
     ) -> Generate:
         """The request to continue this problem's answer."""
         sampling = GREEDY if greedy else self.settings.sampling
-        return Generate(self.scope, self.prompt, prefix, until, tuple(seeds), length, sampling)
+        return Generate(
+            *(self.scope, self.prompt, prefix, until, tuple(seeds), length, sampling),
+            states=None if self.probing is None else self.probing.states,
+        )
 
     async def generate(
         self,
@@ -174,6 +183,10 @@ class Session:
         if self.lane is None:
             return await method(request)
         return await self.lane.call(lambda: method(request))
+
+    def probed(self, parent: Chain, chain: Chain, generation: Generation) -> Chain:
+        """The chain, grown from `parent` by that, with what the probe read meanwhile."""
+        return chain if self.probing is None else self.probing.read(parent, chain, generation)
 
     async def gather(self, coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         """Await all of what asks the model at once; if one fails, cancel the others and raise its

@@ -143,5 +143,6 @@ def joined(chain: Chain, index: int, parts: Chain, plan: Plan, finish: Finish | 
         sum(s.tokens for s in new),
         finish or new[-1].finish,
         tuple(fault for s in new for fault in s.faults) + missing,
+        {tag: score for s in new for tag, score in s.scores.items()},
     )
     return chain.grow(index, step, parts.done)

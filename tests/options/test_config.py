@@ -110,6 +110,7 @@ def test_every_field_counts_in_the_hash():
         "quantize": "8bit",
         "adapter": "lora",
         "max_pixels": 10**6,
+        "probe": "none",
         "budget": "3 s",
         "allow_url": True,
         "device": "cpu",
@@ -280,6 +281,7 @@ def test_each_key_means_the_same_in_a_file_the_environment_and_a_flag(tmp_path, 
         "mode": "trained",
         "allow_url": "true",
         "max_pixels": "1000000",
+        "probe": "none",
     }
     texts |= {
         "parameters": "fill=true",

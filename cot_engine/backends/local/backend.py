@@ -126,7 +126,7 @@ class LocalBackend:
         watch = self.text.watch(request.until)
         marking = None
         if request.states is not None:
-            marking = Marking(self.text, request.states, len(self.adapter.lm.layers))
+            marking = Marking(self.text, request.states, self.adapter.self_layers())
         scope = self._scope(request)
         return await self._run(
             Writing(

@@ -65,14 +65,15 @@ class Taps:
 
 class Marking:
     """Finds the marks that a row's newest token completed, for one request. Raises InputError for
-    a layer that the model, which has `count`, has not."""
+    a layer that is none of `known`, nor -1."""
 
-    def __init__(self, text: ChatText, states: States, count: int) -> None:
+    def __init__(self, text: ChatText, states: States, known: Sequence[int]) -> None:
         for layer in states.layers:
-            if not -1 <= layer < count:
+            if layer not in known and layer != -1:
                 raise InputError(
                     f"The states of layer {layer} were asked for; this model has layers 0 to"
-                    f" {count - 1}, and -1 for what the last one gives after its norm.",
+                    f" {max(known)}, and -1 for what the last one gives after its norm; not those"
+                    " that look at the picture alone.",
                     "A verifier is of the model that it was fitted on: cot-engine train-verifier.",
                 )
         self.layers = states.layers

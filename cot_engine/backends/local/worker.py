@@ -316,7 +316,7 @@ class Worker:
         error = attempt(step)
         if error is None:
             self.step = time.monotonic() - began
-            self._take(list(self.batch.rows), *drawn, self.batch.held)
+            self._take(list(self.batch.rows), drawn[0], drawn[1], self.batch.held)
             return
         missing = [row for row in joining if row not in self.batch.rows]
         self.waiting.extendleft(reversed(missing))

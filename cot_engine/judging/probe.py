@@ -1,0 +1,218 @@
+"""A probe: a linear layer that reads from the model's own states whether what it wrote is right.
+
+It is a safetensors file of a few kB beside the weights, named in the model's profile. A head for
+each stage says, where that is closed, how likely it is sound; the head "whole" says of a finished
+response how likely its answer is right. Each is logistic in
+
+- "end": what the layers held where the stage was closed ("whole": at each closing, "end:CAPTION"),
+- "mean": the mean of what they held over the stage (over the response),
+- "likelihood": the mean log-probability (nats) of its tokens,
+- "claims": the log-probability that each claim of the stage is true, summed, which a linear layer
+  of its own ("claim") reads from the states where the claims end.
+
+The states are those of the places of a `Generation`: nothing is computed again. Fitted by
+`cot-engine train-verifier`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from cot_engine.core.chain import Chain
+from cot_engine.core.requests import States
+from cot_engine.core.stages import Plan
+from cot_engine.errors import ConfigError, InputError, said, shown
+from cot_engine.judging.protocol import Ask, Case
+from cot_engine.judging.states import Held, Stretch
+
+if TYPE_CHECKING:
+    import numpy as np
+
+WHOLE = "whole"
+"""The head that is about a whole response."""
+
+SCHEMA = "probe-1"
+
+
+@dataclass(frozen=True)
+class Head:
+    """One logistic layer: the weights of each block (a vector, or one number), the bias, and what a
+    block counts that is not there: its mean, times its weights."""
+
+    bias: float
+    weights: Mapping[str, np.ndarray]
+    absent: Mapping[str, float] = field(default_factory=dict)
+
+    def logit(self, blocks: Mapping[str, Any]) -> float:
+        """What it says of these values."""
+        total = self.bias
+        for name, weights in self.weights.items():
+            value = blocks.get(name)
+            if value is None:
+                total += self.absent.get(name, 0.0)
+            else:
+                total += float((weights * value).sum())
+        return total
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The heads, by stage and "whole", and for claims "claim:CAPTION"; which `layers` of a model
+    whose states are `width` wide they read; by stage the string that ends a claim in it; and the
+    `digest` of the weights that they were fitted on."""
+
+    layers: tuple[int, ...]
+    width: int
+    heads: Mapping[str, Head]
+    marks: Mapping[str, str] = field(default_factory=dict)
+    digest: str = ""
+
+    def states(self, plan: Plan) -> States:
+        """What is to be asked of the model with whatever it writes for a problem of this plan."""
+        closes = [stage.close for stage in plan]
+        inside = [self.marks[stage.tag] for stage in plan if stage.tag in self.marks]
+        return States(self.layers, tuple(dict.fromkeys([*closes, *inside])))
+
+    def stage(self, stretch: Stretch) -> float | None:
+        """The logit that a stage, or so much of it, is sound; None where no head reads it. Raises
+        InputError for states of another width."""
+        head = self.heads.get(stretch.tag)
+        self._check(len(stretch.end))
+        if head is None:
+            return None
+        claim = self.heads.get(f"claim:{stretch.tag}")
+        claims = None
+        if claim is not None and stretch.claims:
+            claims = sum(log_sigmoid(claim.logit({"end": state})) for state in stretch.claims)
+        return head.logit(stage_blocks(stretch) | {"claims": claims})
+
+    def whole(self, held: Held) -> float | None:
+        """The logit that a finished response's answer is right; None where no head reads it."""
+        head = self.heads.get(WHOLE)
+        return None if head is None else head.logit(whole_blocks(held))
+
+    def _check(self, size: int) -> None:
+        if size != (wanted := len(self.layers) * self.width):
+            raise InputError(
+                f"The model's states have {size:,} numbers a place; the probe reads {wanted:,}.",
+                "It was fitted on another model: fit one with cot-engine train-verifier.",
+            )
+
+    def write(self, path: str | Path) -> None:
+        """Write the file. Raises ConfigError."""
+        from safetensors.numpy import save
+
+        from cot_engine.files.writing import write_whole
+
+        tensors: dict[str, Any] = {}
+        plain = {}
+        for name, head in self.heads.items():
+            tensors |= {f"{name}/{block}": each for block, each in head.weights.items()}
+            plain[name] = {"bias": head.bias, "absent": dict(head.absent)}
+        about = {
+            "schema": SCHEMA,
+            "layers": list(self.layers),
+            "width": self.width,
+            "marks": dict(self.marks),
+            "digest": self.digest,
+            "heads": plain,
+        }
+        data = save(tensors, {"cot_engine": json.dumps(about)})
+        write_whole(path, data, "The probe", ConfigError, "Give another folder.")
+
+    @classmethod
+    def of(cls, path: str | Path) -> Probe:
+        """The probe in a file. Raises ConfigError for one that is not there, or none."""
+        from safetensors import safe_open
+
+        try:
+            with safe_open(str(path), "numpy") as file:
+                about = json.loads((file.metadata() or {})["cot_engine"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if about["schema"] != SCHEMA:
+                raise ValueError(f"its schema is {shown(about['schema'])}, not {SCHEMA}")
+            layers, width = tuple(about["layers"]), about["width"]
+            heads = {
+                name: _head(name, plain, tensors, len(layers) * width)
+                for name, plain in about["heads"].items()
+            }
+            return cls(layers, width, heads, about["marks"], about["digest"])
+        except FileNotFoundError:
+            why, hint = "is not there", "Fit one with cot-engine train-verifier."
+        except KeyError as error:
+            why, hint = f"has no {error.args[0]}", "Is it a probe of cot-engine train-verifier?"
+        except Exception as error:  # safetensors has one class of errors for all
+            why, hint = f"cannot be read: {said(error)}", "Fit one with cot-engine train-verifier."
+        raise ConfigError(f"The probe {str(path)!r} {why}.", hint)
+
+    def check(self, digest: str, model: str) -> None:
+        """Raises ConfigError unless it was fitted on the weights with this digest."""
+        if self.digest and self.digest != digest:
+            raise ConfigError(
+                f"The probe was fitted on other weights ({self.digest[:12]}) than those of"
+                f" {shown(model)} ({digest[:12]}).",
+                "Fit one on these: cot-engine train-verifier QUESTIONS --model FOLDER.",
+            )
+
+
+def _head(name: str, plain: Any, tensors: Mapping[str, Any], size: int) -> Head:
+    own = {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
+    for block, weights in own.items():
+        wanted = 1 if block in ("likelihood", "claims") else size
+        if weights.shape != (wanted,):
+            raise ValueError(f"{name}/{block} has the shape {weights.shape}, not ({wanted},)")
+    return Head(float(plain["bias"]), own, plain["absent"])
+
+
+def stage_blocks(stretch: Stretch) -> dict[str, Any]:
+    """What the head of a stage reads, claims aside."""
+    span = stretch.span
+    return {"end": stretch.end, "mean": span.mean, "likelihood": span.likelihood}
+
+
+def whole_blocks(held: Held) -> dict[str, Any]:
+    """What the head "whole" reads."""
+    ends = {f"end:{tag}": state for tag, state in held.ends.items()}
+    return {**ends, "mean": held.whole.mean, "likelihood": held.whole.likelihood}
+
+
+def log_sigmoid(logit: float) -> float:
+    """log(1 / (1 + exp(-logit))), for any logit."""
+    return -math.log1p(math.exp(-logit)) if logit > 0 else logit - math.log1p(math.exp(logit))
+
+
+def sigmoid(logit: float) -> float:
+    """1 / (1 + exp(-logit)), for any logit."""
+    return math.exp(log_sigmoid(logit))
+
+
+@dataclass(frozen=True, slots=True)
+class StatesScorer:
+    """What the model's probe read while a chain was written, as a logit: of its last step, or of
+    the whole response once that is finished. Costs nothing.
+
+    Raises InputError for a chain of which nothing was read.
+    """
+
+    scale: ClassVar[Literal["logit"]] = "logit"
+
+    async def score(self, chains: Sequence[Chain], case: Case, ask: Ask) -> list[float]:
+        return [read(chain, case.about) for chain in chains]
+
+
+def read(chain: Chain, about: str) -> float:
+    """What a probe said of a chain: a logit. Raises InputError where it said nothing."""
+    scores = chain.last.scores if chain.last else {}
+    if about == "whole" and WHOLE in scores:
+        return scores[WHOLE]
+    if chain.last is not None and chain.last.stage in scores:
+        return scores[chain.last.stage]
+    raise InputError(
+        "No probe has read the model's states here.",
+        "It takes a model in this process with a probe in its profile: cot-engine train-verifier.",
+    )
