@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-from cot_engine.core.requests import BackendInfo, Choose, Chosen, Generate, Generated
+from cot_engine.core.requests import (
+    BackendInfo,
+    Choose,
+    Chosen,
+    Generate,
+    Generated,
+    Measure,
+    Measured,
+)
 from cot_engine.core.usage import Usage
 
 
@@ -55,6 +63,17 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Stop and free the model. Requests in flight end, and later ones, with a ModelError."""
+        ...
+
+
+@runtime_checkable
+class Measuring(Backend, Protocol):
+    """A backend that also tells what its model makes of texts that are there: what verifiers by
+    tokens and by heads need. Its `estimate` takes a Measure too."""
+
+    async def measure(self, request: Measure) -> Measured:
+        """Numbers at places of dialogues, generating nothing. Raises InputError for what this
+        model cannot be asked."""
         ...
 
 

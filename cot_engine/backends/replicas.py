@@ -15,7 +15,15 @@ from dataclasses import replace
 from typing import Any
 
 from cot_engine.backends.protocol import Backend
-from cot_engine.core.requests import BackendInfo, Choose, Chosen, Generate, Generated
+from cot_engine.core.requests import (
+    BackendInfo,
+    Choose,
+    Chosen,
+    Generate,
+    Generated,
+    Measure,
+    Measured,
+)
 from cot_engine.core.usage import Usage
 from cot_engine.errors import BackendGone, ConfigError, ModelError, said, shown
 
@@ -84,7 +92,12 @@ class Replicas:
         chosen: Chosen = await self._ask("choose", request)
         return chosen
 
-    def estimate(self, request: Generate | Choose) -> Usage:
+    async def measure(self, request: Measure) -> Measured:
+        """Raises as `generate` does, and InputError where the replicas cannot."""
+        measured: Measured = await self._ask("measure", request)
+        return measured
+
+    def estimate(self, request: Generate | Choose | Measure) -> Usage:
         """By the search's own backend, which knows what is held; where there is none yet, by any.
         Raises as `generate` does."""
         while True:
@@ -115,7 +128,7 @@ class Replicas:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    async def _ask(self, method: str, request: Generate | Choose) -> Any:
+    async def _ask(self, method: str, request: Generate | Choose | Measure) -> Any:
         for _ in range(_ENDS):
             at = self._home(request.scope)
             try:

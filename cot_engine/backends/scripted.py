@@ -14,10 +14,13 @@ from cot_engine.core.requests import (
     BackendInfo,
     Choose,
     Chosen,
+    Dialogue,
     Finish,
     Generate,
     Generated,
     Generation,
+    Measure,
+    Measured,
     Prompt,
 )
 from cot_engine.core.stages import DEFAULT_PLAN, Plan
@@ -68,7 +71,7 @@ class ScriptedBackend:
 
     script: Callable[[Generate, int], str] = staged_reply
     prefer: Callable[[str], float] = lambda text: float(len(text))
-    requests: list[Generate | Choose] = field(default_factory=list)
+    requests: list[Generate | Choose | Measure] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     info: BackendInfo = BackendInfo(
         "scripted", "scripted", "0", "arithmetic", "none", "none", 1_000_000, 100
@@ -78,7 +81,7 @@ class ScriptedBackend:
     _known: dict[str, set[tuple[str, ...]]] = field(default_factory=dict)
     _words: dict[int, str] = field(default_factory=dict)
 
-    async def _take(self, request: Generate | Choose) -> None:
+    async def _take(self, request: Generate | Choose | Measure) -> None:
         self.requests.append(request)
         await asyncio.sleep(0)
         if self.closed:
@@ -143,8 +146,39 @@ class ScriptedBackend:
             rows.append((-0.7 + margin / 2, -0.7 - margin / 2, *more))
         return Chosen(tuple(rows), usage)
 
-    def estimate(self, request: Generate | Choose) -> Usage:
+    async def measure(self, request: Measure) -> Measured:
+        """A place's first choice is the likelier by what `prefer` thinks of the data before it; a
+        state is that, and 1."""
+        await self._take(request)
+        usage, found = Usage(), []
+        for dialogue in request.dialogues:
+            prompt = Prompt("", dialogue.images)
+            usage += self._read(
+                request.scope, self._words_of(dialogue_text(dialogue), prompt), prompt
+            )
+            data, places = "", []
+            for piece in (piece for turn in dialogue.turns for piece in turn.pieces):
+                data += "" if piece.own else piece.text
+                if piece.mark:
+                    places.append(self._number(request, data))
+            found.append(tuple(places) or (self._number(request, data),))
+        return Measured(tuple(found), usage)
+
+    def _number(self, request: Measure, data: str) -> tuple[float, ...]:
+        liked = self.prefer(data.strip())
+        if not request.choices:
+            return liked, 1.0
+        more = (-9.0,) * (len(request.choices) - 2)
+        return (-0.7 + liked / 2, -0.7 - liked / 2, *more)[: len(request.choices)]
+
+    def estimate(self, request: Generate | Choose | Measure) -> Usage:
         known = self._known.get(request.scope, set())
+        if isinstance(request, Measure):
+            each = request.dialogues
+            texts = [self._words_of(dialogue_text(d), Prompt("", d.images)) for d in each]
+            fresh = sum(len(text) - _shared(known, text) for text in texts)
+            flops = _FLOPS_PER_TOKEN * fresh
+            return Usage(len(request.images), fresh, flops=flops)
         if isinstance(request, Choose):
             texts = [self._words_of(request.prompt.text + t, request.prompt) for t in request.tails]
         else:
@@ -191,6 +225,12 @@ class ScriptedBackend:
     def _remember(self, scope: str, words: tuple[str, ...]) -> None:
         known = self._known.setdefault(scope, set())
         known.update(words[:k] for k in range(1, len(words) + 1))
+
+
+def dialogue_text(dialogue: Dialogue) -> str:
+    """A dialogue as the scripted model reads it."""
+    turns = [f"{turn.speaker}: {turn.text}" for turn in dialogue.turns]
+    return "\n".join([*turns, "assistant:"] if dialogue.opens else turns)
 
 
 def _shared(known: set[tuple[str, ...]], words: tuple[str, ...]) -> int:

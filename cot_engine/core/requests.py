@@ -170,6 +170,80 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a turn. `own`: the words of whoever asks, in which a model's special tokens are
+    such; else data, in which they stay text. `mark`: the end of this piece is a place."""
+
+    text: str
+    own: bool = False
+    mark: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation: its pictures, then its text."""
+
+    speaker: Literal["system", "user", "assistant"]
+    pieces: tuple[Piece, ...]
+    images: tuple[Image, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        return "".join(piece.text for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """Turns as the model's chat format writes them. `opens`: an assistant's turn is begun behind
+    them. Its places are the marked ones, in order; its end is the only one where none is marked."""
+
+    turns: tuple[Turn, ...]
+    opens: bool = False
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """Those of all turns, in order."""
+        return tuple(image for turn in self.turns for image in turn.images)
+
+    @property
+    def places(self) -> int:
+        """How many there are."""
+        return max(1, sum(piece.mark for turn in self.turns for piece in turn.pieces))
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What does the model make of dialogues that are there already, at their places?
+
+    With `choices`: how likely each would be to stand there next; without, the model's final hidden
+    state there. Nothing is written. Not every backend can (`protocol.Measuring`).
+    """
+
+    scope: str
+    dialogues: tuple[Dialogue, ...]
+    choices: tuple[str, ...] = ()
+    role: Role = "verify"
+    headway: Headway | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """Those of all dialogues, each once."""
+        found = {image.digest: image for dialogue in self.dialogues for image in dialogue.images}
+        return tuple(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The answer to `Measure`: `numbers[dialogue][place]` are the natural-log probabilities of each
+    choice's first token, over the whole vocabulary; without choices, the final hidden state, after
+    the model's last norm."""
+
+    numbers: tuple[tuple[tuple[float, ...], ...], ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class BackendInfo:
     """What a trace records of the model. `digest` names the weights; `max_images` per problem.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["generate", "judge", "score"]
+Role = Literal["generate", "judge", "score", "verify"]
+"""Who asked: growing, a judge of the searching model, a scorer of it, or a verifier, which may ask
+another model."""
 
 
 @dataclass(frozen=True, slots=True)

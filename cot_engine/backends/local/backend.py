@@ -21,13 +21,24 @@ from typing import Any, TypeVar
 import torch
 
 from cot_engine.backends.local.amount import SHARE
-from cot_engine.backends.local.jobs import Choosing, Job, Scope, Sequence, Writing
+from cot_engine.backends.local.dialogue import Dialogues
+from cot_engine.backends.local.jobs import Choosing, Job, Measuring, Scope, Sequence, Writing
 from cot_engine.backends.local.loading import Loaded
 from cot_engine.backends.local.prefix import Node, in_chunks, insert, matched
 from cot_engine.backends.local.states import Marking
 from cot_engine.backends.local.worker import Worker
 from cot_engine.backends.models.family import Pixels
-from cot_engine.core.requests import BackendInfo, Choose, Chosen, Generate, Generated, Prompt
+from cot_engine.core.requests import (
+    BackendInfo,
+    Choose,
+    Chosen,
+    Dialogue,
+    Generate,
+    Generated,
+    Measure,
+    Measured,
+    Prompt,
+)
 from cot_engine.core.usage import Usage
 from cot_engine.errors import InputError
 from cot_engine.images.load import Image
@@ -59,7 +70,7 @@ class Notes:
 
 
 class LocalBackend:
-    """Implements `Backend`. `opener.Local` makes one; `close` it, or use it in a `with`.
+    """Implements `Measuring`. `opener.Local` makes one; `close` it, or use it in a `with`.
 
     `max_rows` candidates are written at once; `on_notice` is told when a limit was met.
     """
@@ -74,6 +85,7 @@ class LocalBackend:
     ) -> None:
         self.adapter = loaded.adapter
         self.text = loaded.text
+        self.dialogues = Dialogues(loaded.text)
         self._loaded = loaded
         self._notes = Notes(list(loaded.notes), on_notice)
         self._context = int(self.adapter.text.max_position_embeddings)
@@ -146,10 +158,31 @@ class LocalBackend:
             Choosing(request=request, scope=scope, sequences=sequences, choices=choices)
         )
 
-    def estimate(self, request: Generate | Choose) -> Usage:
+    async def measure(self, request: Measure) -> Measured:
         self.worker.thread.check()
+        if not request.dialogues or not all(dialogue.turns for dialogue in request.dialogues):
+            raise InputError("A request to measure needs at least one dialogue, each with a turn.")
+        told = await self._ready(self._told, request)
+        self._room(max(len(sequence.ids) for sequence, _ in told))
+        sequences, places = map(list, zip(*told, strict=True))
+        choices = self.dialogues.first(request.choices)
+        job = Measuring(
+            request=request,
+            scope=self._scope(request),
+            sequences=sequences,
+            places=places,
+            choices=choices,
+        )
+        return await self._run(job)
+
+    def estimate(self, request: Generate | Choose | Measure) -> Usage:
+        self.worker.thread.check()
+        again: list[list[int]] = []
         if isinstance(request, Generate):
             sequences = [self._reply(request)]
+        elif isinstance(request, Measure):
+            told = self._told(request)
+            sequences, again = [sequence for sequence, _ in told], [places for _, places in told]
         else:
             sequences = self._questions(request)
         scope = self._scopes.get(request.scope)
@@ -163,14 +196,23 @@ class LocalBackend:
         crossed = self.adapter.crossed(longest.images)
         # A prompt that is held whole may have to compute its last token again.
         counted = max(counted, 1)
-        flops = costs.head(len(sequences))
+        heads = len(sequences)
+        if isinstance(request, Measure):
+            heads = sum(map(len, again)) if request.choices else 0
+        flops = costs.head(heads)
+        for places, at in zip(again, had, strict=False):
+            for place in places:
+                if place <= at:  # its final state may not have been kept
+                    counted += 1
+                    flops += costs.prefill(1, place - 1, crossed)
         for sequence, at in zip(sequences, had, strict=True):
             new = max(1, len(sequence.keys) - at)
             for size in in_chunks(new) if self.adapter.in_parts else [new]:
                 flops += costs.prefill(size, at, crossed)
                 at += size
         encoded = scope.encoded if scope else ()
-        images = {i.digest: i for i in longest.images if i.digest not in encoded}
+        pictures = (image for sequence in sequences for image in sequence.images)
+        images = {i.digest: i for i in pictures if i.digest not in encoded}
         flops += sum(self.adapter.image_flops(image) for image in images.values())
         decoded = 0
         if isinstance(request, Generate):
@@ -206,17 +248,22 @@ class LocalBackend:
 
     # --- from requests to token sequences --------------------------------------------------------
 
-    async def _ready(self, make: Callable[[Any], Made], request: Generate | Choose) -> Made:
+    async def _ready(
+        self, make: Callable[[Any], Made], request: Generate | Choose | Measure
+    ) -> Made:
         """`make(request)`, in another thread where it takes long: a new picture, many tails."""
-        images = request.prompt.images
+        images = request.images if isinstance(request, Measure) else request.prompt.images
         crowded = self.adapter.apart and len(images) > 1
         with self._keeping:
             new = any((image.digest, crowded) not in self._pixels for image in images)
-        if new or (isinstance(request, Choose) and len(request.tails) > _MANY):
+        many = 0
+        if not isinstance(request, Generate):
+            many = len(request.dialogues if isinstance(request, Measure) else request.tails)
+        if new or many > _MANY:
             return await asyncio.to_thread(make, request)
         return make(request)
 
-    def _scope(self, request: Generate | Choose) -> Scope:
+    def _scope(self, request: Generate | Choose | Measure) -> Scope:
         return self._scopes.setdefault(request.scope, Scope(request.scope))
 
     async def _run(self, job: Job) -> Any:
@@ -239,6 +286,21 @@ class LocalBackend:
             [request.prompt.text + tail for tail in request.tails], request.prompt.images
         )
         return [_going_on(turn, more) for turn in turns]
+
+    def _told(self, request: Measure) -> list[tuple[Sequence, list[int]]]:
+        """Each dialogue, and behind how many of its tokens its places are."""
+        return [self._dialogue(dialogue) for dialogue in request.dialogues]
+
+    def _dialogue(self, dialogue: Dialogue) -> tuple[Sequence, list[int]]:
+        pixels = self._pictures(dialogue.images)
+        ids, places = self.dialogues.spelled(dialogue, [image.text for image in pixels])
+        if ids.count(self.adapter.placeholder) != sum(image.tokens for image in pixels):
+            raise InputError(
+                "The dialogue has the place of a picture where there is none.",
+                "Leave the model's token for pictures out of the verifier's words.",
+            )
+        (sequence,) = self._placed([ids], pixels)
+        return sequence, places
 
     def _first_tokens(self, request: Choose) -> list[int]:
         """Each choice's first token as it is spelled after the prefix."""
@@ -278,16 +340,23 @@ class LocalBackend:
                     self._turn_tokens -= len(self._turns.popitem(last=False)[1].ids)
         return [found[text] for text in texts]
 
-    def _tokenised(self, texts: list[str], images: tuple[Image, ...]) -> list[Sequence]:
+    def _pictures(self, images: tuple[Image, ...]) -> tuple[Pixels, ...]:
         if len(images) > self.adapter.max_images:
             raise InputError(
                 f"{len(images)} images were given; this model takes at most "
                 f"{self.adapter.max_images}."
             )
-        pixels = tuple(self._prepared(image, len(images)) for image in images)
+        return tuple(self._prepared(image, len(images)) for image in images)
+
+    def _tokenised(self, texts: list[str], images: tuple[Image, ...]) -> list[Sequence]:
+        pixels = self._pictures(images)
+        return self._placed(self.text.turns(texts, tuple(i.text for i in pixels)), pixels)
+
+    def _placed(self, spelled: list[list[int]], pixels: tuple[Pixels, ...]) -> list[Sequence]:
+        """Prompts with these pictures, and where each of them is."""
         placeholder, turns = self.adapter.placeholder, []
         before: list[int] | None = None
-        for ids in self.text.turns(texts, tuple(image.text for image in pixels)):
+        for ids in spelled:
             where = [i for i, token in enumerate(ids) if token == placeholder]
             if where != before:  # texts stand behind the images: else all this is as it was
                 before, at, places, names = where, 0, [], []

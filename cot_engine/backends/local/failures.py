@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from cot_engine.core.requests import Choose, Generate
+from cot_engine.core.requests import Choose, Generate, Measure
 from cot_engine.errors import BackendGone, CotEngineError, ModelError, said
 
 _TAG = re.compile(r"<(/?)([A-Z][A-Z0-9_]{0,31})>")
@@ -66,9 +66,11 @@ def failure(error: BaseException) -> ModelError:
     return told
 
 
-def not_numbers(request: Generate | Choose, written: str = "") -> ModelError:
+def not_numbers(request: Generate | Choose | Measure, written: str = "") -> ModelError:
     """`written` is what the candidate had of its own, after the request's prefix."""
-    if isinstance(request, Choose):
+    if isinstance(request, Measure):
+        doing = "is asked what it makes of an answer"
+    elif isinstance(request, Choose):
         doing = "is asked for a verdict" if request.role == "judge" else "is asked to choose"
     else:
         text = "".join(segment.text for segment in request.prefix) + written

@@ -13,7 +13,16 @@ from cot_engine.backends.local.prefix import Node
 from cot_engine.backends.local.states import Marking
 from cot_engine.backends.local.text import BoundaryWatch
 from cot_engine.backends.models.family import Features, Pixels
-from cot_engine.core.requests import Choose, Chosen, Generate, Generated, Generation, Place
+from cot_engine.core.requests import (
+    Choose,
+    Chosen,
+    Generate,
+    Generated,
+    Generation,
+    Measure,
+    Measured,
+    Place,
+)
 from cot_engine.core.usage import Usage
 
 
@@ -94,7 +103,8 @@ class UsageSum:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Job:
-    """A request in flight, `Writing` or `Choosing`. `done` is set in the event loop that asked."""
+    """A request in flight: `Writing`, `Choosing` or `Measuring`. `done` is set in the event loop
+    that asked."""
 
     scope: Scope
     sequences: list[Sequence]
@@ -115,7 +125,7 @@ class Job:
         nodes = {id(n): len(n.keys) for s in self.sequences for n in s.end.path()}
         return self.tally.usage(sum(nodes.values()))
 
-    def resolve(self, value: Generated | Chosen) -> None:
+    def resolve(self, value: Generated | Chosen | Measured) -> None:
         self._tell(self.done.set_result, value)
 
     def fail(self, error: BaseException) -> None:
@@ -154,6 +164,17 @@ class Choosing(Job):
     """A `Choose` in flight; `choices` are the first tokens of its choices."""
 
     request: Choose
+    choices: list[int]
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Measuring(Job):
+    """A `Measure` in flight. Of the first sequences, one for each dialogue, `places` say behind how
+    many tokens; further sequences end at places whose tokens had been computed, so that their final
+    state must be computed again. `choices` are the first tokens of its choices."""
+
+    request: Measure
+    places: list[list[int]]
     choices: list[int]
 
 

@@ -14,7 +14,7 @@ from cot_engine.backends.local.attention import Seats
 from cot_engine.backends.local.jobs import Job, Sequence
 from cot_engine.backends.local.kv import KEPT_BYTES, Fork, KVShape, RowCache, Slots, blocks
 from cot_engine.backends.local.memory import Memory
-from cot_engine.backends.local.prefix import Node
+from cot_engine.backends.local.prefix import Node, part_at_marks
 from cot_engine.backends.models.family import Adapter, Features, Pass, Pixels
 
 
@@ -147,6 +147,10 @@ class Prefill:
             tally.flops += self.adapter.flops.prefill(
                 part.size, part.node.start, self.adapter.crossed(part.sequence.images)
             )
+        with self.lock:  # last: a part is no longer the whole of its node then
+            for row, part in enumerate(parts):
+                if part.node.marks:
+                    part_at_marks(part.node, hidden[row])
 
     def fork(self, parts: list[Planned]) -> Fork | None:
         """The prefixes of `parts`, each copied to a slot once."""

@@ -31,7 +31,8 @@ class Node:
 
     `hidden` [width of the model] is the final state at the last token, kept where a request ended;
     `redo` asks for the node to be computed again for its sake. `paid`: it was computed before, and
-    charged; without `kv` it was let go of since.
+    charged; without `kv` it was let go of since. `marks` are positions within it whose final states
+    are wanted as well: when it is computed it is split there.
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class Node:
         "hidden",
         "keys",
         "kv",
+        "marks",
         "paid",
         "redo",
         "used",
@@ -54,6 +56,7 @@ class Node:
         self.hidden: torch.Tensor | Any = None
         self.redo = False
         self.paid = False
+        self.marks: set[int] = set()
         self._parent = None if parent is None else weakref.ref(parent)
         self.children: dict[int, Node] = {}
         self.used = next(_clock)
@@ -99,6 +102,8 @@ class Node:
         upper.children = {self.keys[size]: self}
         above.children[self.keys[0]] = upper
         upper.paid = self.paid
+        upper.marks = {mark for mark in self.marks if mark < upper.end}
+        self.marks = {mark for mark in self.marks if mark > upper.end}
         if self.kv is not None:
             upper.kv, self.kv = self.kv.tensor_split((size,), dim=3)
         self.keys, self._parent = self.keys[size:], weakref.ref(upper)
@@ -169,6 +174,28 @@ def unplan(node: Node, spare: set[int]) -> None:
             del above.children[node.keys[0]]
         node._parent = None  # whoever comes again with it finds nothing to do
         node = above
+
+
+def mark(end: Node, place: int) -> bool:
+    """Have the final state behind `place` tokens of the path to `end` kept, if all from there on is
+    still to be computed; whether it is."""
+    for node in end.path():
+        if node.start < place < node.end:
+            if node.paid or not node.pending:
+                return False
+            node.marks.add(place)
+            return True
+        if place == node.end:
+            return node.pending and not node.paid
+    return False
+
+
+def part_at_marks(node: Node, hidden: torch.Tensor) -> None:
+    """Split a node that was just computed where states are wanted: `hidden` [tokens, width]."""
+    first = node.start
+    for place in sorted(node.marks):
+        upper = node.split(place - node.start)
+        upper.hidden = hidden[place - first - 1].clone()
 
 
 def recompute_end(node: Node) -> None:

@@ -25,7 +25,15 @@ from cot_engine.backends.local.wire import ERRORS, Wire
 from cot_engine.backends.protocol import Opener
 from cot_engine.backends.replicas import Replicas
 from cot_engine.core.headway import Headway
-from cot_engine.core.requests import BackendInfo, Choose, Chosen, Generate, Generated
+from cot_engine.core.requests import (
+    BackendInfo,
+    Choose,
+    Chosen,
+    Generate,
+    Generated,
+    Measure,
+    Measured,
+)
 from cot_engine.core.usage import Usage
 from cot_engine.errors import BackendGone
 
@@ -65,7 +73,7 @@ def open_replicas(
 
 
 class ProcessBackend:
-    """Implements `Backend`, by a process that has the model. If that ends, so does this, with a
+    """Implements `Measuring`, by a process that has the model. If that ends, so does this, with a
     BackendGone for everybody. It begins to load at once; `opened` waits for it."""
 
     def __init__(
@@ -107,7 +115,11 @@ class ProcessBackend:
         chosen: Chosen = await self._asked("choose", request)
         return chosen
 
-    def estimate(self, request: Generate | Choose) -> Usage:
+    async def measure(self, request: Measure) -> Measured:
+        measured: Measured = await self._asked("measure", request)
+        return measured
+
+    def estimate(self, request: Generate | Choose | Measure) -> Usage:
         usage: Usage = self._link.ask("estimate", replace(request, headway=None))[1].result()
         return usage
 
@@ -118,7 +130,7 @@ class ProcessBackend:
     def close(self) -> None:
         self._link.end(_CLOSED)
 
-    async def _asked(self, method: str, request: Generate | Choose) -> Any:
+    async def _asked(self, method: str, request: Generate | Choose | Measure) -> Any:
         own = replace(request, headway=request.headway and Headway())  # the other side's own
         number, answer = self._link.ask(method, own, request.headway)
         try:

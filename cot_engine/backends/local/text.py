@@ -175,6 +175,14 @@ class ChatText:
             ]
         return self._fast.encode(text, add_special_tokens=False).ids
 
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text` from the start of the sequence on, special tokens in it as such."""
+        return self._encode(text)
+
+    def behind(self, text: str) -> list[int]:
+        """The ids of `text` behind other text, special tokens in it as such."""
+        return self._after_anchor(text)
+
     def _encode(self, text: str) -> list[int]:
         """From the start of the sequence on: special tokens parsed, the opening one added."""
         return self._encoding(text).ids

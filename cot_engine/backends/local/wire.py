@@ -11,7 +11,7 @@ import pickle
 import threading
 from typing import IO, Any
 
-from cot_engine.core.requests import Choose, Generate
+from cot_engine.core.requests import Choose, Generate, Measure
 from cot_engine.errors import BackendGone, CotEngineError, InputError, ModelError
 from cot_engine.images.load import Image
 
@@ -19,6 +19,13 @@ ERRORS: dict[str, type[CotEngineError]] = {
     kind.__name__: kind for kind in (InputError, BackendGone, ModelError)
 }
 """What an error is on the other side, the first of these that it is: not all can be pickled."""
+
+
+REQUESTS = (Generate, Choose, Measure)
+
+
+def _pictures(request: Generate | Choose | Measure) -> tuple[Image, ...]:
+    return request.images if isinstance(request, Measure) else request.prompt.images
 
 
 class Wire:
@@ -35,14 +42,14 @@ class Wire:
         packed = io.BytesIO()
         with self._lock:
             known: set[str] = set()
-            if isinstance(value, Generate | Choose):
+            if isinstance(value, REQUESTS):
                 known = self._sent.setdefault(value.scope, set())
                 packed.write(_head(value.scope))
             else:
                 packed.write(_head(""))
             _Packer(packed, known).dump((number, what, value))
-            if isinstance(value, Generate | Choose):
-                known |= {image.digest for image in value.prompt.images}
+            if isinstance(value, REQUESTS):
+                known |= {image.digest for image in _pictures(value)}
             elif what == "release":
                 self._sent.pop(value, None)
             data = packed.getvalue()
@@ -55,8 +62,8 @@ class Wire:
         scope = packed.read(int.from_bytes(packed.read(4), "little")).decode()
         known = self._known.get(scope, {})
         number, what, value = _Unpacker(packed, known).load()
-        if isinstance(value, Generate | Choose):
-            known |= {image.digest: image for image in value.prompt.images}
+        if isinstance(value, REQUESTS):
+            known |= {image.digest: image for image in _pictures(value)}
             self._known[scope] = known
         elif what == "release":
             self._known.pop(value, None)

@@ -18,7 +18,15 @@ import torch
 
 from cot_engine.backends.local.decode import Batch
 from cot_engine.backends.local.failures import attempt, failure, not_numbers, out_of_memory
-from cot_engine.backends.local.jobs import Choosing, DecodeRow, Job, Scope, Writing
+from cot_engine.backends.local.jobs import (
+    Choosing,
+    DecodeRow,
+    Job,
+    Measuring,
+    Scope,
+    Writing,
+)
+from cot_engine.backends.local.measuring import mark_places, measured
 from cot_engine.backends.local.memory import Memory, budget_tokens
 from cot_engine.backends.local.model_thread import ModelThread
 from cot_engine.backends.local.prefill import Planned, Prefill, columns_of
@@ -28,7 +36,7 @@ from cot_engine.backends.local.room import Room
 from cot_engine.backends.local.states import place
 from cot_engine.backends.local.text import ChatText
 from cot_engine.backends.models.family import Adapter
-from cot_engine.core.requests import Chosen, Finish, Generated, Generation
+from cot_engine.core.requests import Chosen, Finish, Generated, Generation, Measured
 from cot_engine.errors import ModelError
 
 SCOPE_BYTES = 2 << 30  # keys and values kept for one search
@@ -133,6 +141,8 @@ class Worker:
                 sequence.root, sequence.end = found, insert(found, sequence.keys)
                 if self.adapter.in_parts:
                     cut(sequence.end)
+            if isinstance(job, Measuring):
+                mark_places(job)
         self.memory.scopes.add(job.scope)
         self.queue.append(job)
         self.changed = True
@@ -259,12 +269,14 @@ class Worker:
         self._free()
 
     def _begin(self, jobs: list[Job]) -> None:
-        """The prompts are computed: answer `Choose`, draw the first tokens of `Generate`.
+        """The prompts are computed: answer `Choose` and `Measure`, draw the first tokens of
+        `Generate`.
 
         They stay among `self.jobs` until then: what they stand on must not be evicted.
         """
-        for job in (job for job in jobs if isinstance(job, Choosing)):
-            error = attempt(functools.partial(self._choose, job))
+        for job in (job for job in jobs if not isinstance(job, Writing)):
+            answer = self._choose if isinstance(job, Choosing) else self._measure
+            error = attempt(functools.partial(answer, job))
             if error is not None:
                 self._fail([job], error)
         writing = [job for job in jobs if isinstance(job, Writing)]
@@ -285,6 +297,11 @@ class Worker:
         if any(math.isnan(value) for row in chosen for value in row):
             raise not_numbers(job.request)
         self._answer(job, Chosen(tuple(map(tuple, chosen)), job.usage()))
+
+    def _measure(self, job: Measuring) -> None:
+        with self.lock:
+            found = measured(job, self.adapter, HEADS)
+        self._answer(job, found)
 
     def _start(self, jobs: list[Writing]) -> None:
         rows: list[DecodeRow] = []
@@ -457,7 +474,7 @@ class Worker:
             written = self.text.added(row.sequence.ids, row.ids)
             job.fail(not_numbers(job.request, written))
 
-    def _answer(self, job: Job, answer: Generated | Chosen) -> None:
+    def _answer(self, job: Job, answer: Generated | Chosen | Measured) -> None:
         self.changed = True
         if job in self.jobs:
             self.jobs.remove(job)
