@@ -19,6 +19,7 @@ from cot_engine.core.requests import (
     Measured,
 )
 from cot_engine.core.usage import Usage
+from cot_engine.errors import InputError, shown
 
 
 @runtime_checkable
@@ -69,12 +70,28 @@ class Backend(Protocol):
 @runtime_checkable
 class Measuring(Backend, Protocol):
     """A backend that also tells what its model makes of texts that are there: what verifiers by
-    tokens and by heads need. Its `estimate` takes a Measure too."""
+    tokens and by heads need."""
 
     async def measure(self, request: Measure) -> Measured:
         """Numbers at places of dialogues, generating nothing. Raises InputError for what this
         model cannot be asked."""
         ...
+
+    def estimate(self, request: Generate | Choose | Measure) -> Usage:
+        """As of any backend, of a Measure too."""
+        ...
+
+
+def measuring(backend: Backend) -> Measuring:
+    """The backend, if it can measure. Raises InputError."""
+    if isinstance(backend, Measuring):
+        return backend
+    raise InputError(
+        f"The backend {shown(backend.info.name)} tells nothing of texts that are there already, so"
+        " that no verifier by tokens or by a head can be asked of it.",
+        "Bind the verifier to a model of its own (model = FOLDER or an address), or use one that is"
+        " asked in writing: kind text.",
+    )
 
 
 class Opener(Protocol):

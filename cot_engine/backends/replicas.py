@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from cot_engine.backends.protocol import Backend
+from cot_engine.backends.protocol import Backend, measuring
 from cot_engine.core.requests import (
     BackendInfo,
     Choose,
@@ -103,6 +103,8 @@ class Replicas:
         while True:
             at = self._home(request.scope, stay=False)
             try:
+                if isinstance(request, Measure):
+                    return measuring(self.backends[at]).estimate(request)
                 return self.backends[at].estimate(request)
             except BackendGone as error:
                 self._lost(at, error)
@@ -132,7 +134,10 @@ class Replicas:
         for _ in range(_ENDS):
             at = self._home(request.scope)
             try:
-                return await getattr(self.backends[at], method)(request)
+                asked = self.backends[at]
+                if isinstance(request, Measure):
+                    return await measuring(asked).measure(request)
+                return await getattr(asked, method)(request)
             except BackendGone as error:
                 self._lost(at, error)
                 last = error

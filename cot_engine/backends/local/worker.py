@@ -274,9 +274,8 @@ class Worker:
 
         They stay among `self.jobs` until then: what they stand on must not be evicted.
         """
-        for job in (job for job in jobs if not isinstance(job, Writing)):
-            answer = self._choose if isinstance(job, Choosing) else self._measure
-            error = attempt(functools.partial(answer, job))
+        for job in (job for job in jobs if isinstance(job, Choosing | Measuring)):
+            error = attempt(functools.partial(self._tell, job))
             if error is not None:
                 self._fail([job], error)
         writing = [job for job in jobs if isinstance(job, Writing)]
@@ -285,6 +284,12 @@ class Worker:
             if error is not None:
                 self._fail(writing, error)
         self.jobs = [job for job in self.jobs if job not in jobs]
+
+    def _tell(self, job: Choosing | Measuring) -> None:
+        if isinstance(job, Choosing):
+            self._choose(job)
+        else:
+            self._measure(job)
 
     def _choose(self, job: Choosing) -> None:
         chosen: list[list[float]] = []
