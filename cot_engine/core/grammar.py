@@ -108,6 +108,10 @@ def read(text: str, plan: Plan, complete: bool = False) -> Reading:
             faults.append(f"unclosed-last:{open_tag}" if last else f"unclosed:{open_tag}")
             close(open_tag, opened)
             open_tag = None
+        elif opened.strip() and len(plan) == 1 and not start:
+            # No tags at all: what a model writes that was not trained on any is its one stage.
+            faults += [f"unopened:{plan.last.tag}", f"unclosed-last:{plan.last.tag}"]
+            close(plan.last.tag, opened)
         elif opened.strip():
             faults.append(f"stray:{plan.last.tag}")
         faults += [f"missing:{tag}" for tag in _left_out(plan.stages, contents, faults)]
@@ -179,7 +183,7 @@ def incomplete(chain: Chain, plan: Plan, budget: str = "") -> str:
     """
     tag, last = plan.last.tag, chain.last
     finish, faults = (last.finish, last.faults) if last else ("stop", ())
-    contents = read(chain.text, plan).contents
+    contents = read(chain.text, plan, complete=chain.done).contents
     written = bool(contents.get(tag))
     if tag not in contents and budget:  # else it would have been opened by force
         finish = "budget"
