@@ -40,7 +40,7 @@ ROOMS = {
     "questions": CORE | {"options", "scenes"},
     "benchmarks": CORE | {"backends", "questions"},
     "answering": ENGINE | {"benchmarks", "questions"},
-    "ablation": ENGINE | {"questions"},
+    "ablation": ENGINE | {"benchmarks", "questions"},
     "report": ENGINE | {"questions", "ablation", "show"},
     "training": ENGINE | {"questions", "ablation", "report", "show"},
     "bundled": set(),

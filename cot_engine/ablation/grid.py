@@ -197,8 +197,11 @@ def load_ablation(path: str | Path) -> Ablation:
         return parse_ablation(table, name=path.stem, folder=path.parent)
 
 
-def parse_ablation(table: dict[str, Any], *, name: str, folder: Path = Path()) -> Ablation:
-    """The grid that a parsed TOML file describes. Raises ConfigError or UnknownNameError."""
+def parse_ablation(
+    table: dict[str, Any], *, name: str, folder: Path = Path(), baselines: bool = True
+) -> Ablation:
+    """The grid that a parsed TOML file describes; without `baselines`, with those alone that it
+    names. Raises ConfigError or UnknownNameError."""
     file = from_table(_File, {"name": name} | table)
     _known("data", file.data, _DATA)
     _known("run", file.run, [k for k in KEYS if k not in _NOT_SHARED])
@@ -213,7 +216,7 @@ def parse_ablation(table: dict[str, Any], *, name: str, folder: Path = Path()) -
     base = _config(file.run, folder)
     drafts = [draft for entry in file.cells for draft in _drafts(entry, base, folder)]
     drafts = [replace(d, rollouts=file.rollouts) if d.rollouts is None else d for d in drafts]
-    named = labelled(_with_baselines(drafts, bool(file.match)))
+    named = labelled(_with_baselines(drafts, bool(file.match)) if baselines else drafts)
     if len(named) > MAX_CELLS:
         raise ConfigError(f"The grid has {len(named)} cells.", f"The limit is {MAX_CELLS}.")
     cells, reference = _matched(named, file.match)
@@ -249,7 +252,9 @@ def _drafts(entry: Any, base: RunConfig, folder: Path) -> list[CellDraft]:
         config = _cell_config(base, values, folder)
         draft = CellDraft(config, own.name, varied, own.matched, own.rollouts)
         if "plan" in values:
-            draft = replace(draft, plan=Path(str(values["plan"])).stem)
+            plan = values["plan"]
+            called = plan.last.tag.lower() if isinstance(plan, Plan) else Path(str(plan)).stem
+            draft = replace(draft, plan=called)
         drafts.append(draft)
     return drafts
 

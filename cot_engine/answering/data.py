@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from cot_engine.benchmarks.questions import Trouble, flat, id_column, read_questions
+from cot_engine.benchmarks.questions import Trouble, is_benchmark, read_questions
 from cot_engine.errors import ConfigError, InputError, UnknownNameError, shown
 from cot_engine.files.reading import named
-from cot_engine.files.rows import read_rows
 from cot_engine.images.download import AllowUrl
 from cot_engine.options.problem import check_question
 from cot_engine.questions.data import SOURCES, Item, about_lists, item_of, load_data
@@ -25,7 +24,6 @@ from cot_engine.questions.row import MEANT, QuestionRow, Source
 
 FILES = (".jsonl", ".ndjson", ".tsv", ".csv", ".json")
 PICTURES = frozenset(".png .jpg .jpeg .gif .webp .bmp .tif .tiff .avif .heic".split())
-_PICTURES_IN = ("image", "image_path")
 _KNOWN = sorted({*MEANT, "index", "image_path"})
 
 
@@ -98,7 +96,7 @@ def _file(path: Path, split: str | None, allow_url: AllowUrl) -> Questions:
         hint = f"Did you mean {near[0]}?" if near else f"It must be one of {', '.join(FILES)}."
         said = f"The data {named(path)} is no file of questions, by its name, and no folder."
         raise InputError(said, hint)
-    if _is_benchmark(path):
+    if is_benchmark(path):
         return _benchmark(path, split)
     found = of_split(path, list(rows_of(path, loose=True)), split)
     rows = [row for row in found if isinstance(row, QuestionRow)]
@@ -141,25 +139,6 @@ def _notes(rows: Sequence[QuestionRow]) -> tuple[str, ...]:
 
 def _stem(path: Path) -> str:
     return path.absolute().resolve().name.removesuffix(path.suffix) or "answers"
-
-
-def _is_benchmark(path: Path) -> bool:
-    """Is it in the layout in which public benchmarks are given out? Its rows have an index (or pid,
-    question_id), a question and a picture."""
-    if path.suffix.lower() == ".json":
-        return True
-    if path.suffix.lower() != ".tsv":
-        return False
-    try:
-        rows = read_rows(path, "data set", InputError, lambda *_: None)
-        columns = set(flat(next(iter(rows)).cells))
-    except (InputError, StopIteration):
-        return False  # the other reader explains it
-    return (
-        id_column(columns - {"id"}) != ""
-        and "question" in columns
-        and not columns.isdisjoint(_PICTURES_IN)
-    )
 
 
 def _benchmark(path: Path, split: str | None) -> Questions:

@@ -68,6 +68,12 @@ _ALL = [
         for part in ("DEV", "TEST")
         for code, language in _LANGUAGES
     ),
+    Benchmark(
+        "MMBench_V11",
+        "Multiple choice with CircularEval, English, dev and test in one file, V1.1.",
+        shape="circular",
+        subset=_MMBENCH_R,
+    ),
     Benchmark("CCBench", "Multiple choice on Chinese culture, CircularEval.", shape="circular"),
     Benchmark(
         "MMVet",

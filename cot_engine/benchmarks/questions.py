@@ -31,6 +31,7 @@ IDS = ("index", "id", "pid", "question_id")
 """Columns that name a question, the first that there is."""
 MISSING = ("", "nan", "NaN")
 """What pandas writes for nothing. None and N/A may be options."""
+_PICTURES_IN = ("image", "image_path")
 _SHORT = 64  # characters of an image cell that names another row
 
 
@@ -126,17 +127,20 @@ class Question:
         """The question as an engine is asked it. Raises ImageError, naming row and column."""
         return Problem(self.id, self.prompt, tuple(each.load() for each in self.pictures))
 
-    def item(self) -> Item:
+    def item(self, rule: str = "auto", marked: bool | None = None) -> Item:
         """The question with our own grading of its answers, as `ablate` takes it; nothing is graded
-        where it has none. Each picture is read once, for its digest. Raises InputError for an
-        answer that is no option, ImageError."""
+        where it has none. `rule` is one of `grading.RULES`; `marked` says that the file writes
+        answers as MM-Vet does (None: this one will tell). Each picture is read once, for its
+        digest. Raises InputError for an answer that is no option, ImageError."""
         answers = (self.letter,) if self.options and self.answers else self.answers
         if self.options and answers and answers[0] not in self.options:
             said = f"{self.place}, column answer: {shown(self.answers[0])} is no option."
             raise InputError(said, f"There are {', '.join(self.options)}.")
         grader: Grader | Unknown = Unknown()
         if answers:
-            kind = kind_of("auto", answers, self.options, any(map(is_marked, answers)))
+            if marked is None:
+                marked = any(map(is_marked, answers))
+            kind = kind_of(rule, answers, self.options, marked)
             grader = Grader(kind, answers, tuple(self.options.items()))
         return item_from(self.id, self.prompt, grader, self.pictures, self.of("category"))
 
@@ -200,6 +204,25 @@ def question_of(place: str, cells: Mapping[str, Any]) -> Question:
         tuple(dict.fromkeys(each for each in listed(answer) if each.strip())),
         text_of(cells.get("hint")).strip(),
         {name: value for name, value in cells.items() if name not in _OWN},
+    )
+
+
+def is_benchmark(path: Path) -> bool:
+    """Is it in the layout in which public benchmarks are given out? Its rows have an index (or pid,
+    question_id), a question and a picture."""
+    if path.suffix.lower() == ".json":
+        return True
+    if path.suffix.lower() != ".tsv":
+        return False
+    try:
+        rows = read_rows(path, "data set", InputError, lambda *_: None)
+        columns = set(flat(next(iter(rows)).cells))
+    except (InputError, StopIteration):
+        return False  # the other reader explains it
+    return (
+        id_column(columns - {"id"}) != ""
+        and "question" in columns
+        and not columns.isdisjoint(_PICTURES_IN)
     )
 
 

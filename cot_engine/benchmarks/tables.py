@@ -88,6 +88,44 @@ def combined(name: str, groups: Sequence[Sequence[tuple[str, float | None]]]) ->
     )
 
 
+def averaged(name: str, cells: Sequence[Cell]) -> Cell:
+    """The mean of the scores of benchmarks, which share no question: the squares of the distances
+    to the ends of their intervals add up (MOVER, Zou and Donner 2008)."""
+    scores = [each.score for each in cells]
+    mean, count = _mean(scores), len(cells)
+    below = math.sqrt(sum((c.score - c.interval.low) ** 2 for c in cells)) / count if cells else 0
+    above = math.sqrt(sum((c.interval.high - c.score) ** 2 for c in cells)) / count if cells else 0
+    known = not math.isnan(mean)
+    return Cell(
+        name,
+        mean,
+        Interval(mean, mean - below, mean + above) if known else Interval(math.nan, 0.0, 1.0),
+        sum(each.scored for each in cells),
+        sum(each.total for each in cells),
+        _mean([each.at_least for each in cells]),
+        _mean([each.at_most for each in cells]),
+    )
+
+
+def over_seeds(cells: Sequence[Cell]) -> Cell:
+    """One benchmark's score, by searches with several seeds: means of all. The questions are the
+    same, so more seeds do not make the interval narrower."""
+    if len(cells) == 1:
+        return cells[0]
+    ends = [(each.interval.low, each.interval.high) for each in cells]
+    low, high = (_mean(each) for each in zip(*ends, strict=True))
+    mean = _mean([each.score for each in cells])
+    return Cell(
+        cells[0].name,
+        mean,
+        Interval(mean, low, high),
+        min(each.scored for each in cells),
+        cells[0].total,
+        _mean([each.at_least for each in cells]),
+        _mean([each.at_most for each in cells]),
+    )
+
+
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 

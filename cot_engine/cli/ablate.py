@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from cot_engine.ablation.records import ResultRow
     from cot_engine.ablation.runner import Work
     from cot_engine.ablation.store import Store
+    from cot_engine.ablation.table import Table
+    from cot_engine.cli.ablate_table import Flags
     from cot_engine.cli.progress import LongWork
+    from cot_engine.engine.facade import Engine
     from cot_engine.questions.data import DataSet
 
 PRESETS = Path(__file__).parent.parent / "ablation" / "presets"
@@ -30,6 +33,7 @@ def run(
     store: str | None,
     problems: int | None,
     flags: dict[str, Any],
+    of_table: Flags,
     *,
     workers: str,
     ray_address: str | None,
@@ -38,14 +42,28 @@ def run(
     dry_run: bool,
     quiet: bool,
 ) -> None:
+    from cot_engine.ablation.data import read_data
+    from cot_engine.ablation.grid import Ablation
     from cot_engine.ablation.store import Store
     from cot_engine.engine.facade import model_path
-    from cot_engine.questions.data import check_n, load_data
+    from cot_engine.questions.data import check_n
 
     if workers not in ("local", "ray"):
         raise ConfigError(f"workers is {workers!r}.", "It must be local or ray.")
     check_n(problems, "problems")
-    ablation = _read(config, flags)
+    ablation = _read(config)
+    if not isinstance(ablation, Ablation):
+        from cot_engine.cli.ablate_table import run_table
+
+        search = partial(
+            _searched, workers=workers, ray_address=ray_address, retry=retry, quiet=quiet
+        )
+        more: dict[str, Any] = {"search": search, "wait": wait, "dry_run": dry_run, "quiet": quiet}
+        run_table(ablation, config, store, problems, flags, of_table, **more)
+        return
+    of_table.refuse(config)
+    if flags:
+        ablation = ablation.sharing(flags)
     path = Path(store or f"{ablation.name}.sqlite")
     data_file = ("the data", ablation.folder / str(ablation.data["source"]))
     model = ("the model", model_path(ablation.run.model))
@@ -59,7 +77,7 @@ def run(
     def read() -> DataSet:
         n = {"n": problems} if problems is not None else {}
         given = {**ablation.data, **n, "folder": ablation.folder}
-        data = load_data(**given, allow_url=ablation.run.allow_url)
+        data = read_data(**given, allow_url=ablation.run.allow_url)
         for note in data.notes:
             tell(f"Note: {note}")
         return data
@@ -96,9 +114,12 @@ def _dry_run(ablation: Ablation, data: DataSet) -> None:
     dry_run(ablation.run, options, [PICTURE], False)
 
 
-def _read(config: str, flags: dict[str, Any]) -> Ablation:
-    """The grid of a file, or of a preset by its name; `flags` override what all cells share."""
-    from cot_engine.ablation.grid import load_ablation
+def _read(config: str) -> Ablation | Table:
+    """The grid or the table of a file, or of a preset by its name."""
+    from cot_engine.ablation.grid import parse_ablation
+    from cot_engine.ablation.table import is_table, parse_table
+    from cot_engine.core.tables import located
+    from cot_engine.files.reading import read_extended
 
     path = Path(config)
     preset = PRESETS / f"{config}.toml"
@@ -110,10 +131,10 @@ def _read(config: str, flags: dict[str, Any]) -> Ablation:
                 f"Give a TOML file, or one of: {known}.",
             )
         path = preset
-    ablation = load_ablation(path)
-    if not flags:
-        return ablation
-    return ablation.sharing(flags)
+    table, extended = read_extended(path, "ablation", ConfigError)
+    with located(path, *extended):
+        parse = parse_table if is_table(table) else parse_ablation
+        return parse(table, name=path.stem, folder=path.parent)
 
 
 def _run(
@@ -125,33 +146,56 @@ def _run(
     retry: bool,
     quiet: bool,
 ) -> Work:
-    from cot_engine.ablation.runner import ablate, plan_run, run_local
-    from cot_engine.cli.progress import LongWork
+    from cot_engine.ablation.runner import plan_run
     from cot_engine.engine.facade import Engine
 
-    shared = ablation.run
-    with Engine.from_pretrained(**shared.of_engine) as engine:
+    with Engine.from_pretrained(**ablation.run.of_engine) as engine:
         work = plan_run(ablation, data, engine, "cot-engine " + shlex.join(sys.argv[1:]))
-        labels = {digest: label for digest, (label, _) in work.run.cells.items()}
-        each = len(work.run.items) * len(work.run.seeds)
-        with LongWork(dict.fromkeys(labels.values(), each), quiet=quiet) as progress:
-            store.begin(work.run)
-            _had(store, work, labels, progress, retry)
-            in_flight = 1 if work.one_at_a_time else shared.in_flight
-            if workers == "ray":
-                from cot_engine.ablation.ray_workers import run_ray
-
-                engine.close()  # the workers load their own, on what may be the same GPU
-                execute: Callable = partial(run_ray, work, address=ray_address, in_flight=in_flight)
-            else:
-                execute = partial(run_local, engine, in_flight=in_flight)
-
-            def on_row(row: ResultRow) -> None:
-                flops = sum(used.flops for used in row.usage.values())
-                progress.row(labels[row.key.cell], row.correct, flops, row.status == "failed")
-
-            ablate(work, store, execute, on_row=on_row, retry=retry)
+        how: dict[str, Any] = {
+            "workers": workers,
+            "ray_address": ray_address,
+            "retry": retry,
+            "quiet": quiet,
+        }
+        _searched(engine, work, store, ablation.run.in_flight, **how)
     return work
+
+
+def _searched(
+    engine: Engine,
+    work: Work,
+    store: Store,
+    in_flight: int,
+    *,
+    workers: str,
+    ray_address: str | None,
+    retry: bool,
+    quiet: bool,
+) -> None:
+    """Do what the store lacks of a run, watched. With Ray the engine is closed: the workers load
+    their own, on what may be the same GPU."""
+    from cot_engine.ablation.runner import ablate, run_local
+    from cot_engine.cli.progress import LongWork
+
+    labels = {digest: label for digest, (label, _) in work.run.cells.items()}
+    each = len(work.run.items) * len(work.run.seeds)
+    with LongWork(dict.fromkeys(labels.values(), each), quiet=quiet) as progress:
+        store.begin(work.run)
+        _had(store, work, labels, progress, retry)
+        in_flight = 1 if work.one_at_a_time else in_flight
+        if workers == "ray":
+            from cot_engine.ablation.ray_workers import run_ray
+
+            engine.close()
+            execute: Callable = partial(run_ray, work, address=ray_address, in_flight=in_flight)
+        else:
+            execute = partial(run_local, engine, in_flight=in_flight)
+
+        def on_row(row: ResultRow) -> None:
+            flops = sum(used.flops for used in row.usage.values())
+            progress.row(labels[row.key.cell], row.correct, flops, row.status == "failed")
+
+        ablate(work, store, execute, on_row=on_row, retry=retry)
 
 
 def _had(store: Store, work: Work, labels: dict[str, str], progress: LongWork, retry: bool) -> None:

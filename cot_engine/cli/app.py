@@ -175,6 +175,44 @@ def ablate(
     problems: Annotated[
         int | None, _option("--problems", metavar="N", help="Of the data set. [the grid's]")
     ] = None,
+    data: Annotated[
+        list[str] | None,
+        _option(
+            "--data",
+            metavar="FOLDER|BENCHMARK=FILE",
+            help="Of a table: where its benchmarks' files are.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        _option(
+            "--checkpoint", metavar="NAME=MODEL", help="Of a table: which model a row's name means."
+        ),
+    ] = None,
+    grader: Annotated[
+        str | None,
+        _option("--grader", metavar="MODEL", help="Of a table: decides what rules leave open."),
+    ] = None,
+    verdicts: Annotated[
+        str | None,
+        _option(
+            "--verdicts",
+            metavar="FILE.jsonl",
+            help="Where its replies are kept and looked for. [STORE.verdicts.jsonl]",
+        ),
+    ] = None,
+    rules: Annotated[
+        str | None,
+        _option("--rules", metavar="NAME", help="Of a table: another set, as of score."),
+    ] = None,
+    predictions: Annotated[
+        str | None,
+        _option(
+            "--predictions",
+            metavar="FOLDER",
+            help="Of a table: write each row's answers there, for score.",
+        ),
+    ] = None,
     workers: Annotated[
         str, _option("--workers", metavar="local|ray", help="Who does the searches. [local]")
     ] = "local",
@@ -189,6 +227,7 @@ def ablate(
         bool, _option("--retry/--no-retry", help="Try searches again that failed. [yes]")
     ] = True,
     dry_run: DryRun = False,
+    json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     **options: Any,
@@ -196,14 +235,18 @@ def ablate(
     """Compare strategies on a data set, at matched compute.
 
     Runs every search of the grid that the store lacks: the same command goes on where it was
-    stopped. A table goes to stdout; cot-engine report draws it all.
+    stopped. A table goes to stdout; cot-engine report draws it all. The preset paper is a grid;
+    paper-table is a table of six benchmarks and several checkpoints, from --data and --checkpoint.
     """
     from cot_engine.cli.ablate import run
+    from cot_engine.cli.ablate_table import Flags
 
     more: dict[str, Any]
     more = {"workers": workers, "ray_address": ray_address, "wait": wait, "retry": retry}
     more["dry_run"] = dry_run
-    return partial(run, config, store, problems, options, **more, quiet=quiet)
+    where = (tuple(data or ()), tuple(checkpoint or ()))
+    of_table = Flags(*where, grader, verdicts, rules, predictions, json)
+    return partial(run, config, store, problems, options, of_table, **more, quiet=quiet)
 
 
 @app.command(cls=_usage("STORE"))

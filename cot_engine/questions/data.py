@@ -116,7 +116,7 @@ class DataSet:
         was asked for. Raises ConfigError."""
         check_n(n)
         notes = _taken(n, len(self.items), self.name)
-        return _data_set(self.name, self.items[:n], (*self.notes, *notes))
+        return data_set(self.name, self.items[:n], (*self.notes, *notes))
 
 
 def load_data(
@@ -208,9 +208,9 @@ def _scenes(source: str, n: int | None, split: str | None, seed: int, rule: str 
     frozen = {"test": (scenes.TEST_SET, scenes.test_set), "ood": (scenes.OOD_SET, scenes.ood_set)}
     if part in frozen:
         name, made = frozen[part]
-        return _data_set(name, map(scene_item, made(n)))
+        return data_set(name, map(scene_item, made(n)))
     drawn = (scene_item(scenes.sample(seed, index, part)) for index in range(n))
-    return _data_set(f"{scenes.VERSION}/{part}/{seed}", drawn)
+    return data_set(f"{scenes.VERSION}/{part}/{seed}", drawn)
 
 
 def scene_item(scene: scenes.SceneProblem) -> Item:
@@ -248,16 +248,23 @@ def _from_file(
     pictures = pictures_of(path, taken, every, allow_url)
     items = [_item(path, *parts) for parts in zip(taken, graders, pictures, strict=False)]
     name = path.name if split is None else f"{path.name}/{split}"
-    notes = _taken(n, len(rows), name)
+    return data_set(name, items, notes_of(name, items, taken, n, len(rows)))
+
+
+def notes_of(
+    name: str, items: list[Item], rows: list[QuestionRow], n: int | None, held: int
+) -> tuple[str, ...]:
+    """What is to be said of `items`, made of `rows`: the first `n` of those `held`."""
+    notes = _taken(n, held, name)
     if blind := sum(not item.pictures for item in items):
         notes.append(f"{blind} of {len(items)} questions have no image.")
-    notes += about_lists(taken)
-    if hopeless := sum(_hopeless(grader) for grader in graders[: len(items)]):
+    notes += about_lists(rows)
+    if hopeless := sum(_hopeless(item.grader) for item in items):
         notes.append(
             f"{hopeless} of {len(items)} standard answers are longer than {_LONG} words: no answer "
             "is likely to contain them, so these questions tell nothing."
         )
-    return _data_set(name, items, tuple(notes))
+    return tuple(notes)
 
 
 def _taken(n: int | None, held: int, name: str) -> list[str]:
@@ -392,7 +399,9 @@ def prompt(question: str, choices: dict[str, str], hint: str = "") -> str:
     return "\n".join([*lines, "Choose one option and answer with its letter."])
 
 
-def _hopeless(grader: Grader) -> bool:
+def _hopeless(grader: Grading) -> bool:
+    if not isinstance(grader, Grader):
+        return False
     parts = [p for a in grader.accepted for p in a.split("<OR>")]
     return grader.kind == "contains" and all(len(p.split()) > _LONG for p in parts)
 
@@ -400,7 +409,8 @@ def _hopeless(grader: Grader) -> bool:
 # --- both ----------------------------------------------------------------------------------------
 
 
-def _data_set(name: str, items: Iterable[Item], notes: tuple[str, ...] = ()) -> DataSet:
+def data_set(name: str, items: Iterable[Item], notes: tuple[str, ...] = ()) -> DataSet:
+    """These questions as a data set, named by what is in them."""
     items = tuple(items)
     rule = rule_of(dict.fromkeys(item.grader.kind for item in items))
     return DataSet(name, items, _digest([item.digest for item in items]), rule, notes)
