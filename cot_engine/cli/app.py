@@ -12,7 +12,7 @@ from cot_engine.cli.data import data
 from cot_engine.cli.options import Action, DryRun, Json, Quiet, Verbose, flags
 from cot_engine.cli.options import option as _option
 from cot_engine.cli.options import usage as _usage
-from cot_engine.cli.training import train, train_judge
+from cot_engine.cli.training import train, train_judge, train_verifier
 
 app = typer.Typer(
     add_completion=False,
@@ -447,6 +447,7 @@ def judge_report(
 
 app.command(cls=_usage("CONFIG.toml"))(train)
 app.command("train-judge", cls=_usage("CONFIG.toml"))(train_judge)
+app.command("train-verifier", cls=_usage("DATA"))(train_verifier)
 
 
 @app.command(cls=_usage(""))

@@ -41,7 +41,7 @@ def run(
     quiet: bool,
 ) -> None:
     from cot_engine.engine.facade import model_path, profile_path
-    from cot_engine.judging.profile import Profile
+    from cot_engine.judging.profile import Profile, check_profile_folder
     from cot_engine.questions.data import check_n, load_data
     from cot_engine.report.judge_report import STRATEGIES, Examination, judges_of
 
@@ -68,7 +68,7 @@ def run(
     check_outputs([("--out", out)], read)
     if write_profile:
         folder = profile_path(config.model) if "://" in config.model else folder
-        _check_folder(folder)
+        check_profile_folder(folder)
     data = load_data(source, n=problems, seed=config.seed, allow_url=config.allow_url)
     if out is not None:
         check_writable(out, "The report", InputError, _ELSEWHERE)
@@ -144,19 +144,6 @@ def plain(found: JudgeReport) -> dict[str, Any]:
         return None if value != value else value  # NaN is not JSON
 
     return tidy(asdict(found))
-
-
-def _check_folder(folder: str | Path) -> None:
-    """Raises ConfigError if no profile can be written there."""
-    if not os.path.isdir(folder):
-        raise ConfigError(
-            f"The model {str(folder)!r} is no folder on this machine.",
-            "--write-profile needs one: download the model and give its folder.",
-        )
-    hint = "Leave --write-profile out and write likelihood_weight by hand, or use a copy."
-    from cot_engine.judging.profile import FILE
-
-    check_writable(Path(folder) / FILE, "The profile", ConfigError, hint)
 
 
 def _write(path: Path, text: str) -> InputError | None:

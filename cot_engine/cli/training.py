@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cot_engine.cli.options import Action, Quiet, Verbose, option
+from cot_engine.cli.options import Action, Json, Quiet, Verbose, flags, option
 
 
 def train(
@@ -74,3 +74,46 @@ def train_judge(
     more: dict[str, Any] = {"minutes": minutes, "restart": restart}
     more |= {"pairs_only": pairs_only, "measure": measure}
     return partial(run, config, set_ or [], **more, json=json, quiet=quiet)
+
+
+@flags(
+    *("model", "device", "dtype", "quantize", "adapter", "max_pixels", "mode", "plan"),
+    *("temperature", "top_p", "top_k", "seed", "in_flight", "memory", "allow_url"),
+    after="write_profile",
+    temperature="Of the responses. [{}]",
+)
+def train_verifier(
+    data: Annotated[str, typer.Argument(metavar="DATA", hidden=True)],
+    out: Annotated[
+        str, option("--out", "-o", metavar="FOLDER", help="Samples, probe and report.")
+    ] = "runs/verifier",
+    problems: Annotated[
+        int | None, option("--problems", metavar="N", help="The first so many of DATA. [all]")
+    ] = None,
+    responses: Annotated[int, option("--responses", metavar="N", help="Of each question. [4]")] = 4,
+    layers: Annotated[
+        str | None,
+        option("--layers", metavar="A,B", help="That it reads; -1 is the last. [the middle, -1]"),
+    ] = None,
+    write_profile: Annotated[
+        bool, option("--write-profile", help="Put the probe beside the weights.")
+    ] = False,
+    config: Annotated[
+        str | None, option("--config", metavar="FILE", help="A TOML file with options.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    **options: Any,
+) -> Action:
+    """Fit a probe: a verifier that reads the model's own states.
+
+    Samples responses to the questions of DATA (a .jsonl or .tsv with answers, or scenes/val),
+    labels them by the answers, and fits a linear layer for each stage and the whole, on the states
+    that the model had while it wrote. Measured on questions of their own. The same command goes
+    on where it stopped.
+    """
+    from cot_engine.cli.train_verifier import run
+
+    what = partial(run, data, out, problems, responses, layers, write_profile, config, options)
+    return partial(what, json=json, quiet=quiet)

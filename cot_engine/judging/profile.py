@@ -21,7 +21,7 @@ from cot_engine.core.requests import BackendInfo
 from cot_engine.core.tables import from_table, is_text, located, must
 from cot_engine.errors import ConfigError, UnknownNameError, shown
 from cot_engine.files.reading import read_json
-from cot_engine.files.writing import unwritable, write_whole
+from cot_engine.files.writing import check_writable, unwritable, write_whole
 from cot_engine.judging.probe import Probe
 from cot_engine.judging.prompts import Form
 from cot_engine.judging.protocol import Judge
@@ -92,21 +92,30 @@ class Profile:
         rest ("" if all does).
 
         How it is asked to judge (`judge_prompt`) is what it was taught, and stays. The weight of
-        likelihood was fitted on what the old weights said, and goes; so does a default judge that
-        cannot be made without it.
+        likelihood and the probe were fitted on what the old weights said and held, and go; so do a
+        default judge and a verifier that cannot be made without them.
         """
-        if self.likelihood_weight is None:
-            return self, ""
-        needs = self.judge == "self+likelihood"
-        kept = replace(self, likelihood_weight=None, judge="self" if needs else self.judge)
-        said = (
-            f"The likelihood_weight {self.likelihood_weight:g} in {FILE} was fitted on the weights"
-            " before and is not taken over"
-            + (", so the default judge is self" if needs else "")
-            + ". Fit it anew: cot-engine judge-report --model FOLDER --problems 500 --fit "
-            "--write-profile."
-        )
-        return kept, said
+        lost = []
+        kept = self
+        if self.likelihood_weight is not None:
+            needs = self.judge == "self+likelihood"
+            kept = replace(kept, likelihood_weight=None, judge="self" if needs else self.judge)
+            lost.append(
+                f"The likelihood_weight {self.likelihood_weight:g} in {FILE} was fitted on the"
+                " weights before and is not taken over"
+                + (", so the default judge is self" if needs else "")
+                + ". Fit it anew: cot-engine judge-report --model FOLDER --problems 500 --fit "
+                "--write-profile."
+            )
+        if self.probe is not None:
+            verifier = None if self.verifier == "states" else self.verifier
+            kept = replace(kept, probe=None, verifier=verifier)
+            lost.append(
+                f"The probe {self.probe} in {FILE} reads the states of the weights before and is"
+                " not taken over. Fit one anew: cot-engine train-verifier QUESTIONS --model FOLDER"
+                " --write-profile."
+            )
+        return kept, " ".join(lost)
 
     def make_judge(self, name: str = "auto") -> Judge:
         """The judge of that name for the model of this profile; "auto": its default one.
@@ -163,3 +172,14 @@ def probe_for(
             on_notice(f"{error.message} It is left out. {error.hint}")
         return None
     return probe
+
+
+def check_profile_folder(folder: str | Path) -> None:
+    """Raises ConfigError if no profile can be written there."""
+    if not os.path.isdir(folder):
+        raise ConfigError(
+            f"The model {str(folder)!r} is no folder on this machine.",
+            "--write-profile needs one: download the model and give its folder.",
+        )
+    hint = "Leave --write-profile out and write the file by hand, or use a copy."
+    check_writable(Path(folder) / FILE, "The profile", ConfigError, hint)

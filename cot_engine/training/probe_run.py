@@ -1,0 +1,150 @@
+"""`train-verifier`: a model's responses sampled with its states, a probe fitted on them, measured,
+and written into the model's profile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cot_engine.engine.facade import Engine, profile_path
+from cot_engine.errors import ConfigError, InputError, shown
+from cot_engine.files.writing import write_whole
+from cot_engine.judging.probe import Probe
+from cot_engine.judging.profile import Profile
+from cot_engine.options.config import RunConfig
+from cot_engine.options.resolve import resolve
+from cot_engine.questions.data import DataSet, SceneGrader
+from cot_engine.training.probe_fit import fit_probe, split
+from cot_engine.training.probe_measure import Measured, measure, sentences
+from cot_engine.training.probe_samples import Recorder, SampleFolder, sample_all
+
+FILE = "probe.safetensors"
+"""What a probe is called beside the weights, and in the folder of a run."""
+CLAIMS = {"CAPTION": "."}
+"""What ends a claim of the bundled world, by stage."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A probe and the file it is in, what it is worth, how its heads were fitted (penalty, loss and
+    that of the share alone, nats), where the profile was written, sentences, and the problems that
+    failed with why."""
+
+    probe: Probe
+    path: Path
+    measured: Measured
+    heads: dict[str, dict[str, float]]
+    profile: Path | None
+    notes: tuple[str, ...]
+    failed: dict[str, str]
+
+    def plain(self) -> dict[str, Any]:
+        """The same as values of JSON, without the weights."""
+        return {
+            "probe": str(self.path),
+            "layers": list(self.probe.layers),
+            "heads": self.heads,
+            "measured": self.measured.plain(),
+            "profile": None if self.profile is None else str(self.profile),
+            "notes": list(self.notes),
+            "failed": self.failed,
+        }
+
+
+def train_verifier(
+    config: RunConfig,
+    data: DataSet,
+    out: str | Path,
+    *,
+    n: int = 4,
+    layers: tuple[int, ...] | None = None,
+    write_profile: bool = False,
+    on_done: Callable[[int, str], None] = lambda index, error: None,
+    on_notice: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Sample `n` responses to each question of `data` into the folder `out`, which goes on where it
+    stopped, and fit a probe on them that reads these `layers` (None: the middle one and the last).
+
+    Raises InputError if nothing can be fitted, StoreError for a folder with other samples,
+    ConfigError for layers that the model has not, or a backend without states.
+    """
+    if not all(item.known for item in data.items):
+        unknown = next(item.id for item in data.items if not item.known)
+        raise InputError(f"Question {unknown!r} has no standard answer.", "Each one needs one.")
+    config = replace(config, strategy="majority", parameters={"n": n}, budget=None, probe="none")
+    with Engine.from_pretrained(**config.of_engine, on_notice=on_notice) as engine:
+        width, known = _shape(engine)
+        chosen = layers or (known[len(known) // 2], -1)
+        if odd := [layer for layer in chosen if layer != -1 and layer not in known]:
+            raise ConfigError(
+                f"layers has {odd[0]}; this model has {known[0]} to {known[-1]}, and -1 for what"
+                " the last one gives after its norm."
+            )
+        marks = CLAIMS if all(isinstance(i.grader, SceneGrader) for i in data.items) else {}
+        recorder = Recorder(chosen, width, marks)
+        engine.probe = recorder
+        stages = tuple(stage.tag for stage in resolve(engine.profile, config).plan)
+        info = engine.backend.info
+        made = {
+            "data": data.digest,
+            "weights": info.digest,
+            "dtype": info.dtype,
+            "layers": chosen,
+            "marks": marks,
+            "n": n,
+            "stages": stages,
+            "sampling": [config.temperature, config.top_p, config.top_k],
+            "seed": config.seed,
+            "mode": config.mode,
+        }
+        folder, failed = SampleFolder(Path(out), made), dict[str, str]()
+
+        def done(index: int, error: str) -> None:
+            if error:
+                failed[data.items[index].id] = error
+            on_done(index, error)
+
+        sample_all(engine, recorder, data.items, config, folder, stages, done)
+        digest = info.digest
+    samples = folder.read(stages)
+    parts = split(samples.problem, [item.digest for item in data.items])
+    probe, fitted, notes = fit_probe(samples, parts, chosen, width, marks, digest)
+    if not parts.measuring.any():
+        raise InputError("No question is left to measure on.", "Take more of them (--problems).")
+    measured = measure(probe, samples, parts.measuring)
+    path = Path(out) / FILE
+    probe.write(path)
+    written = _write_profile(config, probe) if write_profile else None
+    heads = {
+        name: {"penalty": each.penalty, "loss": each.loss, "base": each.base}
+        for name, each in fitted.items()
+    }
+    said = (*notes, *sentences(measured))
+    outcome = Outcome(probe, path, measured, heads, written, said, failed)
+    text = json.dumps(outcome.plain(), indent=2) + "\n"
+    write_whole(Path(out) / "report.json", text, "The report", InputError, "Give another --out.")
+    return outcome
+
+
+def _shape(engine: Engine) -> tuple[int, tuple[int, ...]]:
+    """How wide the states of a model are, and the layers that have them. Raises ConfigError for a
+    backend that does not have them."""
+    adapter = getattr(engine.backend, "adapter", None)
+    if adapter is None:
+        raise ConfigError(
+            f"The model {shown(engine.backend.info.model)} is not in this process: nobody hands"
+            " over its states.",
+            "Fit on its folder (--model FOLDER, one --device), or use a token verifier.",
+        )
+    return int(adapter.head.weight.shape[-1]), tuple(adapter.self_layers())
+
+
+def _write_profile(config: RunConfig, probe: Probe) -> Path:
+    """Beside the weights: the probe, and a profile that names it."""
+    folder = Path(profile_path(config.model))
+    profile = Profile.of(folder)
+    probe.write(folder / FILE)
+    return replace(profile, probe=FILE, verifier="states").write(folder)
