@@ -125,7 +125,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """A selection's outcome.
+    """A selection's outcome. `verified` is what verifiers cost of its `usage`.
 
     `merged` maps a candidate to the ids folded into it; `unjudged` maps the ids that never entered
     the tournament to the fault that kept them out. `ranking` is best first over the entrants.
@@ -141,12 +141,14 @@ class Selected:
     kept: tuple[str, ...]
     usage: Usage
     round: int = 0
+    verified: Usage = field(default=Usage(), metadata={"sparse": True})
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """What a scorer gave: its number for each chain, by id; higher is better. `about` is what the
-    numbers are about; `probability` says that they were asked for as such, from 0 to 1."""
+    numbers are about; `probability` says that they were asked for as such, from 0 to 1; `verified`
+    is what verifiers cost of `usage`."""
 
     scorer: str
     scores: dict[str, float]
@@ -154,6 +156,7 @@ class Scored:
     round: int = 0
     about: Literal["step", "whole"] = "step"
     probability: bool = False
+    verified: Usage = field(default=Usage(), metadata={"sparse": True})
 
 
 @dataclass(frozen=True, slots=True)

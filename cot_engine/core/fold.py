@@ -143,7 +143,8 @@ class Fold:
             case Selected():
                 changed = self._selected(number, event)
             case Scored():
-                self._charge("score", event.usage)
+                self._charge("score", event.usage - event.verified)
+                self._charge("verify", event.verified)
                 name = event.scorer + ", whole" * (event.about == "whole")
                 for id, score in event.scores.items():
                     self.scores.setdefault(id, {})[name] = score
@@ -204,7 +205,8 @@ class Fold:
         if len(contest.matches) != len(event.matches):  # judged again: the matches are here alone
             contest.matches = list(event.matches)
             contest.cached = [False] * len(event.matches)
-        self._charge("judge", event.usage)
+        self._charge("judge", event.usage - event.verified)
+        self._charge("verify", event.verified)
         self.selections.append((contest, event))
         return contest
 

@@ -143,15 +143,30 @@ def _task() -> asyncio.Task[Any] | None:
 class _Through:
     """An Ask as a part gets it: it remembers what the engine raised, and ends with the call."""
 
-    def __init__(self, ask: Any) -> None:
+    def __init__(self, ask: Any, errors: list[BaseException] | None = None) -> None:
         self._ask = ask
-        self._errors: list[BaseException] = []
+        self._errors: list[BaseException] = [] if errors is None else errors
+        self._others: list[_Through] = []
 
     async def choose(self, *args: Any, **named: Any) -> Any:
         return await self._noted("choose", args, named)
 
     async def write(self, *args: Any, **named: Any) -> Any:
         return await self._noted("write", args, named)
+
+    async def measure(self, *args: Any, **named: Any) -> Any:
+        return await self._noted("measure", args, named)
+
+    async def verifying(self, *args: Any, **named: Any) -> Any:
+        other = _Through(await self._noted("verifying", args, named), self._errors)
+        self._others.append(other)
+        return other
+
+    def end(self) -> None:
+        """The part has given its answer: nothing more is asked."""
+        self._ask = None
+        for other in self._others:
+            other.end()
 
     async def _noted(self, method: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if self._ask is None:
@@ -271,7 +286,7 @@ async def _answer(part: Part, method: str, items: Sequence[Any], case: Any, ask:
                 )
             return await coming
     finally:
-        through._ask = None
+        through.end()
         through._errors.clear()  # their tracebacks lead back here
 
 

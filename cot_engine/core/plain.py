@@ -24,7 +24,11 @@ def plain(value: Any) -> Any:
         value = value.written() if hasattr(value, "written") else value
         found = _fields(value.__class__)
         values = {name: (f, getattr(value, name)) for name, f in found.items()}
-        return {k: plain(v) for k, (f, v) in values.items() if v or not f.metadata.get("sparse")}
+        return {
+            k: plain(v)
+            for k, (f, v) in values.items()
+            if not f.metadata.get("sparse") or (v and v != f.default)
+        }
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):

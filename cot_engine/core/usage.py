@@ -40,6 +40,17 @@ class Usage:
             self.seconds + other.seconds,
         )
 
+    def __sub__(self, other: Usage) -> Usage:
+        return Usage(
+            self.encodes - other.encodes,
+            self.prefilled - other.prefilled,
+            self.cached - other.cached,
+            self.decoded - other.decoded,
+            self.flops - other.flops,
+            self.calls - other.calls,
+            self.seconds - other.seconds,
+        )
+
     @property
     def tokens(self) -> int:
         """Tokens the model computed: prefilled + decoded (cached ones were paid for before)."""

@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
@@ -30,6 +31,7 @@ from cot_engine.core.answers import Answer
 from cot_engine.core.events import Heard
 from cot_engine.core.problem import Problem
 from cot_engine.core.trace import Trace
+from cot_engine.engine.bound import Bound
 from cot_engine.engine.feed import Feed, HearingMany, Listener, asked, of_one
 from cot_engine.engine.modes import SAID, Modes
 from cot_engine.engine.thread import LoopThread, Sent, handing_over, in_thread
@@ -76,6 +78,7 @@ class Engine:
         self._scopes = itertools.count()
         self._scorer = functools.cache(functools.partial(plugins.make, "scorer"))  # made once
         self._modes = Modes(backend)
+        self._bound = Bound()
         self._loading = asyncio.Semaphore(_LOADING)
         self._loop = LoopThread("cot-engine")
         # An engine that is dropped without being closed leaves no thread behind.
@@ -336,6 +339,7 @@ class Engine:
     ) -> Rejudged:
         check_rejudged(options)
         call = resolve(self.profile, None, options)
+        await self._bound.all_of(call.judge.part)
         return await rejudge(
             trace,
             call.judge,
@@ -343,6 +347,7 @@ class Engine:
             shown=lambda problem: judge_images(problem, call.config),
             scope=f"rejudge:{trace.started.problem}#{next(self._scopes)}",
             listen=listen,
+            models=self._bound,
             **{key: getattr(call.config, key) for key in REJUDGED},
         )
 
@@ -352,6 +357,7 @@ class Engine:
         """Stop what is running, which ends with a ModelError, and free the model. Takes about a
         second at most; a second time it does nothing."""
         self._loop.close()
+        self._bound.close()
         self.backend.close()
 
     def __enter__(self) -> Engine:
@@ -372,6 +378,7 @@ class Engine:
         problem = await self._load(lambda: problem_of(image, question, config.allow_url))
         check_number_of_images(problem, self.backend.info)
         seen = await self._load(lambda: judge_images(problem, config))
+        await self._bound.all_of(call.judge.part, *self._verifiers(call.strategy.part))
         plan = call.plan.fit(len(problem.images), config.detail)
         notes: tuple[str, ...] = ()
         mode = config.mode
@@ -385,6 +392,7 @@ class Engine:
             self.backend,
             call.settings(plan, mode),
             scorers=self._scorer,
+            models=self._bound,
             verifier=self.profile.verifier or "likelihood",
             judge_images=seen,
             probe=self.probe,
@@ -392,6 +400,16 @@ class Engine:
             notes=notes,
             listen=listen,
         )
+
+    def _verifiers(self, strategy: Any) -> list[Any]:
+        """The scorers that a strategy's parameters name, as far as there are such."""
+        found = []
+        for key in ("verifier", "scorer"):
+            if isinstance(name := getattr(strategy, key, None), str):
+                with suppress(CotEngineError):  # it is asked for when it is, and explained then
+                    name = self.profile.verifier or "likelihood" if name == "auto" else name
+                    found.append(self._scorer(name))
+        return found
 
     async def _load(self, act: Callable[[], T]) -> T:
         """What takes pictures to be read, in a thread: other searches go on meanwhile."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from cot_engine.core.boundaries import Until
 from cot_engine.core.chain import Chain
@@ -12,7 +12,7 @@ from cot_engine.core.match import Verdict
 from cot_engine.core.parts import OutOfBudget as OutOfBudget
 from cot_engine.core.parts import Scale as Scale
 from cot_engine.core.problem import Problem
-from cot_engine.core.requests import Prompt, Sampling
+from cot_engine.core.requests import Dialogue, Prompt, Sampling
 from cot_engine.core.stages import Plan, Stage
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class Case:
 
 
 class Ask(Protocol):
-    """How a judge or scorer reaches the model. Both raise OutOfBudget where it does not pay."""
+    """How a judge or scorer reaches the model. What asks it raises OutOfBudget where that does not
+    pay."""
 
     async def choose(
         self, prompt: Prompt, tails: Sequence[str], choices: Sequence[str], prefix: str = ""
@@ -49,6 +50,20 @@ class Ask(Protocol):
         self, prompt: Prompt, tails: Sequence[str], until: Until, length: int, sampling: Sampling
     ) -> list[str]:
         """One written reply per tail, of at most `length` tokens."""
+        ...
+
+    async def measure(
+        self, dialogues: Sequence[Dialogue], choices: Sequence[str] = ()
+    ) -> list[tuple[tuple[float, ...], ...]]:
+        """What the model makes of dialogues at their places, [dialogue][place]: log-probabilities
+        of each choice, nats; without choices its final state. Raises InputError for a model that
+        cannot tell."""
+        ...
+
+    async def verifying(self, model: Any = None) -> Ask:
+        """The way to another `model` (a Binding, or a backend that is open), or to this one for
+        None, which is metered in the role "verify". Raises InputError where nobody opens it, and
+        what opening it raises."""
         ...
 
 

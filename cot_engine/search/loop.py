@@ -44,7 +44,7 @@ from cot_engine.search.expand import Exhausted, Growth
 from cot_engine.search.progress import Reporter
 from cot_engine.search.rounds import Rounds
 from cot_engine.search.select import Arena
-from cot_engine.search.session import Session, Settings
+from cot_engine.search.session import Models, Session, Settings
 from cot_engine.search.strategy import Continuation, Request, Score, Task
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ async def search(
     *,
     scorers: Callable[[str], Scorer],
     verifier: str = "likelihood",
+    models: Models | None = None,
     judge_images: tuple[Image, ...] = (),
     probe: Probe | None = None,
     scope: str = "",
@@ -80,7 +81,8 @@ async def search(
 
     `listen` gets every event as it happens, in order, and Progress between them. `verifier` is
     the scorer that "auto" stands for; `judge_images` is what the judge is shown; `probe` reads the
-    model's states; `notes` are recorded at the start as notices.
+    model's states; `models` opens what verifiers are bound to; `notes` are recorded at the start as
+    notices.
     Raises BudgetError if the budget cannot pay for an answer, StrategyError if the strategy, the
     judge, a scorer or `listen` breaks its contract, ModelError if the backend does, and what it
     raises on purpose; a Failed event ends the trace then, and what was recorded before stays.
@@ -97,6 +99,7 @@ async def search(
         *(problem, backend, settings, emit, scope or problem.id, judge_images),
         reporter=Reporter(listen and tell),
         probe=probe,
+        models=models,
     )
     try:
         emit(_started(session, strategy, judge))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cot_engine.backends.protocol import Backend
+from cot_engine.backends.protocol import Backend, measuring
 from cot_engine.core import parts
 from cot_engine.core.answers import Answer
 from cot_engine.core.boundaries import Until
@@ -21,7 +21,17 @@ from cot_engine.core.events import Event, Heard, Judged, Selected
 from cot_engine.core.grammar import conclusion
 from cot_engine.core.options import SearchOptions, options_of, shared
 from cot_engine.core.problem import Problem
-from cot_engine.core.requests import GREEDY, Choose, Chosen, Generate, Generated, Prompt
+from cot_engine.core.requests import (
+    GREEDY,
+    BackendInfo,
+    Choose,
+    Chosen,
+    Generate,
+    Generated,
+    Measure,
+    Measured,
+    Prompt,
+)
 from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
 from cot_engine.errors import ModelError, TraceError, UnknownNameError
@@ -30,7 +40,7 @@ from cot_engine.judging import prompts
 from cot_engine.search.loop import Named
 from cot_engine.search.progress import Reporter
 from cot_engine.search.select import Arena
-from cot_engine.search.session import Session, Settings
+from cot_engine.search.session import Models, Session, Settings
 from cot_engine.search.strategy import Select
 
 REJUDGED = {f.name: f.default for f in options_of(SearchOptions, "judging") if f.name != "orders"}
@@ -108,9 +118,11 @@ async def rejudge(
     shown: Callable[[Problem], tuple[Image, ...]] | None = None,
     scope: str = "",
     listen: Callable[[Heard], None] | None = None,
+    models: Models | None = None,
     **changed: Any,
 ) -> Rejudged:
-    """Hold every selection of `trace` again. `backend` is needed by judges that ask a model.
+    """Hold every selection of `trace` again. `backend` is needed by judges that ask a model,
+    `models` by those that are bound to others.
 
     `shown` makes the images that the judge sees, if not the problem's own. `scope` must be unique
     among what is in flight on the backend. `listen` gets the events. `changed` are the options
@@ -141,6 +153,7 @@ async def rejudge(
     session = Session(
         *(problem, model, settings, emit, scope, images),
         reporter=Reporter(listen and tell),
+        models=models,
     )
     selections = []
     try:
@@ -199,15 +212,29 @@ class _AsSearched:
         await self._read()
         return await self.backend.generate(request)
 
+    @property
+    def info(self) -> BackendInfo:
+        return self.backend.info
+
     async def choose(self, request: Choose) -> Chosen:
         await self._read()
         return await self.backend.choose(request)
 
-    def estimate(self, request: Generate | Choose) -> Usage:
+    async def measure(self, request: Measure) -> Measured:
+        model = measuring(self.backend)
+        await self._read()
+        return await model.measure(request)
+
+    def estimate(self, request: Generate | Choose | Measure) -> Usage:
+        if isinstance(request, Measure):
+            return measuring(self.backend).estimate(request)
         return self.backend.estimate(request)
 
     def release(self, scope: str) -> None:
         self.backend.release(scope)
+
+    def close(self) -> None:
+        self.backend.close()
 
 
 class _NoBackend:
@@ -221,7 +248,11 @@ class _NoBackend:
             "This judge asks a model, and none is loaded.", "Name one with --model, or a backend."
         )
 
-    generate = choose = _refuse
+    generate = choose = measure = _refuse
+    info = BackendInfo("none", "none", "", "none", "none", "none", 0, 0)
+
+    def close(self) -> None:
+        pass
 
     def estimate(self, request: object) -> Usage:
         return Usage()

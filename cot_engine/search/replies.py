@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from cot_engine.core.parts import Part, finite
-from cot_engine.core.requests import Choose, Chosen, Generate, Generated, Generation
+from cot_engine.core.requests import (
+    Choose,
+    Chosen,
+    Generate,
+    Generated,
+    Generation,
+    Measure,
+    Measured,
+)
 from cot_engine.core.usage import Usage
 from cot_engine.errors import shown
 
@@ -71,6 +79,29 @@ def chosen(backend: Part, request: Choose, given: Chosen) -> None:
                     f"gave the log-probability {shown(value)} to a choice",
                     "It must be a finite number: the weights or the number format may be broken.",
                 )
+
+
+def measured(backend: Part, request: Measure, given: Measured) -> None:
+    """Raises ModelError unless `given` has finite numbers for each place of each dialogue: one for
+    each choice, or a state, all of one width."""
+    found, dialogues = given.numbers, request.dialogues
+    if not isinstance(found, (tuple, list)) or len(found) != len(dialogues):
+        _wrong_number(backend, found, len(dialogues), "dialogues", "tuple of places")
+    widths = {len(request.choices)} if request.choices else set()
+    for places, dialogue in zip(found, dialogues, strict=True):
+        if not isinstance(places, (tuple, list)) or len(places) != dialogue.places:
+            _wrong_number(backend, places, dialogue.places, "places", "tuple of numbers")
+        for row in places:
+            if not isinstance(row, (tuple, list)) or len(row) not in (widths or {len(row)}):
+                _wrong_number(backend, row, max(widths, default=1), "choices", "number")
+            widths.add(len(row))
+            for value in row:
+                if finite(value) is None:
+                    backend.broke(
+                        f"gave the number {shown(value)} to a place in an answer",
+                        "It must be a finite number: the weights or the number format may be"
+                        " broken.",
+                    )
 
 
 def _wrong_number(backend: Part, given: Any, wanted: int, of: str, one: str) -> NoReturn:

@@ -17,13 +17,14 @@ from cot_engine.core.parts import OutOfBudget
 from cot_engine.errors import InputError
 from cot_engine.judging.judges import LikelihoodScorer
 from cot_engine.judging.protocol import Scorer
+from cot_engine.search.asking import MeteredAsk
 from cot_engine.search.concurrency import gather
 from cot_engine.search.expand import Exhausted, Growth
 from cot_engine.search.fill import fill
 from cot_engine.search.lanes import InOrder, Lanes
 from cot_engine.search.progress import Reporter
 from cot_engine.search.select import Arena, case_of
-from cot_engine.search.session import MeteredAsk, Session, longest
+from cot_engine.search.session import Session, longest
 from cot_engine.search.strategy import Expand, Request, Score, Select
 
 
@@ -119,5 +120,6 @@ async def score(session: Session, request: Score, scorer: Scorer) -> tuple[float
     if asked:
         scores = parts.probabilities(scorer, scores, name)
     by_id = {chain.id: value for chain, value in zip(chains, scores, strict=True)}
-    session.emit(Scored(name, by_id, ask.usage, about=request.about, probability=asked))
+    about, used = request.about, ask.usage
+    session.emit(Scored(name, by_id, used, about=about, probability=asked, verified=ask.verified))
     return tuple(scores)

@@ -17,7 +17,8 @@ from cot_engine.core.match import Match, Outcome, Verdict
 from cot_engine.core.parts import OutOfBudget
 from cot_engine.errors import InputError
 from cot_engine.judging.protocol import Case, Judge
-from cot_engine.search.session import MeteredAsk, Session, longest
+from cot_engine.search.asking import MeteredAsk
+from cot_engine.search.session import Session, longest
 from cot_engine.search.strategy import Select
 from cot_engine.search.tournament import TOURNAMENTS, matches_of
 
@@ -73,6 +74,7 @@ class Arena:
                 tuple(chain.id for chain in ranking),
                 tuple(chain.id for chain in kept),
                 ask.usage,
+                verified=ask.verified,
             )
         )
         return kept

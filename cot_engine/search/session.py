@@ -7,18 +7,18 @@ every request is seeded, paid for and within the budget.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from cot_engine.backends.protocol import Backend
+from cot_engine.backends.protocol import Backend, measuring
+from cot_engine.core.binding import Binding
 from cot_engine.core.boundaries import Until
 from cot_engine.core.chain import Chain
 from cot_engine.core.events import Event, Notice, OfRound
 from cot_engine.core.options import SearchOptions
-from cot_engine.core.parts import OutOfBudget, Part, guard
+from cot_engine.core.parts import Part, guard
 from cot_engine.core.problem import Problem
 from cot_engine.core.requests import (
     GREEDY,
@@ -27,13 +27,15 @@ from cot_engine.core.requests import (
     Generate,
     Generated,
     Generation,
+    Measure,
+    Measured,
     Prompt,
     Sampling,
     Segment,
 )
 from cot_engine.core.stages import DEFAULT_PLAN, Plan
-from cot_engine.core.usage import Role, Usage
-from cot_engine.errors import BudgetError, shown
+from cot_engine.core.usage import Usage
+from cot_engine.errors import BudgetError, InputError, shown
 from cot_engine.judging import prompts
 from cot_engine.judging.probe import Probe
 from cot_engine.search import replies
@@ -47,7 +49,9 @@ if TYPE_CHECKING:
     from cot_engine.images.load import Image
 
 T = TypeVar("T")
-R = TypeVar("R", Generate, Choose)
+R = TypeVar("R", Generate, Choose, Measure)
+Models = Callable[[Binding], Awaitable[Backend]]
+"""Opens what verifiers are bound to, each once."""
 
 FLOOR_TOKENS = 32
 """New tokens that are held back for a conclusion when the budget is used up."""
@@ -80,7 +84,8 @@ class Session:
     `record` gets the events, which bear the number of the `round`: the strategy's request that is
     being carried out. `probe` reads the model's states from whatever it writes for this problem.
     `safe` is a finished chain to fall back on: once there is one, no floor is held back. `match` is
-    the most that judging one more candidate took so far, in the budget's unit.
+    the most that judging one more candidate took so far, in the budget's unit. `models` opens those
+    that verifiers are bound to; what was asked of this search's is forgotten with it (`elsewhere`).
     """
 
     problem: Problem
@@ -96,6 +101,9 @@ class Session:
     released: bool = False
     round: int = 0
     lane: Lane | None = None
+    models: Models | None = None
+    elsewhere: list[Backend] = field(default_factory=list)
+    away: bool = False  # whether it deals with another model than the search's own
     meter: Meter = field(init=False)
     prompt: Prompt = field(init=False)
     probing: Probing | None = field(init=False)
@@ -161,7 +169,8 @@ class Session:
             usage = replace(used, calls=len(request.seeds))
             self.meter.charge(request.role, usage)
             replies.generated(self.model, request, generated)
-            self.meter.timed(took, max(len(each.ids) for each in generated.generations))
+            if not self.away:
+                self.meter.timed(took, max(len(each.ids) for each in generated.generations))
             texts = tuple(each.text for each in generated.generations)
             self.reporter.answered(headway, usage.decoded, len(request.seeds), texts)
             return replace(generated, usage=usage)
@@ -178,6 +187,40 @@ class Session:
             replies.chosen(self.model, request, chosen)
             self.reporter.answered(request.headway, 0, len(request.tails))
             return replace(chosen, usage=usage)
+
+    async def measure(self, request: Measure) -> Measured:
+        """Send a request to measure that was found affordable; charge what it really cost. Raises
+        as `generate` does, and InputError for a backend that cannot."""
+        request = replace(request, headway=self.reporter.request())
+        model = measuring(self.backend)
+        with guard(self.model):
+            measured = await self._sent(model.measure, request)
+            used = replies.usage(self.model, getattr(measured, "usage", None))
+            usage = replace(used, calls=len(request.dialogues))
+            self.meter.charge(request.role, usage)
+            replies.measured(self.model, request, measured)
+            self.reporter.answered(request.headway, 0, len(request.dialogues))
+            return replace(measured, usage=usage)
+
+    async def at(self, model: Binding | Backend | None) -> Session:
+        """These dealings with another model, out of the same budget; with this one, for None.
+        Raises InputError where nobody can open it, and what opening it raises."""
+        if model is None:
+            return self
+        if isinstance(model, Binding):
+            if self.models is None:
+                raise InputError(
+                    f"The model {shown(model.model)} of a verifier is opened by an engine, and "
+                    "there is none.",
+                    "Ask Engine.solve, or give the verifier a backend that is open.",
+                )
+            model = await self.models(model)
+        made = copy(self)
+        made.backend, made.model, made.away = model, Part("backend", model), True
+        made.probing = None
+        if not any(each is model for each in self.elsewhere):
+            self.elsewhere.append(model)
+        return made
 
     async def _sent(self, method: Callable[[R], Awaitable[T]], request: R) -> T:
         if self.lane is None:
@@ -197,16 +240,33 @@ class Session:
         """Let the backend forget this search, once. Raises ModelError if it cannot."""
         if not self.released:
             self.released = True
+            for other in self.elsewhere:
+                with guard(Part("backend", other)):
+                    other.release(self.scope)
             with guard(self.model):
                 self.backend.release(self.scope)
 
     # --- the budget ---
 
-    def cost(self, request: Generate | Choose) -> Usage:
-        """The most a request can cost."""
+    def cost(self, request: Generate | Choose | Measure) -> Usage:
+        """The most a request can cost. Raises InputError where nobody counts it."""
+        if isinstance(request, Measure):
+            model = measuring(self.backend)
+            with guard(self.model):
+                used = replies.usage(self.model, model.estimate(request))
+            return self._counted(replace(used, calls=len(request.dialogues)))
         calls = len(request.seeds if isinstance(request, Generate) else request.tails)
         with guard(self.model):
-            return replace(replies.usage(self.model, self.backend.estimate(request)), calls=calls)
+            used = replies.usage(self.model, self.backend.estimate(request))
+        return self._counted(replace(used, calls=calls))
+
+    def _counted(self, cost: Usage) -> Usage:
+        """Raises InputError for what another model costs, where a budget cannot count it."""
+        budget = self.meter.budget
+        if self.away and budget is not None and budget.unit == "flops" and not cost.flops:
+            error = uncounted(self.backend)
+            raise InputError(error.message, error.hint)
+        return cost
 
     def floor(self, prefix: tuple[Segment, ...], grown: int) -> Usage:
         """What concluding can cost at most, after `grown` more tokens behind `prefix`; nothing
@@ -298,97 +358,3 @@ def counts_flops(backend: Backend) -> bool:
     asked = Generate("sizes", Prompt("x"), (), Until(), (0,), 1)
     with guard(part := Part("backend", backend)):
         return replies.usage(part, backend.estimate(asked)).flops > 0
-
-
-@dataclass
-class MeteredAsk:
-    """A judge's or scorer's way to the model: holds, sends, settles, and adds up `usage`.
-
-    What concluding behind `prefix` takes is left over. `asked` is the most that it could have cost,
-    in the budget's unit, refused requests included.
-    What was asked wrongly is a TypeError, before anything is sent: whoever asked is at fault.
-    """
-
-    session: Session
-    role: Role
-    prefix: tuple[Segment, ...]
-    usage: Usage = Usage()
-    asked: float = 0.0
-
-    async def choose(
-        self, prompt: Prompt, tails: Sequence[str], choices: Sequence[str], prefix: str = ""
-    ) -> list[tuple[float, ...]]:
-        check_choose(prompt, tails, choices, prefix)
-        request = Choose(
-            self.session.scope, prompt, tuple(tails), tuple(choices), prefix, self.role
-        )
-        with self._holding(request):
-            chosen = await self.session.choose(request)
-        self.usage += chosen.usage
-        return list(chosen.logprobs)
-
-    async def write(
-        self, prompt: Prompt, tails: Sequence[str], until: Until, length: int, sampling: Sampling
-    ) -> list[str]:
-        check_write(prompt, tails, until, length, sampling)
-        requests = [
-            Generate(
-                self.session.scope,
-                replace(prompt, text=prompt.text + tail),
-                (),
-                until,
-                (self.session.seed("judge", prompt.text, tail),),
-                length,
-                sampling,
-                self.role,
-            )
-            for tail in tails
-        ]
-        with self._holding(*requests):
-            return await self.session.gather(map(self._written, requests))
-
-    async def _written(self, request: Generate) -> str:
-        reply = await self.session.generate(request)
-        self.usage += reply.usage  # of each as it comes: another one may fail
-        return reply.generations[0].text
-
-    @contextmanager
-    def _holding(self, *requests: Generate | Choose) -> Iterator[None]:
-        """Hold what these can cost until they are answered. Raises OutOfBudget."""
-        meter = self.session.meter
-        if meter.budget is None:
-            yield  # estimating is not free
-            return
-        cost = sum((self.session.cost(request) for request in requests), Usage())
-        self.asked += meter.budget.of(cost)
-        if not meter.affords(cost, self.session.floor(self.prefix, 0)):
-            raise OutOfBudget
-        with meter.holding(cost):
-            yield
-
-
-def check_choose(prompt: Any, tails: Any, choices: Any, prefix: Any) -> None:
-    """Raises TypeError for what cannot be asked of `Ask.choose`."""
-    _check_asked(prompt, tails=tails, choices=choices)
-    if not isinstance(prefix, str):
-        raise TypeError(f"prefix is {shown(prefix)}; it must be text")
-
-
-def check_write(prompt: Any, tails: Any, until: Any, length: Any, sampling: Any) -> None:
-    """Raises TypeError for what cannot be asked of `Ask.write`."""
-    _check_asked(prompt, tails=tails)
-    if type(length) is not int or length < 1:
-        raise TypeError(f"length is {shown(length)}; it must be an integer of at least 1")
-    for value, kind in ((until, Until), (sampling, Sampling)):
-        if not isinstance(value, kind):
-            raise TypeError(f"{shown(value)} was given where a {kind.__name__} is needed")
-
-
-def _check_asked(prompt: Prompt, **texts: Sequence[str]) -> None:
-    if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
-        raise TypeError(f"prompt is {shown(prompt)}; it must be a Prompt")
-    for name, given in texts.items():
-        if not isinstance(given, (list, tuple)) or not given:
-            raise TypeError(f"{name} is {shown(given)}; it must be a list of at least one text")
-        if not all(isinstance(text, str) for text in given):
-            raise TypeError(f"{name} is {shown(given)}; each must be text")

@@ -15,12 +15,12 @@ from cot_engine.core.chain import Chain, Step
 from cot_engine.core.match import Verdict
 from cot_engine.core.parts import OutOfBudget
 from cot_engine.core.problem import Problem
-from cot_engine.core.requests import Choose, Prompt, Sampling, Segment
+from cot_engine.core.requests import Choose, Dialogue, Measure, Prompt, Sampling, Segment
 from cot_engine.core.stages import DEFAULT_PLAN
 from cot_engine.errors import InputError, ModelError
 from cot_engine.images.load import Image, load_image
 from cot_engine.judging.protocol import Case, Judge, Scorer
-from cot_engine.search.session import check_choose, check_write
+from cot_engine.search.asking import check_choose, check_measure, check_write
 from cot_engine.testing.apart import apart
 
 T = TypeVar("T")
@@ -152,6 +152,19 @@ class MadeAsk:
         if self.reply is not None:
             return [self.reply for _ in tails]
         return [f"The first is longer. Choice: {1 + len(tail) % 2}" for tail in tails]
+
+    async def measure(
+        self, dialogues: Sequence[Dialogue], choices: Sequence[str] = ()
+    ) -> list[tuple[tuple[float, ...], ...]]:
+        check_measure(dialogues, choices)
+        self._raise()
+        request = Measure("s", tuple(dialogues), tuple(choices))
+        rows = (await self.backend.measure(request)).numbers
+        more = self.mass if choices else 0.0
+        return [tuple(tuple(v + more for v in place) for place in places) for places in rows]
+
+    async def verifying(self, model: Any = None) -> MadeAsk:
+        return self
 
     def _raise(self) -> None:
         self.asked += 1

@@ -13,9 +13,9 @@ from cot_engine.core.events import Cut, Growing, Grown
 from cot_engine.core.requests import GREEDY, Prompt, Sampling
 from cot_engine.core.usage import Usage
 from cot_engine.judging.judges import OutOfBudget
+from cot_engine.search.asking import MeteredAsk
 from cot_engine.search.budget import Budget, Meter
 from cot_engine.search.expand import Growth
-from cot_engine.search.session import MeteredAsk
 from cot_engine.testing import ScriptedBackend
 
 

@@ -31,9 +31,10 @@ from cot_engine.core.chain import Chain
 from cot_engine.core.requests import GREEDY, Prompt, Sampling
 from cot_engine.core.stages import Plan, Stage
 from cot_engine.core.usage import Usage
+from cot_engine.search.asking import MeteredAsk
 from cot_engine.search.budget import Budget
 from cot_engine.search.expand import Exhausted, Growth, Portion, largest
-from cot_engine.search.session import FLOOR_TOKENS, MeteredAsk
+from cot_engine.search.session import FLOOR_TOKENS
 
 
 @pytest.mark.parametrize(
