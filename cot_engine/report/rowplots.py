@@ -13,9 +13,10 @@ from cot_engine.report.judging import JudgeCard
 from cot_engine.report.panels import Panel, Plot, Scale, plot
 from cot_engine.report.svg import BOLD, INK, NARROW, SERIES, SOFT, Drawing, fitted
 
-ROLES: tuple[Role, ...] = ("generate", "judge", "score")
+ROLES: tuple[Role, ...] = ("generate", "judge", "score", "verify")
 MOST = 60  # rows of a plot; the tables have all
 _FILL = {"generate": (SERIES[0], 1.0), "judge": (SERIES[1], 0.35), "score": (SERIES[2], 0.0)}
+_FILL["verify"] = (SERIES[3], 0.6)
 
 
 def forest(findings: Findings) -> Plot:

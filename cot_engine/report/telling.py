@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from cot_engine.ablation.records import Key, ResultRow, Run
 from cot_engine.ablation.worth import WHOLE
+from cot_engine.core.usage import Role
 from cot_engine.report.amounts import amount, interval, share
 from cot_engine.report.findings import Comparison, Headroom, Standing
 
@@ -146,11 +147,15 @@ def _sampled(by_label: dict[str, Standing]) -> str:
 
 
 def _judging(of: Standing, unit: str) -> str:
-    judge = of.by_role.get("judge", 0.0)
-    if not judge or not of.spent:
-        return f"Judging costs {of.label} nothing."
-    each = f"{amount(judge, unit)} of {amount(of.spent, unit)}"
-    return f"Judging is {_percent(judge / of.spent)} of what {of.label} spends ({each} a search)."
+    told = []
+    roles: tuple[tuple[str, Role], ...] = (("Judging", "judge"), ("Verifying", "verify"))
+    for name, role in roles:
+        spent = of.by_role.get(role, 0.0)
+        if spent and of.spent:
+            each = f"{amount(spent, unit)} of {amount(of.spent, unit)}"
+            part = _percent(spent / of.spent)
+            told.append(f"{name} is {part} of what {of.label} spends ({each} a search).")
+    return " ".join(told) or f"Judging costs {of.label} nothing."
 
 
 def _percent(ratio: float) -> str:

@@ -21,7 +21,7 @@ from cot_engine.report.judging import JudgeCard
 
 PLAIN_SCHEMA = 1
 _MATCHING = {"": "", "reference": "reference", "matched": "yes", "unmatched": "no"}
-_ROLES: tuple[Role, ...] = ("generate", "judge", "score")
+_ROLES: tuple[Role, ...] = ("generate", "judge", "score", "verify")
 
 
 # --- Markdown ------------------------------------------------------------------------------------
@@ -63,7 +63,16 @@ def _accuracies(findings: Findings) -> list[str]:
         "at equal compute",
     ]
     heads += [f"{name} ({unit})" for name in ("allotted", "spent", "left", *roles)]
-    heads += ["judge's share", "encodes", "prefilled", "decoded", "calls", "seconds"]
+    verified = "verify" in roles
+    heads += [
+        "judge's share",
+        *["verifiers' share"] * verified,
+        "encodes",
+        "prefilled",
+        "decoded",
+        "calls",
+        "seconds",
+    ]
 
     def scaled(value: float | None) -> str:
         return "–" if value is None or math.isnan(value) else figures(value / divisor)
@@ -75,6 +84,7 @@ def _accuracies(findings: Findings) -> list[str]:
         cells += [scaled(value) for value in (s.allotted, s.spent, s.left)]
         cells += [scaled(s.by_role.get(role, 0.0)) for role in roles]
         cells.append(share(judge_share(s)))
+        cells += [share(verify_share(s))] * verified
         used = (total.encodes, total.prefilled, total.decoded, total.calls, s.seconds)
         return cells + ["–" if math.isnan(value) else figures(value) for value in used]
 
@@ -95,8 +105,17 @@ def _accuracies(findings: Findings) -> list[str]:
 
 def judge_share(standing: Standing) -> float | None:
     """Of what was spent, in the run's unit; None where nothing was."""
+    return _share_of(standing, "judge")
+
+
+def verify_share(standing: Standing) -> float | None:
+    """What verifiers spent, as `judge_share` has it of judges."""
+    return _share_of(standing, "verify")
+
+
+def _share_of(standing: Standing, role: Role) -> float | None:
     spent = standing.spent
-    return standing.by_role.get("judge", 0.0) / spent if spent > 0 else None
+    return standing.by_role.get(role, 0.0) / spent if spent > 0 else None
 
 
 def _differences(findings: Findings) -> list[str]:

@@ -86,14 +86,15 @@ def usage_of(usage: dict[Role, Usage]) -> dict[str, Any]:
             "roles": {role: asdict(used) for role, used in usage.items()},
             "flops": total.flops,
             "judge_share": judge_share(usage),
+            "verifier_share": judge_share(usage, "verify"),
         },
     }
 
 
-def judge_share(usage: dict[Role, Usage]) -> float:
-    """The judge's part of the cost, 0 to 1: of the operations, or of the tokens where the model's
-    sizes are not known."""
-    total, judge = sum(usage.values(), Usage()), usage.get("judge", Usage())
+def judge_share(usage: dict[Role, Usage], role: Role = "judge") -> float:
+    """The judge's part of the cost, or another role's, 0 to 1: of the operations, or of the tokens
+    where the model's sizes are not known."""
+    total, judge = sum(usage.values(), Usage()), usage.get(role, Usage())
     part, whole = (judge.flops, total.flops) if total.flops else (judge.tokens, total.tokens)
     return part / whole if whole else 0.0
 
