@@ -159,8 +159,8 @@ def _lower(text: str) -> str:
 class Answer:
     """What a search returns. `text` is the CONCLUSION alone; the rest says how it came about.
 
-    `usage` is by role (generate, judge, score, verify); `seconds` is wall-clock time; `left` is what
-    remained of the budget, in its unit (None: no budget).
+    `usage` is by role ("generate", "judge", "score", "verify"); `seconds` is wall-clock time;
+    `left` is what remained of the budget, in its unit (None: no budget).
     `incomplete` says in a sentence why the answer is not whole; it is "" if it is.
     """
 
