@@ -148,6 +148,10 @@ class _Through:
         self._errors: list[BaseException] = [] if errors is None else errors
         self._others: list[_Through] = []
 
+    @property
+    def info(self) -> Any:
+        return self._ask.info
+
     async def choose(self, *args: Any, **named: Any) -> Any:
         return await self._noted("choose", args, named)
 

@@ -12,7 +12,7 @@ from cot_engine.core.match import Verdict
 from cot_engine.core.parts import OutOfBudget as OutOfBudget
 from cot_engine.core.parts import Scale as Scale
 from cot_engine.core.problem import Problem
-from cot_engine.core.requests import Dialogue, Prompt, Sampling
+from cot_engine.core.requests import BackendInfo, Dialogue, Prompt, Sampling
 from cot_engine.core.stages import Plan, Stage
 
 if TYPE_CHECKING:
@@ -39,6 +39,11 @@ class Case:
 class Ask(Protocol):
     """How a judge or scorer reaches the model. What asks it raises OutOfBudget where that does not
     pay."""
+
+    @property
+    def info(self) -> BackendInfo:
+        """What the model is."""
+        ...
 
     async def choose(
         self, prompt: Prompt, tails: Sequence[str], choices: Sequence[str], prefix: str = ""

@@ -11,8 +11,17 @@ from typing import Any
 from cot_engine.backends.protocol import Backend
 from cot_engine.core.binding import Binding
 from cot_engine.core.boundaries import Until
-from cot_engine.core.parts import OutOfBudget
-from cot_engine.core.requests import Choose, Dialogue, Generate, Measure, Prompt, Sampling, Segment
+from cot_engine.core.parts import OutOfBudget, guard
+from cot_engine.core.requests import (
+    BackendInfo,
+    Choose,
+    Dialogue,
+    Generate,
+    Measure,
+    Prompt,
+    Sampling,
+    Segment,
+)
 from cot_engine.core.usage import Role, Usage
 from cot_engine.errors import shown
 from cot_engine.search.session import Session
@@ -42,6 +51,12 @@ class MeteredAsk:
     @property
     def _dealings(self) -> Session:
         return self.session if self.via is None else self.via
+
+    @property
+    def info(self) -> BackendInfo:
+        """What the model is. Raises ModelError if its backend does not say."""
+        with guard(self._dealings.model):
+            return self._dealings.backend.info
 
     async def verifying(self, model: Binding | Backend | None = None) -> MeteredAsk:
         """A verifier's way to the model: to another one, or to the search's own for None. Raises as

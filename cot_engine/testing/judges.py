@@ -15,7 +15,15 @@ from cot_engine.core.chain import Chain, Step
 from cot_engine.core.match import Verdict
 from cot_engine.core.parts import OutOfBudget
 from cot_engine.core.problem import Problem
-from cot_engine.core.requests import Choose, Dialogue, Measure, Prompt, Sampling, Segment
+from cot_engine.core.requests import (
+    BackendInfo,
+    Choose,
+    Dialogue,
+    Measure,
+    Prompt,
+    Sampling,
+    Segment,
+)
 from cot_engine.core.stages import DEFAULT_PLAN
 from cot_engine.errors import InputError, ModelError
 from cot_engine.images.load import Image, load_image
@@ -134,6 +142,11 @@ class MadeAsk:
     error: BaseException | None = None
     asked: int = 0
     backend: ScriptedBackend = field(default_factory=ScriptedBackend)
+
+    @property
+    def info(self) -> BackendInfo:
+        """The scripted model's."""
+        return self.backend.info
 
     async def choose(
         self, prompt: Prompt, tails: Sequence[str], choices: Sequence[str], prefix: str = ""
