@@ -14,6 +14,7 @@ import math
 import re
 import statistics
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,8 +35,10 @@ def write_logs(store: Store, run: Run, folder: str | Path, where: str | None = N
     none. Logs of the same run and cell that are there are replaced. `where` is a condition as for
     `Store.rows`.
 
-    The metrics are inspect's: the mean over problems of the mean over their finished epochs, and
-    its standard error. Raises StoreError, and CotEngineError if Inspect AI is not installed.
+    The metrics are inspect's: the mean over problems of the mean over their finished epochs, its
+    standard error and, of a release that has it, its 95 % interval (`ci`). They and the scorer are
+    named, so that inspect's `recompute_metrics` comes to the same. Raises StoreError, and
+    CotEngineError if Inspect AI is not installed.
     """
     try:
         from inspect_ai.log import write_eval_log
@@ -113,7 +116,10 @@ class _Cell:
 
     def _spec(self) -> Any:
         from inspect_ai.log import EvalConfig, EvalDataset, EvalSpec
+        from inspect_ai.log._log import EvalMetricDefinition, EvalScorer
 
+        named = ["accuracy", "stderr", *(["ci"] if _interval() is not None else [])]
+        metrics = [EvalMetricDefinition(name=f"inspect_ai/{name}") for name in named]
         run, about = self.run, self.run.about
         problems = list(dict.fromkeys(self.items[row.key.item].problem for row in self.rows))
         package, _, version = run.code.partition(" ")
@@ -131,6 +137,7 @@ class _Cell:
                 sample_ids=[*problems],
             ),
             model=self.model,
+            scorers=[EvalScorer(name=SCORER, metrics=[*metrics])],
             config=EvalConfig(epochs=len(run.seeds), epochs_reducer=["mean"], fail_on_error=False),
             packages={package: version},
             metadata={
@@ -179,6 +186,9 @@ class _Cell:
         spread = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
         values = {"accuracy": statistics.fmean(means), "stderr": spread} if means else {}
         metrics = {name: EvalMetric(name=name, value=value) for name, value in values.items()}
+        if means and (interval := _interval()) is not None:
+            for name, value in interval(means).items():
+                metrics[name] = EvalMetric(name=name, group="ci", value=value)
         return EvalResults(
             total_samples=len(self.rows),
             completed_samples=sum(row.status == "ok" for row in self.rows),
@@ -268,6 +278,21 @@ class _Cell:
             "candidates": len(row.candidates),
             "selections": dict(held),
         }
+
+
+def _interval() -> Callable[[list[float]], dict[str, float]] | None:
+    """Inspect's own interval of a mean; None for a release without one."""
+    from inspect_ai import scorer
+
+    if (metric := getattr(scorer, "ci", None)) is None:
+        return None
+
+    def interval(values: list[float]) -> dict[str, float]:
+        return dict(
+            metric()([scorer.SampleScore(score=scorer.Score(value=value)) for value in values])
+        )
+
+    return interval
 
 
 def _total(row: ResultRow) -> Usage:

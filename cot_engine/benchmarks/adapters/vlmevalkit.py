@@ -1,8 +1,8 @@
 """The engine as a model of VLMEvalKit, which has no entry points: this file registers it and starts
 VLMEvalKit's own `run`.
 
-    python -m cot_engine.benchmarks.adapters.vlmevalkit --data MMStar --model cot-engine
-    python -m cot_engine.benchmarks.adapters.vlmevalkit --config runs.json   # "class": "CotEngine"
+    python -m cot_engine.benchmarks.adapters vlmevalkit --data MMStar --model cot-engine
+    python -m cot_engine.benchmarks.adapters vlmevalkit --config runs.json   # "class": "CotEngine"
 
 It asks question by question, so it is told that this is an API: then it asks from `--api-nproc`
 threads, whose searches share one engine and the model's batch.
@@ -10,13 +10,13 @@ threads, whose searches share one engine and the model's batch.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import sys
 from functools import partial
 from typing import Any
 
-from cot_engine import CotEngineError
 from cot_engine.benchmarks.adapters.respondent import (
     Picture,
     Reply,
@@ -97,24 +97,11 @@ def register(name: str = NAME, **options: Any) -> None:
 
 
 def main() -> None:
-    """VLMEvalKit's `run`, with the engine among its models."""
+    """VLMEvalKit's `run`, with the engine among its models. Raises CotEngineError."""
     register()
-    try:
-        from vlmeval.run import main as run  # as it is packaged
-    except ImportError:
-        with importing("VLMEvalKit's run", "in a checkout of it, start this in its folder"):
+    if importlib.util.find_spec("vlmeval.run") is not None:  # as it is packaged
+        from vlmeval.run import main as run
+    else:
+        with importing("VLMEvalKit's run.py", "start this in the folder of its checkout,"):
             from run import main as run
-    try:
-        run()
-    except CotEngineError as error:
-        print(f"cot-engine: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    try:
-        # By its own name: what is kept on the disk says where its class lives.
-        from cot_engine.benchmarks.adapters import vlmevalkit
-    except CotEngineError as error:
-        sys.exit(f"cot-engine: {error}")
-    vlmevalkit.main()
+    run()
