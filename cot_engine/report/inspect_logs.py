@@ -187,8 +187,9 @@ class _Cell:
         values = {"accuracy": statistics.fmean(means), "stderr": spread} if means else {}
         metrics = {name: EvalMetric(name=name, value=value) for name, value in values.items()}
         if means and (interval := _interval()) is not None:
+            group: dict[str, Any] = {"group": "ci"}  # a field of the releases that have it
             for name, value in interval(means).items():
-                metrics[name] = EvalMetric(name=name, group="ci", value=value)
+                metrics[name] = EvalMetric(name=name, value=value, **group)
         return EvalResults(
             total_samples=len(self.rows),
             completed_samples=sum(row.status == "ok" for row in self.rows),
