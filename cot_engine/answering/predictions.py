@@ -31,7 +31,8 @@ _KEPT = "Free some space; what is in it is kept: the same command goes on."
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """One line. `prediction` is the CONCLUSION (None: the question failed, `error` says why);
-    `right` is None where there is no standard answer. `new_tokens`, `tokens` (all the model
+    `right` is None where there is no standard answer; `confidence` is how likely it is right by the
+    model's probe (None: it has none). `new_tokens`, `tokens` (all the model
     computed), `flops` and `seconds` are what it cost, the judge included. `item` names the
     question's content: text, pictures, options, standard answer."""
 
@@ -40,6 +41,7 @@ class Prediction:
     prediction: str | None = None
     answer: str = ""
     right: bool | None = None
+    confidence: float | None = None
     incomplete: str = ""
     error: str = ""
     new_tokens: int = 0
@@ -228,6 +230,8 @@ def _prediction(path: str | Path, number: int, values: dict[str, Any]) -> Predic
     try:
         for key, kind in _NUMBERS.items():
             known[key] = kind(known.get(key) or 0)
+        chance = known.get("confidence")
+        known["confidence"] = None if chance in (None, "") else float(chance)
         return Prediction(**known)
     except (ValueError, TypeError) as error:
         raise _foreign(path, f"the {number}. line: {error}") from None

@@ -231,6 +231,7 @@ def _answered(known: Prediction, item: Item, answer: Answer, trace: str) -> Pred
         known,
         prediction=answer.text,
         right=item.grade(answer.text) >= 0.5 if item.known else None,
+        confidence=None if answer.confidence is None else round(answer.confidence, 4),
         incomplete=answer.incomplete,
         new_tokens=answer.total.decoded,
         tokens=answer.total.tokens,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -185,8 +184,7 @@ class Answer:
     def confidence(self) -> float | None:
         """How likely the answer is right, 0 to 1, by what the model's probe read from its states
         while this chain was written; None where there is no probe."""
-        logit = self.chain.last.scores.get("whole") if self.chain.last else None
-        return None if logit is None else 1 / (1 + math.exp(-max(-700.0, logit)))
+        return self.chain.confidence
 
     @property
     def total(self) -> Usage:

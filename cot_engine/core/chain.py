@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from cot_engine.core.requests import Finish, Segment
@@ -65,6 +66,13 @@ class Chain:
     def faults(self) -> tuple[str, ...]:
         """What was malformed in any of its steps, by name (`core.grammar.FAULTS`)."""
         return tuple(fault for step in self.steps for fault in step.faults)
+
+    @property
+    def confidence(self) -> float | None:
+        """How likely its answer is right, 0 to 1, by what the model's probe read from its states
+        while it was written; None where there is no probe, or it is not finished."""
+        logit = self.last.scores.get("whole") if self.last else None
+        return None if logit is None else 1 / (1 + math.exp(-max(-700.0, logit)))
 
     def likelihood(self, steps: int | None = None) -> float:
         """Mean log-probability (nats) per sampled token of the last `steps` steps (all, if None).

@@ -183,7 +183,8 @@ class Finished:
     """The end. `usage` is by role; `left` in the budget's unit; `faults` counts by name.
 
     `incomplete` says why the answer is not whole ("" if it is, and in traces from before it was
-    recorded).
+    recorded). `confidence` is how likely the answer is right, 0 to 1, by the model's probe (None:
+    it has none).
     """
 
     answer: str
@@ -193,6 +194,7 @@ class Finished:
     left: float | None = None
     seconds: float = 0.0
     incomplete: str = ""
+    confidence: float | None = field(default=None, metadata={"sparse": True})
 
 
 @dataclass(frozen=True, slots=True)

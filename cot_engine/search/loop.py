@@ -119,6 +119,7 @@ async def search(
         finished = Finished(
             *(text, chain.id, dict(meter.usage), faults, meter.left, meter.seconds),
             incomplete(chain, plan, str(settings.budget or "")),
+            chain.confidence,
         )
         emit(finished)
     except BaseException as error:

@@ -87,7 +87,7 @@ async def chunks(ticket: Ticket, model: str, usage: bool) -> AsyncIterator[bytes
         return
     assert finished is not None
     yield chunk({"content": finished.answer})
-    own = more(ticket, finished.incomplete, finished.seconds, finished.left)
+    own = more(ticket, finished)
     yield chunk({}, finish_reason(finished.incomplete), cot_engine=own)
     if usage:
         empty = {**head(ticket, model, "chat.completion.chunk"), "choices": []}

@@ -37,7 +37,7 @@ def reply(ticket: Ticket, answer: Answer, model: str) -> dict[str, Any]:
         **head(ticket, model, "chat.completion"),
         "choices": [choice],
         "usage": usage_of(answer.usage),
-        "cot_engine": more(ticket, answer.incomplete, answer.seconds, answer.left),
+        "cot_engine": more(ticket, answer),
     }
 
 
@@ -57,7 +57,7 @@ def finish_reason(incomplete: str) -> Literal["stop", "length"]:
     return "length" if incomplete else "stop"
 
 
-def more(ticket: Ticket, incomplete: str, seconds: float, left: float | None) -> dict[str, Any]:
+def more(ticket: Ticket, ended: Answer | Finished) -> dict[str, Any]:
     """What no client of OpenAI's knows of."""
     call = ticket.call
     return {
@@ -65,10 +65,11 @@ def more(ticket: Ticket, incomplete: str, seconds: float, left: float | None) ->
         "strategy": call.strategy.name,
         "judge": call.judge.name,
         "seed": call.config.seed,
-        "incomplete": incomplete,
+        "incomplete": ended.incomplete,
+        "confidence": ended.confidence,
         "budget": str(call.budget) if call.budget else None,
-        "left": left,
-        "seconds": round(seconds, 3),
+        "left": ended.left,
+        "seconds": round(ended.seconds, 3),
     }
 
 

@@ -140,6 +140,12 @@ class Figure:
         return why and f"The answer is not complete. {why}"
 
     @property
+    def confidence(self) -> str:
+        """What the model's probe says of the answer; "" if there is none."""
+        chance = self.finished.confidence if self.finished else None
+        return "" if chance is None else f"Right with probability {chance:.2f}, by the probe."
+
+    @property
     def ending(self) -> str:
         """Why there is no answer; "" if there is one, or may come."""
         if self.finished or self.live:

@@ -21,6 +21,7 @@ def summary(trace: Trace) -> dict[str, Any]:
     return {
         "answer": finished.answer if finished else None,
         "incomplete": finished.incomplete if finished else None,
+        "confidence": finished.confidence if finished else None,
         "failed": failed and {"error": failed.error, "message": failed.message},
         "problem": started.problem,
         "question": started.question,

@@ -75,6 +75,8 @@ def _lines(console: Console, figure: Figure, width: int) -> Iterator[Text]:
         yield Text("│")
     if figure.answer is not None:
         yield from wrapped(Text("╰ answer  ", "bold"), "", figure.answer, "bold cyan", 12)
+        if figure.confidence:
+            yield from wrapped(Text("│   ", "dim"), "", figure.confidence, "dim")
         if figure.incomplete:
             yield from wrapped(Text("! ", "yellow"), "", figure.incomplete, "yellow")
     else:

@@ -133,7 +133,10 @@ def combined(judge, margins, likelihoods, mass=1.0):
 NUMBERS = st.floats(-5, 5)
 
 
-@given(st.tuples(NUMBERS, NUMBERS), st.tuples(NUMBERS, NUMBERS), NUMBERS)
+LOGS = st.floats(-5, 0)
+
+
+@given(st.tuples(NUMBERS, NUMBERS), st.tuples(LOGS, LOGS), NUMBERS)
 def test_the_margin_is_the_verdict_and_the_weighed_likelihood(margins, likelihoods, weight):
     verdicts, parts = combined(SelfLikelihoodJudge(weight=weight), margins, likelihoods)
     expected = weight * (likelihoods[0] - likelihoods[1])
