@@ -4,7 +4,9 @@
     python benchmarks/large_table.py --gb 0.2
 
 Makes a TSV in the layout of VLMEvalKit, of rows with pictures of 2 MB in base64 (every tenth names
-the picture of the row before it), reads its questions, then decodes one picture from its middle.
+the picture of the row before it), reads its questions, then decodes one picture from its middle;
+then reads it as `ablate` does, which reads each picture once for its digest. With `--whole` that is
+done by the reader that holds a file in memory, for comparison.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ def main() -> None:
     """Print it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--gb", type=float, default=3.0)
-    size = parser.parse_args().gb * 1e9
+    parser.add_argument("--whole", action="store_true")
+    given = parser.parse_args()
+    size = given.gb * 1e9
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "large.tsv")
         rows = write(path, size)
@@ -41,6 +45,26 @@ def main() -> None:
         size = questions[rows // 2].problem().images[0].size
         took = time.process_time() - began
         print(f"one picture from the middle, {size[0]} x {size[1]}: {took:.2f} s, {peak():.0f} MB")
+        as_ablate(path, rows, given.whole)
+
+
+def as_ablate(path: Path, rows: int, whole: bool) -> None:
+    """What the data of an ablation takes, and one problem from its middle."""
+    if whole:
+        from cot_engine.questions.data import load_data as read
+    else:
+        from cot_engine.ablation.data import read_data as read
+
+    before, began = peak(), time.process_time()
+    data = read(str(path))
+    took = time.process_time() - began
+    data.items[rows // 2].problem()
+    assert len(data.items) == rows
+    how = "whole" if whole else "row by row"
+    print(
+        f"as ablate reads it, {how}: {took:.1f} s of processor time, peak memory {peak():.0f} MB,"
+    )
+    print(f"{before:.0f} MB of it before")
 
 
 def write(path: Path, size: float) -> int:

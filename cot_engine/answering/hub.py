@@ -19,7 +19,7 @@ from cot_engine.files.reading import named, read_json
 from cot_engine.images.download import AllowUrl
 from cot_engine.questions.cells import entries as listed
 from cot_engine.questions.data import Item, item_of
-from cot_engine.questions.entries import Entry, failing, faulty
+from cot_engine.questions.entries import Entry, entries_of, failing
 from cot_engine.questions.files import row_of
 from cot_engine.questions.row import LETTERS, QuestionRow, Source
 
@@ -54,34 +54,28 @@ def read_data_set(
     except ImportError:
         said = f"Reading the data set {named(folder)} takes the package pyarrow."
         raise InputError(said, install("datasets")) from None
-    rows: list[QuestionRow] = []
-    found: list[Entry[Item]] = []
-    first: dict[str, str] = {}
-    number = 0
+    found: list[QuestionRow | Entry] = []
+    shown: dict[str, tuple[Part, int]] = {}  # where the pictures of a row are, by its place
     for file in _files(folder, split):
         part = _part(file)
         for at, values in enumerate(part.rows()):
-            number += 1
+            number = str(len(found) + 1)
             place = f"row {number}"
             try:
-                row = row_of(folder / "*", place, _meant(values), str(number), loose=True)
+                found.append(row_of(folder / "*", place, _meant(values), number, loose=True))
             except InputError as error:
                 found.append(failing(place, error))
-                continue
-            if row.id in first:
-                said = f"the id {row.id!r} is that of {first[row.id]} too."
-                found.append(faulty(folder, place, said, "Give each its own.", row.id))
-                continue
-            first[row.id] = place
-            make = partial(item_of, folder / "*", row, {}, allow_url)
             if part.has_pictures:
-                make = partial(_with_pictures, folder, row, part, at, allow_url)
-                row = replace(row, pictures=(("path", "*"),))  # there is one, not read yet
-            rows.append(row)
-            found.append(Entry(place, row.id, make, row))
+                shown[place] = part, at
     if not found:
         raise InputError(f"The data set {named(folder)} holds no questions.", "Name another.")
-    return rows, found
+    entries = entries_of(folder / "*", found, allow_url)
+    for k, entry in enumerate(entries):
+        if entry.row is not None and entry.place in shown:
+            make = partial(_with_pictures, folder, entry.row, *shown[entry.place], allow_url)
+            row = replace(entry.row, pictures=(("path", "*"),))  # there is one, not read yet
+            entries[k] = replace(entry, make=make, row=row)
+    return [entry.row for entry in entries if entry.row is not None], entries
 
 
 def _with_pictures(

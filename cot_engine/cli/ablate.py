@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -193,7 +194,9 @@ def _searched(
 
         def on_row(row: ResultRow) -> None:
             flops = sum(used.flops for used in row.usage.values())
-            progress.row(labels[row.key.cell], row.correct, flops, row.status == "failed")
+            unknown = row.correct is None or math.isnan(row.correct)
+            score = None if unknown else row.correct
+            progress.row(labels[row.key.cell], score, flops, row.status == "failed")
 
         ablate(work, store, execute, on_row=on_row, retry=retry)
 

@@ -167,12 +167,14 @@ def test_rows_with_faults_are_named_and_the_rest_is_scored(table, tmp_path):
     lines = path.read_text().splitlines()
     cells = lines[2].split("\t")
     lines[2] = "\t".join([*cells[:-1], "A" * 99 + "!"])
+    lines[3] = lines[3].replace("\tA\tplants", "\tE\tplants")  # no option: asked all the same
     path.write_text("\n".join([*lines, "9\t\tx\ty\tA\tplants\t0"]) + "\n")
     only = [("AI2D_TEST", "AI2D_TEST.tsv")]
     done = table("--checkpoint", "trained=tags", "--json", only=only)
     [row] = [r for r in json.loads(done.stdout)["rows"] if r["row"] == "trained: one response"]
     told = row["benchmarks"]["AI2D_TEST"]
     assert told["score"]["total"] == 4 and told["unscored"] - told["open"] == 2
+    assert told["cost"]["searches"] == 3 and told["missing"] == 0 and "nan" not in done.stderr
     for said in ("line 6, column question: it is empty", "question 1: ", "no readable base64"):
         assert said in done.stderr
 
