@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from cot_engine.benchmarks.tables import Cell
 
 SCHEMA = 1
+_MANY = 0.1
+"""A larger share than this unscored, and a cell has what its score could be, not what it is of the
+rest: those that rules can read are no sample."""
 _COSTS = ["new tokens", "tokens", "Tflops", "seconds", "used"]
 
 
@@ -46,7 +49,8 @@ def _main(found: TableScores, rows: list[Row], columns: list[str]) -> list[str]:
         cells = [_place(row.places[name], _published(row, name)) for name in columns]
         if averaged:
             value = _published(row, AVERAGE) if found.whole else None
-            cells.append(_cell(row.average, value) if row.average else "–")
+            many = any(_many(place.cell) for place in row.places.values())
+            cells.append(_cell(row.average, value, many) if row.average else "–")
         body.append([row.name, *cells, *_cost(row.cost)])
     return aligned(heads, body)
 
@@ -118,8 +122,15 @@ def _place(place: Place, published: float | None) -> str:
     return f"{said}, {place.unscored:,} unscored" if place.unscored else said
 
 
-def _cell(cell: Cell, published: float | None = None) -> str:
+def _many(cell: Cell) -> bool:
+    return cell.unscored > _MANY * cell.total
+
+
+def _cell(cell: Cell, published: float | None = None, many: bool = False) -> str:
     beside = "" if published is None else f" [{published:g}]"
+    if many or _many(cell):
+        least, most = 100 * cell.at_least, 100 * cell.at_most
+        return f"{least:.1f} to {most:.1f}{beside}"
     if math.isnan(cell.score):
         return f"–{beside}"
     low, high = (100 * end for end in (cell.interval.low, cell.interval.high))
@@ -163,6 +174,10 @@ def _legend(chosen: Chosen, found: TableScores) -> list[str]:
     for name, columns in sets.items():
         source = next(c.rules.source for c in found.columns.values() if c.rules.name == name)
         lines.append(f"Rules {name} ({source}): {', '.join(columns)}.")
+    if any(_many(place.cell) for row in found.rows for place in row.places.values()):
+        lines.append(
+            f"x to y: more than {_MANY:.0%} are unscored; x if all these were wrong, y if right."
+        )
     lines += _unscored(found)
     if found.graders:
         lines.append(f"What rules leave open was decided by {', '.join(found.graders)}.")
