@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from cot_engine.core.events import Event, Started, event_from_json, event_to_json
 from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Role, Usage
+from cot_engine.images.thumbnails import Thumbnail
 
 
 class Key(NamedTuple):
@@ -55,7 +56,8 @@ class ResultRow:
     """What one search came to. `correct` is its score, 0 to 1 (None: failed); `allotted`, `spent`
     and `remaining` are in `unit`, the budget's if there was one, else FLOPs (`allotted` None).
     `seconds` is its time from start to end, among others. `usage` is by role. `incomplete` says why
-    the answer, which is graded as it stands, is not whole."""
+    the answer, which is graded as it stands, is not whole. `trace`, and `picture`, what a report
+    shows of the problem's pictures, are stored but do not come back with it."""
 
     key: Key
     status: str  # "ok" or "failed"
@@ -74,6 +76,7 @@ class ResultRow:
     finished: str = ""
     incomplete: str = ""
     trace: Trace | None = field(default=None, compare=False, repr=False)
+    picture: Thumbnail | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from cot_engine.core.grammar import conclusion, tier
 from cot_engine.core.problem import Problem
 from cot_engine.engine.code import code_version
 from cot_engine.errors import BudgetError, InputError, StrategyError, cut
+from cot_engine.images.thumbnails import Thumbnail, thumbnail
 from cot_engine.questions.data import DataSet, Item
 from cot_engine.search.budget import Budget, Unit
 from cot_engine.search.concurrency import bounded
@@ -149,8 +150,9 @@ def plan_run(ablation: Ablation, data: DataSet, engine: Engine, command: str) ->
 
 
 @lru_cache(maxsize=1)  # the cells of a problem follow each other: its pictures are read once
-def _problem(item: Item) -> Problem:
-    return item.problem()
+def _problem(item: Item) -> tuple[Problem, Thumbnail]:
+    problem = item.problem()
+    return problem, thumbnail(problem.images)
 
 
 async def search_row(engine: Engine, task: SearchTask) -> ResultRow:
@@ -160,7 +162,7 @@ async def search_row(engine: Engine, task: SearchTask) -> ResultRow:
     cell, item = task.cell, task.item
     config = replace(cell.config, seed=task.key.seed)
     try:
-        problem = _problem(item)
+        problem, picture = _problem(item)
         if task.allotted is None:
             answer = await engine.asolve(problem, config=config)
         else:
@@ -189,6 +191,7 @@ async def search_row(engine: Engine, task: SearchTask) -> ResultRow:
         faults=finished.faults,
         incomplete=answer.incomplete,
         trace=answer.trace,
+        picture=picture,
     )
 
 
@@ -235,8 +238,12 @@ def ablate(
     """Do what the store lacks of a run, and with `retry` what failed, and store it. The store must
     be held (`store.writing`)."""
     store.begin(work.run)
+    pictured = store.pictured()
 
     def keep(row: ResultRow) -> None:
+        if row.picture is not None and row.key.item not in pictured:
+            store.add_picture(row.key.item, row.picture)
+            pictured.add(row.key.item)
         store.add(work.run, row)
         on_row(row)
 

@@ -15,7 +15,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any
 
 from cot_engine.ablation.records import (
@@ -32,6 +32,7 @@ from cot_engine.ablation.store_file import StoreFile
 from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Role, Usage
 from cot_engine.errors import NoTrace, StoreError
+from cot_engine.images.thumbnails import Thumbnail
 
 
 class Store(StoreFile):
@@ -97,6 +98,14 @@ class Store(StoreFile):
                     pack(row.trace) if row.trace is not None else None,
                     row.incomplete,
                 ),
+            )
+
+    def add_picture(self, item: str, small: Thumbnail) -> None:
+        """Keep what a report shows of the pictures of an item (its digest); what is there stays."""
+        with self._writing():
+            self._write(
+                "insert or ignore into pictures values (?, ?, ?, ?, ?, ?, ?)",
+                (item, *astuple(small)),
             )
 
     def _write(self, statement: str, values: Iterable[Any]) -> None:
@@ -235,6 +244,21 @@ class Store(StoreFile):
             raise NoTrace(f"The store {str(self.path)!r} has no trace of {tuple(key)}.")
         with self._undamaged():
             return unpack(row[0])
+
+    def pictured(self) -> set[str]:
+        """The items (digests) of which it is known what pictures they have."""
+        if not self._has_pictures:
+            return set()
+        return {row[0] for row in self._db.execute("select item from pictures")}
+
+    def picture(self, item: str) -> Thumbnail | None:
+        """What there is to show of an item's pictures; None where that was not kept."""
+        if not self._has_pictures:
+            return None
+        found = self._db.execute(
+            "select number, shown, width, height, kind, data from pictures where item = ?", (item,)
+        ).fetchone()
+        return None if found is None else Thumbnail(*found)
 
     def spent(self, run: Run, cell: str) -> dict[tuple[int, str], dict[str, Any]]:
         """What a cell's searches cost, by (seed, item): the usage of all roles, and the seconds."""

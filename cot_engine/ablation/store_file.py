@@ -39,6 +39,11 @@ create table searches (
   primary key (cell, seed, item, code, model)
 );
 """
+_PICTURES = """
+create table if not exists pictures (item text primary key, number integer not null,
+  shown integer not null, width integer not null, height integer not null, kind text not null,
+  data blob not null)
+"""
 _VIEW = """
 create view results as
   select i.problem, i.type, c.strategy, c.n, c.judge, s.cell, s.seed, s.status, s.error,
@@ -119,9 +124,9 @@ class StoreFile:
         tables = {row[0] for row in self._db.execute("select name from sqlite_master")}
         if not tables and create:
             self._log_ahead()
-            self._says_incomplete = True
+            self._says_incomplete = self._has_pictures = True
             with self._writing():
-                for statement in [*_TABLES.split(";\n"), _VIEW]:
+                for statement in [*_TABLES.split(";\n"), _PICTURES, _VIEW]:
                     if statement.strip():
                         self._db.execute(statement)
                 self._db.execute("insert into meta values ('schema', ?)", (str(SCHEMA),))
@@ -147,6 +152,10 @@ class StoreFile:
                 self._db.execute("drop view results")
                 self._db.execute(_VIEW)
             self._says_incomplete = True
+        self._has_pictures = create or "pictures" in tables
+        if create and "pictures" not in tables:  # a store from before it kept any
+            with self._writing():
+                self._db.execute(_PICTURES)
 
     def _log_ahead(self) -> None:
         # Write-ahead logging: readers and the writer do not wait for each other, and a commit that

@@ -31,6 +31,7 @@ from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Role, Usage
 from cot_engine.errors import NoTrace
 from cot_engine.report import judging
+from cot_engine.report.changes import changes
 from cot_engine.report.findings import (
     Comparison,
     Curve,
@@ -87,6 +88,7 @@ def analyse(store: Store, run: Run, *, where: str | None = None, cards: bool = T
         curves=_curves(cells, standings),
         headrooms=room,
         types=_types(grid, cells),
+        changes=changes(grid, cells),
         cards=_cards(store, run, rows) if cards else (),
         outcomes=_outcomes(grid, cells, scores),
         searches=len(rows),
@@ -322,17 +324,19 @@ def _outcomes(
     grid: Grid, cells: list[ScoredCell], scores: dict[str, np.ndarray]
 ) -> tuple[ItemOutcome, ...]:
     keys: dict[str, dict[str, tuple[Key, ...]]] = {}
+    answers: dict[str, dict[str, tuple[str | None, ...]]] = {}
     for cell in cells:
         for row in cell.rows:
-            own = keys.setdefault(row.key.item, {})
+            own, said = keys.setdefault(row.key.item, {}), answers.setdefault(row.key.item, {})
             own[cell.label] = (*own.get(cell.label, ()), row.key)
+            said[cell.label] = (*said.get(cell.label, ()), row.answer)
     found = []
     for at, item in enumerate(grid.run.items):
         if item.digest in keys:
             rows = {label: values[at][~np.isnan(values[at])] for label, values in scores.items()}
             correct = {label: mean(v) if len(v) else None for label, v in rows.items()}
             about = (item.problem, item.digest, item.type, item.question, item.expected)
-            found.append(ItemOutcome(*about, correct, keys[item.digest]))
+            found.append(ItemOutcome(*about, correct, keys[item.digest], answers[item.digest]))
     return tuple(found)
 
 

@@ -5,7 +5,7 @@ Amounts are means per search (problem x seed) in the run's unit unless said othe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cot_engine.ablation.records import Key, Run
@@ -102,8 +102,24 @@ class TypeRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """What searching changed: a cell's score minus that of `baseline`, which does not search, on
+    one type of question (None: on all problems), and how many problems it turned right and
+    wrong: those whose score moved by a half or more."""
+
+    label: str
+    baseline: str
+    type: str | None
+    problems: int
+    difference: Interval
+    right: int
+    wrong: int
+
+
+@dataclass(frozen=True, slots=True)
 class ItemOutcome:
-    """One problem: the mean score by label (None: no search finished), and the searches' keys."""
+    """One problem: the mean score by label (None: no search finished), the searches' keys, and
+    their answers in the same order (None: failed)."""
 
     problem: str
     item: str
@@ -112,6 +128,7 @@ class ItemOutcome:
     expected: str
     correct: dict[str, float | None]
     keys: dict[str, tuple[Key, ...]]
+    answers: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +147,7 @@ class Findings:
     curves: tuple[Curve, ...]
     headrooms: tuple[Headroom, ...]
     types: tuple[TypeRow, ...]
+    changes: tuple[Change, ...]
     cards: tuple[JudgeCard, ...]
     outcomes: tuple[ItemOutcome, ...]
     searches: int

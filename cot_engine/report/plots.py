@@ -12,25 +12,17 @@ from collections.abc import Sequence
 from cot_engine.report import svg
 from cot_engine.report.amounts import amount, axis, interval
 from cot_engine.report.findings import Curve, Findings, Standing
+from cot_engine.report.looks import looks
 from cot_engine.report.panels import Panel, Plot, plot
 from cot_engine.report.rowplots import calibration, cost, forest, headroom
-from cot_engine.report.svg import MARKERS, SERIES, SIZE, SOFT, Drawing
-
-_DERIVED = {"vote": "plus", "random": "cross", "oracle": "star"}  # what is no search of its own
+from cot_engine.report.svg import Drawing
+from cot_engine.report.tradeoff import accuracy
 
 
 def draw(findings: Findings) -> dict[str, Plot]:
     """All plots by name."""
-    makers = (_accuracy, _scaling, forest, cost, headroom, calibration)
+    makers = (accuracy, _scaling, forest, cost, headroom, calibration)
     return {plot.name: plot for plot in (make(findings) for make in makers)}
-
-
-def _looks(findings: Findings) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each strategy, the same in all plots."""
-    names = dict.fromkeys(s.strategy for s in findings.standings)
-    return {
-        name: (SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)
-    }
 
 
 def _said(s: Standing, unit: str) -> str:
@@ -39,72 +31,6 @@ def _said(s: Standing, unit: str) -> str:
 
 def _drawable(s: Standing) -> bool:
     return math.isfinite(s.accuracy.estimate) and s.spent > 0
-
-
-# --- accuracy against compute --------------------------------------------------------------------
-
-
-def _accuracy(findings: Findings) -> Plot:
-    points = [(i, s) for i, s in enumerate(findings.standings, 1) if _drawable(s)]
-    if not points:
-        return Plot("accuracy", absent="No search has finished: there is no accuracy to draw.")
-    looks = _looks(findings)
-    factor, unit = axis([s.spent for _, s in points], findings.unit)
-    own = [(number, s) for number, s in points if s.kind == "search"]
-    derived = [(number, s) for number, s in points if s.kind != "search"]
-
-    def make(width: int) -> Drawing:
-        wide = width > svg.NARROW
-        names = [svg.fitted(s.label, 230) for _, s in own]
-        right = 44 + max(map(svg.text_width, names), default=0) if wide else 18
-        drawing = Drawing(width, max(400, 17 * len(own) + 90) if wide else 360)
-        panel = Panel(drawing, 50, 36, width - right, drawing.height - 46)
-        panel.shares([s.accuracy for _, s in points])
-        spent = [s.spent / factor for _, s in points]
-        panel.amounts(spent, 9 if wide else 4, f"mean spent on a search ({unit})")
-        _budget_line(panel, points, factor)
-        for number, s in derived:
-            x, y = panel.x(s.spent / factor), panel.y(s.accuracy.estimate)
-            said = _said(s, findings.unit)
-            drawing.mark(_DERIVED[s.kind], x, y, SOFT, hollow=True, id=f"s{number}", said=said)
-        placed = svg.spread([panel.x(s.spent / factor) for _, s in own], 12 if wide else 9)
-        for i, ((number, s), x) in enumerate(zip(own, placed, strict=True)):
-            color, marker = looks[s.strategy]
-            hollow = s.matching == "unmatched"
-            panel.interval(
-                s.accuracy, marker, color, 7 if wide else 5.5, x=x, id=f"s{number}", hollow=hollow,
-                said=_said(s, findings.unit),
-            )  # fmt: skip
-            y = panel.y(s.accuracy.high) - 7
-            drawing.text(x, y, str(number), color, "middle", SIZE - 2)
-            if wide:  # its name, at the right of the panel
-                x, y = panel.right + 18, panel.top + 8 + 17 * i
-                drawing.text(x, y, str(number), color, "end", SIZE - 1.5)
-                drawing.mark(marker, x + 10, y, color, 6.5, hollow)
-                drawing.text(x + 20, y, names[i])
-        return drawing
-
-    note = (
-        "Mean score over problems with its 95 % interval. Numbers are the rows of the table above;"
-        " points that would lie on each other are set side by side."
-    )
-    shapes = {"vote": "+ a vote over", "random": "× a random one of", "oracle": "☆ the best of"}
-    if kinds := [shapes[kind] for kind in shapes if any(s.kind == kind for _, s in derived)]:
-        note += f" Grey: {', '.join(kinds)} the responses that a row sampled."
-    if any(s.matching == "unmatched" for _, s in own):
-        note += " Hollow: more than 5 % off its allotted compute."
-    return plot("accuracy", f"Accuracy against {unit} spent on a search", note, make)
-
-
-def _budget_line(panel: Panel, points: Sequence[tuple[int, Standing]], factor: float) -> None:
-    reference = next((s for _, s in points if s.matching == "reference"), None)
-    if reference is None:
-        return
-    panel.upright(reference.spent / factor, SOFT, dashes="4 3")
-    said = svg.fitted(f"budget: {reference.label}", panel.right - panel.left)
-    half = svg.text_width(said) / 2
-    x = min(max(panel.x(reference.spent / factor), panel.left + half - 40), panel.right - half)
-    panel.drawing.text(x, panel.top - 24, said, SOFT, "middle")
 
 
 # --- scaling -------------------------------------------------------------------------------------
@@ -119,7 +45,7 @@ def _scaling(findings: Findings) -> Plot:
     if not curves:
         return Plot("scaling", absent="No strategy was run with more than one n: no curve to draw.")
     factor, unit = axis([p.spent for c in curves for p in c.points], findings.unit)
-    looks = _curve_looks(findings, curves)
+    drawn = _curve_looks(findings, curves)
     found = [p.accuracy for c in curves for p in c.points]
 
     def make(width: int) -> Drawing:
@@ -140,7 +66,7 @@ def _scaling(findings: Findings) -> Plot:
             panel.shares(found, None if wide and panel is second else "accuracy")
             xs = [value(p) for c in curves for p in c.points]
             panel.amounts(xs, 6, title, exact=panel is first)
-            for i, (curve, (color, marker, dashes)) in enumerate(zip(curves, looks, strict=True)):
+            for i, (curve, (color, marker, dashes)) in enumerate(zip(curves, drawn, strict=True)):
                 shift = 5 * (i - (len(curves) - 1) / 2) if panel is first else 0
                 across = [panel.x(value(p)) + shift for p in curve.points]
                 up = [panel.y(p.accuracy.estimate) for p in curve.points]
@@ -153,9 +79,9 @@ def _scaling(findings: Findings) -> Plot:
                 if panel is second:
                     ends.append((across[-1], up[-1]))
         if wide:
-            _end_labels(second, names, [color for color, *_ in looks], ends)
+            _end_labels(second, names, [color for color, *_ in drawn], ends)
         else:
-            for i, (name, (color, marker, dashes)) in enumerate(zip(names, looks, strict=True)):
+            for i, (name, (color, marker, dashes)) in enumerate(zip(names, drawn, strict=True)):
                 y = head - 18 * (len(curves) - i)
                 drawing.line([(14, y), (42, y)], color, 1.6, dashes)
                 drawing.mark(marker, 42, y, color, 6)
@@ -173,9 +99,11 @@ def _scaling(findings: Findings) -> Plot:
 
 def _curve_looks(findings: Findings, curves: Sequence[Curve]) -> list[tuple[str, str, str]]:
     """Colour and marker of the curve's strategy; dashes tell its second curve from its first."""
-    looks, seen = _looks(findings), [c.points[0].strategy for c in curves]
+    seen = [c.points[0].strategy for c in curves]
+    found = looks(s.strategy for s in findings.standings)
     dashes = ("", "6 3", "1.5 2.5", "8 3 1.5 3")
-    return [(*looks[s], dashes[seen[:i].count(s) % 4]) for i, s in enumerate(seen)]
+    kinds = [dashes[seen[:i].count(s) % 4] for i, s in enumerate(seen)]
+    return [(found[s].color, found[s].marker, k) for s, k in zip(seen, kinds, strict=True)]
 
 
 def _end_labels(

@@ -17,6 +17,7 @@ from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
 from cot_engine.errors import CotEngineError
 from cot_engine.report.findings import Findings, ItemOutcome
+from cot_engine.report.looks import by_label
 from cot_engine.show import captions, words
 from cot_engine.show import figure as fig
 from cot_engine.show.figure import Card, Column, Figure
@@ -28,9 +29,14 @@ _TEXT, _OTHER = 400, 140  # characters of a candidate on the answer's path, and 
 _CARDS = 8  # candidates of a stage
 
 
-def problems(findings: Findings, store: Store, traces: int) -> dict[str, Any]:
-    """The matrix, the problems on which all agree, and the searches of at most `traces` others."""
+def problems(
+    findings: Findings, store: Store, traces: int, first: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The matrix, the problems on which all agree, and the searches of at most `traces` others,
+    those of `first` (digests) before all others. `targets`: where each search (item, label) is in
+    the page."""
     labels = [label for label, _ in findings.run.cells.values()]
+    look = by_label(findings.run)
     differing: list[ItemOutcome] = []
     right: list[ItemOutcome] = []
     wrong: list[ItemOutcome] = []
@@ -42,14 +48,23 @@ def problems(findings: Findings, store: Store, traces: int) -> dict[str, Any]:
             wrong.append(outcome)
         elif known:
             differing.append(outcome)
-    shown, searches = _searches(findings, store, differing[: max(traces, 0)], labels)
+    rank = {item: at for at, item in enumerate(first)}
+    order = sorted(enumerate(differing), key=lambda pair: rank.get(pair[1].item, len(rank)))
+    shown, searches = _searches(findings, store, order, labels, traces)
+    rows = [_row(findings, store, n, o, labels, shown) for n, o in enumerate(differing)]
     return {
-        "labels": labels,
+        "targets": {
+            (outcome.item, label): target
+            for outcome, row in zip(differing, rows, strict=True)
+            for label, (_, _, target) in zip(labels, row["cells"], strict=True)
+            if target
+        },
+        "labels": [(label, look[label].symbol) for label in labels],
         "counts": [f"{len(group):,}" for group in (differing, right, wrong)],
         "of": len(differing) + len(right) + len(wrong),
-        "rows": [_row(findings, store, n, o, labels, shown) for n, o in enumerate(differing)],
+        "rows": rows,
         "agreed": [
-            (f"{title}: {words.plural(len(group), 'problem')}", list(map(_asked, group)), kind)
+            (f"{title}: {words.plural(len(group), 'problem')}", list(map(asked, group)), kind)
             for title, group, kind in (("All wrong", wrong, "open"), ("All right", right, ""))
             if group
         ],
@@ -90,12 +105,12 @@ def _row(
         here = (outcome.item, label) in shown
         away = away or ("" if here else label)
         target = f"t{number}-{at}" if here else f"p{number}"
-        cells.append((*_mark(outcome.correct.get(label)), target))
+        cells.append((*mark(outcome.correct.get(label)), target))
     command = _command(findings, store, outcome.problem, away) if away else ""
-    return {"outcome": _asked(outcome), "id": f"p{number}", "command": command, "cells": cells}
+    return {"outcome": asked(outcome), "id": f"p{number}", "command": command, "cells": cells}
 
 
-def _mark(score: float | None) -> tuple[str, str]:
+def mark(score: float | None) -> tuple[str, str]:
     """A cell's class and what it shows."""
     if score is None:
         return "o", "–"
@@ -104,16 +119,16 @@ def _mark(score: float | None) -> tuple[str, str]:
     return "h", f"{score:.2f}".removeprefix("0")
 
 
-def _asked(outcome: ItemOutcome) -> dict[str, str]:
+def asked(outcome: ItemOutcome) -> dict[str, str]:
     return {
         "problem": outcome.problem,
         "type": outcome.type,
-        "question": _short(outcome.question, _QUESTION),
-        "expected": _short(outcome.expected, 60),
+        "question": short(outcome.question, _QUESTION),
+        "expected": short(outcome.expected, 60),
     }
 
 
-def _short(text: str, most: int) -> str:
+def short(text: str, most: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
@@ -122,13 +137,22 @@ def _short(text: str, most: int) -> str:
 
 
 def _searches(
-    findings: Findings, store: Store, outcomes: Sequence[ItemOutcome], labels: Sequence[str]
+    findings: Findings,
+    store: Store,
+    outcomes: Sequence[tuple[int, ItemOutcome]],
+    labels: Sequence[str],
+    most: int,
 ) -> tuple[set[tuple[str, str]], list[str]]:
-    """Which searches (item, label) are in the page, and each problem's, as markup."""
+    """Which searches (item, label) are in the page, and as markup those of at most so many
+    problems. Outcomes come with their numbers, what matters most first; they are shown by
+    number."""
     shown: set[tuple[str, str]] = set()
-    parts: list[str] = []
+    parts: dict[int, str] = {}
+    look = by_label(findings.run)
     room = ROOM
-    for number, outcome in enumerate(outcomes):
+    for number, outcome in outcomes:
+        if len(parts) >= most:
+            break
         drawn = {}
         for at, label in enumerate(labels):
             if key := _key(findings, outcome, label):
@@ -136,15 +160,16 @@ def _searches(
                     trace = store.trace(findings.run, key)
                 except CotEngineError:  # a search that failed, or was stored without its trace
                     continue
-                drawn[label] = _search(outcome, label, trace, f"t{number}-{at}")
+                found = _search(outcome, label, trace, f"t{number}-{at}")
+                drawn[label] = found | {"symbol": look[label].symbol}
         if drawn:
-            made = part("report/problems.html.jinja", "problem", _asked(outcome), drawn.values())
+            made = part("report/problems.html.jinja", "problem", asked(outcome), drawn.values())
             room -= len(made.encode("utf-8", "replace"))
             if room < 0:
                 break
             shown |= {(outcome.item, label) for label in drawn}
-            parts.append(made)
-    return shown, parts
+            parts[number] = made
+    return shown, [parts[number] for number in sorted(parts)]
 
 
 def _key(findings: Findings, outcome: ItemOutcome, label: str) -> Key | None:
@@ -159,7 +184,7 @@ def _search(outcome: ItemOutcome, label: str, trace: Trace, id: str) -> dict[str
         figure = fig.read(trace)
     except CotEngineError as error:
         return {"label": label, "id": id, "error": str(error), "remarks": [], "stages": []}
-    kind, mark = _mark(outcome.correct.get(label))
+    kind, shown = mark(outcome.correct.get(label))
     total = sum(figure.usage.values(), Usage())
     cost = f"{words.number(total.flops)}flops" if total.flops else f"{total.tokens:,} tokens"
     return {
@@ -167,8 +192,8 @@ def _search(outcome: ItemOutcome, label: str, trace: Trace, id: str) -> dict[str
         "id": id,
         "error": "",
         "kind": kind,
-        "mark": mark,
-        "answer": _short(figure.answer if figure.answer is not None else figure.ending, 80),
+        "mark": shown,
+        "answer": short(figure.answer if figure.answer is not None else figure.ending, 80),
         "cost": cost if " " in cost else cost.replace("flops", " flops"),
         "remarks": figure.remarks,
         "stages": [_stage(figure, column) for column in figure.columns],
@@ -199,7 +224,7 @@ def _candidate(figure: Figure, column: Column, card: Card) -> dict[str, Any]:
         "chosen": card.on_path,
         "label": card.label + f" ×{card.count}" * (card.count > 1),
         "likely": words.logprob_text(card.chain.likelihood(1)),
-        "text": _short(text, _TEXT if card.on_path else _OTHER),
+        "text": short(text, _TEXT if card.on_path else _OTHER),
         "faults": [words.fault_text(fault) for fault in card.step.faults],
     }
 

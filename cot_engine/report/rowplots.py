@@ -10,13 +10,14 @@ from cot_engine.report import panels
 from cot_engine.report.amounts import amount, axis, figures, interval, percent, points, probability
 from cot_engine.report.findings import Comparison, Findings, Headroom
 from cot_engine.report.judging import JudgeCard
+from cot_engine.report.looks import looks
 from cot_engine.report.panels import Panel, Plot, Scale, plot
-from cot_engine.report.svg import BOLD, INK, NARROW, SERIES, SOFT, Drawing, fitted
+from cot_engine.report.svg import BOLD, INK, NARROW, SOFT, Drawing, fitted
 
 ROLES: tuple[Role, ...] = ("generate", "judge", "score", "verify")
 MOST = 60  # rows of a plot; the tables have all
-_FILL = {"generate": (SERIES[0], 1.0), "judge": (SERIES[1], 0.35), "score": (SERIES[2], 0.0)}
-_FILL["verify"] = (SERIES[3], 0.6)
+_FILL = {"generate": 1.0, "judge": 0.35, "score": 0.0, "verify": 0.6}
+"""How much of a role's box is in the colour of the strategy."""
 
 
 def forest(findings: Findings) -> Plot:
@@ -70,6 +71,7 @@ def cost(findings: Findings) -> Plot:
     factor, unit = axis([most], findings.unit)
     roles = [role for role in ROLES if any(s.by_role.get(role) for s in shown)]
     told = any(s.allotted is not None for s in shown)
+    look = looks(s.strategy for s in shown)
 
     def make(width: int) -> Drawing:
         panel, heights = panels.rows(
@@ -85,7 +87,8 @@ def cost(findings: Findings) -> Plot:
                     x, end = panel.x(start / factor), panel.x((start + spent) / factor)
                     used = f"{amount(spent, findings.unit)} of {amount(s.spent, findings.unit)}"
                     said = f"{s.label}: {role} {used}"
-                    drawing.box(x, y - 6.5, end - x, 13, *_FILL[role], id=f"{role}{i}", said=said)
+                    how = {"id": f"{role}{i}", "said": said}
+                    drawing.box(x, y - 6.5, end - x, 13, look[s.strategy].color, _FILL[role], **how)
                     start += spent
             if s.allotted is not None:
                 x = panel.x(s.allotted / factor)
@@ -96,23 +99,20 @@ def cost(findings: Findings) -> Plot:
             if name == "allotted":
                 drawing.line([(x + 8, y - 7), (x + 8, y + 7)], INK, 2)
             else:
-                drawing.box(x, y - 5, 16, 11, *_FILL[name])
+                drawing.box(x, y - 5, 16, 11, SOFT, _FILL[name])
 
         panels.legend(panel, [*roles, *["allotted"] * told], sample)
         return drawing
 
-    note = "What a search cost on average, by who spent it." + (
+    note = "What a search cost on average, by who spent it, in its strategy's colour." + (
         " The upright tick is what it was allotted." * told
     )
     return plot("cost", f"Cost of a search by role, in {unit}", note, make)
 
 
-_CHOICES = {
-    "random": ("circle", SERIES[6], True),
-    "selected": ("circle", SERIES[0], False),
-    "oracle": ("diamond", SERIES[2], True),
-}
-"""Marker, colour, and whether it is hollow."""
+_CHOICES = {"random": "cross", "selected": "circle", "oracle": "diamond"}
+"""Their markers: what was selected is solid, in the strategy's colour as the best there was is; a
+random one is grey."""
 
 
 def headroom(findings: Findings) -> Plot:
@@ -124,6 +124,8 @@ def headroom(findings: Findings) -> Plot:
     for title in dict.fromkeys(f"{h.label}, {h.measure}" for h in found):
         lines.append((title, None))
         lines += [(h.stage, h) for h in found if f"{h.label}, {h.measure}" == title]
+    strategies = {cell: plain["strategy"] for cell, (_, plain) in findings.run.cells.items()}
+    look = looks(strategies.values())
     ends = [v for h in found for i in (h.random, h.selected, h.oracle) for v in (i.low, i.high)]
 
     def make(width: int) -> Drawing:
@@ -134,17 +136,16 @@ def headroom(findings: Findings) -> Plot:
             headings=[i for i, (_, h) in enumerate(lines) if h is None],
         )  # fmt: skip
         for i, ((_, h), y) in enumerate(zip(lines, heights, strict=True)):
-            for (name, (marker, color, hollow)), up in zip(
-                _CHOICES.items(), (6, 0, -6), strict=True
-            ):
+            for (name, marker), up in zip(_CHOICES.items(), (6, 0, -6), strict=True):
                 if h is not None and math.isfinite((one := getattr(h, name)).estimate):
                     said = f"{h.label}, {h.measure}, {h.stage}, {name}: {interval(one)}"
-                    how: dict[str, Any] = {"hollow": hollow, "id": f"{name}{i}", "said": said}
+                    how: dict[str, Any] = {"id": f"{name}{i}", "said": said}
+                    how["hollow"] = name != "selected"
+                    color = SOFT if name == "random" else look[strategies[h.cell]].color
                     panel.interval(one, marker, color, 5.5, 1.1, y=y - up, **how)
 
         def sample(name: str, x: float, y: float) -> None:
-            marker, color, hollow = _CHOICES[name]
-            panel.drawing.mark(marker, x + 8, y, color, 7, hollow)
+            panel.drawing.mark(_CHOICES[name], x + 8, y, SOFT, 7, name != "selected")
 
         panels.legend(panel, list(_CHOICES), sample)
         return panel.drawing
@@ -203,13 +204,13 @@ def _calibrated(
     steps = [high * k / 40 for k in range(41)]
     drawing.line([(panel.x(x), panel.y(1 / (1 + math.exp(-x)))) for x in steps], SOFT, 1, "4 2")
     places = [(panel.x(b.margin), panel.y(b.right)) for b in card.calibration]
-    drawing.line(places, SERIES[0])
+    drawing.line(places, INK)
     shown = {"blank": ", seeing a grey picture", "swap": ", seeing another picture"}
     where = f"{card.stage}, by {card.measure}{shown.get(card.image, '')}"
     for k, (b, (x, y)) in enumerate(zip(card.calibration, places, strict=True)):
         said = f"|margin| {b.margin:.3g}, {b.right:.3f} right of {b.pairs} pairs"
         said = f"{card.judge} at {where}: {said}"
-        drawing.mark("circle", x, y, SERIES[0], 6, id=f"b{number}-{k}", said=said)
+        drawing.mark("circle", x, y, INK, 6, id=f"b{number}-{k}", said=said)
     room = panel.right - panel.left
     drawing.text(panel.left, panel.top - 27, fitted(card.judge, room / BOLD), font_weight=600)
     drawing.text(panel.left, panel.top - 11, fitted(where, room), SOFT)

@@ -18,7 +18,8 @@ WIDE, NARROW = 880, 328  # of a page on a screen or on paper, and on a phone
 SIZE = 11.5  # of text
 BOLD = 1.12  # how much wider bold text is
 INK, SOFT, RULE, PAPER = (f"var(--{name})" for name in ("ink", "soft", "rule", "paper"))
-SERIES = tuple(f"var(--c{i})" for i in range(1, 8))
+SERIES = tuple(f"var(--c{i})" for i in range(1, 11))
+"""Of strategies, in a report: who has which, `looks` says."""
 _SHAPES = {  # around 0, 0, of half-width 1
     "circle": "M-1 0A1 1 0 1 1 1 0A1 1 0 1 1-1 0Z",
     "square": "M-.9-.9H.9V.9H-.9Z",

@@ -27,12 +27,24 @@ def headline(
     by_label = {standing.label: standing for standing in standings if standing.problems}
     searched = [s for s in by_label.values() if s.kind == "search"]
     own = _own(run, searched)
-    best = max(own, key=lambda s: s.accuracy.estimate, default=None)
     main = _main(comparisons, by_label, own)
-    of = by_label[main.first] if main else best
+    of = focus(run, standings, comparisons)
     told = [_compared(main, own, of), _baselines(searched, of)] if of else []
     told += [_lost(run, headrooms, of), _sampled(by_label), _judging(of, unit)] if of else []
     return tuple(filter(None, told))
+
+
+def focus(
+    run: Run, standings: Sequence[Standing], comparisons: Sequence[Comparison]
+) -> Standing | None:
+    """The cell that a report is about before all others: the first of its main comparison, else
+    the best of the grid's own; None where no search has finished."""
+    by_label = {standing.label: standing for standing in standings if standing.problems}
+    own = _own(run, [s for s in by_label.values() if s.kind == "search"])
+    main = _main(comparisons, by_label, own)
+    if main is not None:
+        return by_label[main.first]
+    return max(own, key=lambda s: s.accuracy.estimate, default=None)
 
 
 def _own(run: Run, searched: Sequence[Standing]) -> list[Standing]:

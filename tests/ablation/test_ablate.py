@@ -26,6 +26,7 @@ from cot_engine.cli import main
 from cot_engine.engine.facade import Engine
 from cot_engine.errors import ModelError
 from cot_engine.files.locking import held
+from cot_engine.images.thumbnails import thumbnail
 from cot_engine.questions.data import load_data
 from cot_engine.questions.pictures import FilePicture
 from cot_engine.testing import alike
@@ -91,6 +92,8 @@ def test_every_search_is_done_once_and_never_again(engine, finished):
     assert sorted(ran) == sorted(work.run.keys())
     assert len(list(store.rows(work.run))) == len(ran) == 2 * 2 * len(work.cells)
     assert do(engine, work, store) == []
+    for item in work.items.values():  # as the report will show it
+        assert store.picture(item.digest) == thumbnail([item.pictures[0].load()])
 
 
 def test_a_picture_is_read_once_and_let_go_when_its_problem_is_done(engine, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from cot_engine.ablation.store import Store
 from cot_engine.core.usage import Usage
 from cot_engine.errors import StoreError
 from cot_engine.files.locking import held
+from cot_engine.images.thumbnails import Thumbnail
 from cot_engine.report.analysis import analyse
 
 HERE = Path(__file__).parents[1]
@@ -109,6 +110,27 @@ def test_a_store_from_before_answers_said_that_they_were_cut(tmp_path):
         assert [row.incomplete for row in store.rows(run, "incomplete <> ''")] == ["Cut."]
     with Store(path) as store:
         assert len(list(store.rows(run))) == 2
+
+
+def test_pictures_are_kept_once_and_by_old_stores_from_now_on(tmp_path):
+    path = tmp_path / "s.sqlite"
+    small = Thumbnail(5, 4, 320, 200, "jpeg", b"\xff\xd8")
+    with Store(path, create=True) as store:
+        run = two(store)
+        store.add_picture(run.items[0].digest, small)
+        store.add_picture(run.items[0].digest, Thumbnail(0))  # what is there stays
+        store.add_picture(run.items[1].digest, Thumbnail(0))
+        assert store.pictured() == {item.digest for item in run.items[:2]}
+        assert [store.picture(i.digest) for i in run.items] == [small, Thumbnail(0), None]
+    with sqlite3.connect(path) as db:
+        db.execute("drop table pictures")
+    db.close()
+    with Store(path) as store:
+        assert store.pictured() == set() and store.picture(run.items[0].digest) is None
+    with Store(path, create=True) as store:
+        store.add_picture(run.items[0].digest, small)
+    with Store(path) as store:
+        assert store.picture(run.items[0].digest) == small
 
 
 def test_a_run_comes_back_as_it_was(made):
@@ -477,6 +499,7 @@ import sys, time
 sys.path.insert(0, sys.argv[2])
 from make_store import make_run, put
 from cot_engine.files.locking import held
+from cot_engine.images.thumbnails import Thumbnail
 from cot_engine.ablation.store import Store
 
 with held(sys.argv[1], "the store", ""), Store(sys.argv[1], create=True) as store:

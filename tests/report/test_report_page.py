@@ -26,7 +26,7 @@ from make_traces import HOSTILE, TRACES
 from cot_engine.ablation.records import ItemRecord, Key
 from cot_engine.ablation.store import Store
 from cot_engine.cli.report import _named
-from cot_engine.report import amounts, panels, plots, problems, svg
+from cot_engine.report import amounts, panels, plots, problems, svg, tradeoff
 from cot_engine.report.analysis import analyse
 from cot_engine.report.findings import Findings, ItemOutcome
 from cot_engine.report.page import page
@@ -334,9 +334,9 @@ def test_plots_are_inline_and_named(drawn, name, size):
     assert root.get("width") == str(svg.WIDE if size == "wide" else svg.NARROW)
     assert not re.search(r"#[0-9a-f]{3}|font-family|<style|xmlns|nan", plot)
     assert {e.get(key) for e in root for key in ("fill", "stroke")} <= COLORS | {"none", None}
-    assert len(plot) < 30_000
+    assert len(plot) < 32_000
     labels = {
-        "accuracy": {"accuracy", "mean spent on a search (Gflops)"},
+        "accuracy": {"accuracy", "Gflops a search", "tokens a search", "seconds a search"},
         "scaling": {"accuracy", "n", "mean spent on a search (Gflops)"},
         "forest": {"difference in accuracy (points)"},
         "cost": {"mean spent on a search (Gflops)"},
@@ -347,28 +347,61 @@ def test_plots_are_inline_and_named(drawn, name, size):
     assert all(text and text.strip() for text in texts(plot))
 
 
-def test_accuracy_plot_shows_the_standings(found, drawn):
+def test_accuracy_plots_show_the_standings(found, drawn):
+    """One for FLOPs, tokens and seconds each, all with the same scale of accuracy; only searches
+    have seconds of their own."""
     for size in ("wide", "narrow"):
         seen = parts(getattr(drawn["accuracy"], size))
-        assert set(seen) == {f"s{n}" for n in range(1, len(found.standings) + 1)}
-        points = []
-        for number, s in enumerate(found.standings, 1):
-            said, mark = seen[f"s{number}"]
-            assert said.startswith(f"{s.label}: {amounts.interval(s.accuracy)}")
-            points.append((s.accuracy.estimate, place(mark)[1]))
-        straight(points)
+        own = {n for n, s in enumerate(found.standings, 1) if s.kind == "search"}
+        every = set(range(1, len(found.standings) + 1))
+        shown = [f"u{unit}-s{n}" for unit, ns in enumerate((every, every, own)) for n in ns]
+        assert set(seen) == set(shown)
+        for unit in range(3):
+            points = []
+            for number, s in enumerate(found.standings, 1):
+                if f"u{unit}-s{number}" in seen:
+                    said, mark = seen[f"u{unit}-s{number}"]
+                    assert said.startswith(f"{s.label}: {amounts.interval(s.accuracy)}")
+                    points.append((s.accuracy.estimate, place(mark)[1]))
+            straight(points)
+    assert {"FLOPs", "tokens", "seconds"} <= set(texts(drawn["accuracy"].wide))
     assert "budget: stage-beam n=4" in texts(drawn["accuracy"].wide)
 
 
-def test_accuracy_plot_keeps_the_order_of_compute(found, drawn):
+@pytest.mark.parametrize("unit", tradeoff.UNITS)
+def test_accuracy_plots_keep_the_order_of_cost(found, drawn, unit):
+    at = tradeoff.UNITS.index(unit)
     seen = parts(drawn["accuracy"].wide)
-    own = [(s.spent, place(seen[f"s{n}"][1])[0]) for n, s in enumerate(found.standings, 1)
+    spent = {n: tradeoff.spent(s, unit, "flops") for n, s in enumerate(found.standings, 1)}
+    own = [(spent[n], place(seen[f"u{at}-s{n}"][1])[0]) for n, s in enumerate(found.standings, 1)
            if s.kind == "search"]  # fmt: skip
-    across = [at for _, at in sorted(own)]
+    across = [x for _, x in sorted(own)]
     assert across == sorted(across)
-    derived = [(math.log(s.spent), place(seen[f"s{n}"][1])[0])
-               for n, s in enumerate(found.standings, 1) if s.kind != "search"]  # fmt: skip
-    straight(derived)
+    derived = [(math.log(spent[n]), place(seen[f"u{at}-s{n}"][1])[0])
+               for n, s in enumerate(found.standings, 1)
+               if s.kind != "search" and unit != "seconds"]  # fmt: skip
+    if len({value for value, _ in derived}) > 1:
+        straight(derived)
+
+
+def test_pareto_best_is_what_nothing_beats(found, drawn):
+    """By brute force; ringed in the plot, marked in the table."""
+    own = [s for s in found.standings if s.kind == "search"]
+    for at, unit in enumerate(tradeoff.UNITS):
+        cost = {s.label: tradeoff.spent(s, unit, "flops") for s in own}
+        best = {
+            s.label
+            for s in own
+            if not any(
+                cost[o.label] <= cost[s.label]
+                and o.accuracy.estimate >= s.accuracy.estimate
+                and (cost[o.label], -o.accuracy.estimate) != (cost[s.label], -s.accuracy.estimate)
+                for o in own
+            )
+        }
+        assert {s.label for s in tradeoff.pareto(found, unit)} == best and 0 < len(best) < len(own)
+        ringed = re.findall(rf'id="accuracy-880-u{at}-b(\d+)"', drawn["accuracy"].wide)
+        assert {found.standings[int(n) - 1].label for n in ringed} == best
 
 
 def test_scaling_plot_shows_the_curves(found, drawn):
