@@ -45,7 +45,7 @@ def heat_map(findings: Findings) -> dict[str, Any]:
         }
 
     rows = [row("all problems", whole, overall)] if whole else []
-    rows += [row(t or "no type", by_type[t], accuracies.get(t, {})) for t in order]
+    rows += [row(t or "no type", by_type[t], accuracies.get(t or "", {})) for t in order]
     return {
         "labels": labels,
         "upright": len(labels) > MANY,

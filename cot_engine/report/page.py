@@ -86,11 +86,11 @@ def _gained(findings: Findings, turned: Turned | None) -> dict[str, Any]:
         return {}
     change = changes[turned.first]
     by_label = {s.label: s for s in findings.standings}
-    first, base = by_label.get(change.label), by_label.get(change.baseline)
+    both = [by_label[label] for label in (change.label, change.baseline) if label in by_label]
     costs = []
-    for unit in units(findings) if first and base else ():
-        times = spent(first, unit, findings.unit) / spent(base, unit, findings.unit)
-        if math.isfinite(times):
+    for unit in units(findings) if len(both) > 1 else ():
+        first, base = (spent(s, unit, findings.unit) for s in both)
+        if math.isfinite(times := first / base):
             costs.append(("FLOPs" if unit == "flops" else unit, figures(times)))
     d = change.difference
     return {

@@ -131,7 +131,7 @@ def _points(
     for i, s in known:
         if s.kind != "search":
             at = panel.x(costs[i] / factor), panel.y(s.accuracy.estimate)
-            how = {"id": f"u{number}-s{i}", "said": said(s, costs[i])}
+            how: dict[str, Any] = {"id": f"u{number}-s{i}", "said": said(s, costs[i])}
             drawing.mark(_DERIVED[s.kind], *at, SOFT, 6, hollow=True, **how)
     own = [(i, s) for i, s in known if s.kind == "search"]
     wanted = [panel.x(costs[i] / factor) for i, _ in own]
