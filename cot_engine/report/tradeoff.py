@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from cot_engine.core.usage import Usage
 from cot_engine.report import svg
