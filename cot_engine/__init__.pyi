@@ -6,13 +6,16 @@ from cot_engine.options.config import RunConfig as RunConfig
 from cot_engine.core.answers import Answer as Answer
 from cot_engine.core.answers import majority as majority
 from cot_engine.core.answers import normalise_answer as normalise_answer
+from cot_engine.core.answers import settled as settled
 from cot_engine.core.boundaries import Until as Until
 from cot_engine.core.boundaries import sentence_end as sentence_end
 from cot_engine.core.chain import Beam as Beam
 from cot_engine.core.chain import Chain as Chain
 from cot_engine.core.chain import Step as Step
+from cot_engine.core.checks import check_between as check_between
 from cot_engine.core.checks import check_extra as check_extra
 from cot_engine.core.checks import check_range as check_range
+from cot_engine.core.checks import read_widths as read_widths
 from cot_engine.core.checks import spread as spread
 from cot_engine.core.events import Event as Event
 from cot_engine.core.events import Progress as Progress
@@ -66,6 +69,7 @@ from cot_engine.judging.protocol import Scorer as Scorer
 from cot_engine.search.budget import Budget as Budget
 from cot_engine.search.budget import parse_budget as parse_budget
 from cot_engine.search.strategy import Expand as Expand
+from cot_engine.search.strategy import Retrace as Retrace
 from cot_engine.search.strategy import Score as Score
 from cot_engine.search.strategy import Search as Search
 from cot_engine.search.strategy import Select as Select

@@ -64,11 +64,7 @@ def majority(
     A text has `weights` votes (1 each by default). Equal votes are decided by the sum of `tie`,
     then by which answer came first. An empty text has no vote, unless all are empty.
     """
-    groups: dict[str, list[int]] = {}
-    for index, text in enumerate(texts):
-        groups.setdefault(normalise_answer(text), []).append(index)
-    if len(groups) > 1:
-        groups.pop("", None)
+    groups = _by_answer(texts)
 
     def votes(group: list[int]) -> tuple[float, float]:
         number = sum(weights[i] for i in group) if weights else len(group)
@@ -76,6 +72,40 @@ def majority(
 
     most: list[int] = max(groups.values(), key=votes, default=[])
     return tuple(most)
+
+
+def settled(
+    texts: Sequence[str],
+    stop: float,
+    weights: Sequence[float] | None = None,
+    doubt: float = 0.0,
+    left: float = math.inf,
+) -> bool:
+    """Whether more texts would hardly change which answer `majority` finds.
+
+    That is so if the leading answer has at least the share `stop` of all votes, `doubt` added to
+    them: what is held against so few of them. It is certain, and needs no such share, if the answer
+    is ahead of the next by more than the votes that are `left` to come. A text has `weights` votes,
+    each from 0 to 1 (1 each by default); an empty one has none, unless all are empty.
+    """
+    groups = _by_answer(texts).values()
+    votes = sorted(
+        (sum(weights[i] for i in g) if weights else len(g) for g in groups), reverse=True
+    )
+    if not votes:
+        return False
+    behind = votes[1] if len(votes) > 1 else 0.0
+    return votes[0] - behind > left or votes[0] >= stop * (sum(votes) + doubt) > 0
+
+
+def _by_answer(texts: Sequence[str]) -> dict[str, list[int]]:
+    """The indices of the texts that give each answer; empty texts only if all are."""
+    groups: dict[str, list[int]] = {}
+    for index, text in enumerate(texts):
+        groups.setdefault(normalise_answer(text), []).append(index)
+    if len(groups) > 1:
+        groups.pop("", None)
+    return groups
 
 
 def _fold(text: str) -> str:

@@ -26,3 +26,25 @@ def check_extra(value: float) -> None:
 def spread(n: int, extra: float, k: int) -> int:
     """n or n + 1: the k-th (from 0) of numbers whose mean is n + `extra`, evenly spread."""
     return n + math.floor((k + 1) * extra + 0.5) - math.floor(k * extra + 0.5)
+
+
+def check_between(name: str, value: float, low: float, high: float, above: bool = False) -> None:
+    """Raises ConfigError unless `value` is a number from low to high; with `above`, not low."""
+    number = not isinstance(value, bool) and isinstance(value, (int, float))
+    if not number or not low <= value <= high or (above and value == low):
+        least = f"above {low:g}, at most {high:g}" if above else f"from {low:g} to {high:g}"
+        raise ConfigError(f"{name} is {shown(value)}.", f"It must be a number {least}.")
+
+
+def read_widths(text: str) -> tuple[int, ...]:
+    """The widths that a text such as "4,4,2,1" or "4 4 2 1" lists; none of an empty one. Raises
+    ConfigError for anything but integers of 1 to 1024."""
+    words = text.replace(",", " ").split() if isinstance(text, str) else [text]
+    if not all(isinstance(w, str) and w.isascii() and w.isdigit() for w in words):
+        raise ConfigError(
+            f"widths is {shown(text)}.", 'List a number for each stage, such as "4,4,2,1".'
+        )
+    widths = tuple(int(word[:9]) for word in words)
+    for width in widths:
+        check_range("A width", width)
+    return widths

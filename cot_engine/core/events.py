@@ -128,7 +128,8 @@ class Selected:
     """A selection's outcome. `verified` is what verifiers cost of its `usage`.
 
     `merged` maps a candidate to the ids folded into it; `unjudged` maps the ids that never entered
-    the tournament to the fault that kept them out. `ranking` is best first over the entrants.
+    the tournament to the fault that kept them out. `ranking` is best first over the entrants. `by`
+    is the scorer whose numbers decided, "" where the judge did alone.
     """
 
     about: Literal["step", "whole"]
@@ -142,6 +143,7 @@ class Selected:
     usage: Usage
     round: int = 0
     verified: Usage = field(default=Usage(), metadata={"sparse": True})
+    by: str = field(default="", metadata={"sparse": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,22 @@ class Scored:
     about: Literal["step", "whole"] = "step"
     probability: bool = False
     verified: Usage = field(default=Usage(), metadata={"sparse": True})
+
+
+@dataclass(frozen=True, slots=True)
+class Retraced:
+    """The strategy went back to before the stage `to`: the `place`-th best of `candidates` had only
+    `score`, below `threshold`. What follows grows from `parents`, as round `attempt` `of`."""
+
+    to: str
+    candidates: tuple[str, ...]
+    parents: tuple[str, ...]
+    place: int
+    score: float
+    threshold: float
+    attempt: int
+    of: int
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +258,7 @@ Event = (
     | Judged
     | Selected
     | Scored
+    | Retraced
     | Cut
     | Notice
     | Finished
@@ -247,7 +266,7 @@ Event = (
 )
 """What a trace records."""
 
-OfRound = Growing | Grown | Judging | Judged | Selected | Scored | Cut
+OfRound = Growing | Grown | Judging | Judged | Selected | Scored | Retraced | Cut
 """What happens in a round, and says in which."""
 
 Heard = Event | Progress

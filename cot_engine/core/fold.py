@@ -21,6 +21,7 @@ from cot_engine.core.events import (
     Judged,
     Judging,
     Notice,
+    Retraced,
     Scored,
     Selected,
     Started,
@@ -28,15 +29,16 @@ from cot_engine.core.events import (
 from cot_engine.core.match import Match
 from cot_engine.core.usage import Role, Usage
 
-Remark = Cut | Notice | Literal["again", "at once"]
-"""What is to be said of a round: a cut, a notice, that its tag was forced on the candidates of a
-second sample, or on its first."""
+Remark = Cut | Notice | Retraced | Literal["again", "at once"]
+"""What is to be said of a round: a cut, a notice, that the strategy went back after it, that its
+tag was forced on the candidates of a second sample, or on its first."""
 
 
 @dataclass
 class GrowthRound:
     """The candidates of one Expand: `wanted` so many, until `unit`; `chains` as far as they are
-    there, with all their steps. `pending`: more are being sampled."""
+    there, with all their steps. `pending`: more are being sampled. `attempt` counts how often the
+    strategy had begun this part of the plan, from 1: it may have gone back (Retraced)."""
 
     number: int
     unit: str
@@ -46,6 +48,7 @@ class GrowthRound:
     chains: list[Chain] = field(default_factory=list)
     usage: Usage = Usage()
     remarks: list[Remark] = field(default_factory=list)
+    attempt: int = 1
 
     @property
     def place(self) -> tuple[int, str]:
@@ -88,7 +91,7 @@ class Fold:
 
     `chains` has every chain by id, with all its steps; `gap` is the first that was grown from one
     that is not there ("" if none): it has its own step only. `scores` are by candidate and
-    scorer, those about whole responses apart.
+    scorer, those about whole responses apart; `retraces` in order.
     `remarks` came before any round; `waiting` are cuts of rounds in which nothing happened yet.
     """
 
@@ -106,6 +109,7 @@ class Fold:
         self.usage: dict[Role, Usage] = {}
         self.remarks: list[Remark] = []
         self.waiting: list[tuple[int, Cut]] = []
+        self.retraces: list[Retraced] = []
         self.last = 0  # the highest number of a round so far
         self.here: GrowthRound | SelectionRound | None = None  # the round of the latest event
         for event in events:
@@ -152,6 +156,9 @@ class Fold:
                 round = self.contests.get(number) or self.growths.get(number)
                 self.waiting += [(number, event)] if round is None else []
                 (round.remarks if round else []).append(event)
+            case Retraced():
+                self.retraces.append(event)
+                (self.here.remarks if self.here else self.remarks).append(event)
             case Notice():
                 (self.here.remarks if self.here else self.remarks).append(event)
             case Finished():
@@ -167,7 +174,9 @@ class Fold:
             self.usage[role] = self.usage.get(role, Usage()) + usage
 
     def _growth(self, number: int, unit: str, parents: tuple[str, ...]) -> GrowthRound:
-        growth = self.growths.setdefault(number, GrowthRound(number, unit, parents))
+        attempt = 1 + sum(each.round < number for each in self.retraces)
+        new = GrowthRound(number, unit, parents, attempt=attempt)
+        growth = self.growths.setdefault(number, new)
         growth.remarks += [cut for of, cut in self.waiting if of <= number]
         self.waiting = [(of, cut) for of, cut in self.waiting if of > number]
         return growth

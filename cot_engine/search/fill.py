@@ -42,7 +42,8 @@ def fitting(growth: Growth, whole: Portion) -> Portion | None:
     usual = max(growth.longest.get(chain.id, asked) for chain in parents) or 1
 
     def fits(portion: Portion) -> bool:
-        judging = 0.0 if portion.last else session.match * portion.count * len(portion.parents)
+        each = session.match + session.scored  # of one more candidate
+        judging = 0.0 if portion.last else each * portion.count * len(portion.parents)
         floor = growth.floor(portion.parents, portion.length)
         if portion.until != "end":  # what must be grown next holds back a floor too, and must fit
             floor += floor

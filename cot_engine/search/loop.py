@@ -45,7 +45,7 @@ from cot_engine.search.progress import Reporter
 from cot_engine.search.rounds import Rounds
 from cot_engine.search.select import Arena
 from cot_engine.search.session import Models, Session, Settings
-from cot_engine.search.strategy import Continuation, Request, Score, Task
+from cot_engine.search.strategy import Continuation, Request, Select, Task
 
 if TYPE_CHECKING:
     from cot_engine.images.load import Image
@@ -195,13 +195,14 @@ class _Asking:
                 return yielded.returned(self.part, stop.value, self.known)
         return yielded.checked(self.part, request, self.plan, self.known, self.verifier)
 
-    def scorer(self, request: Score) -> Scorer:
+    def scorer(self, request: Request, name: str) -> Scorer:
         """The scorer that a request names. Raises StrategyError if there is none, or it is
         broken."""
         try:
-            return self.scorers(request.scorer)
+            return self.scorers(name)
         except CotEngineError as error:
-            what = f"yielded Score(scorer={shown(request.scorer)})"
+            field = "by" if isinstance(request, Select) else "scorer"
+            what = f"yielded {type(request).__name__}({field}={shown(name)})"
             raise self.part.error(f"{what}: {said(error)}", error.hint) from error
 
     def close(self) -> None:

@@ -7,12 +7,13 @@ events are recorded one round after the other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from cot_engine.core import parts
-from cot_engine.core.events import Notice, Scored
+from cot_engine.core.chain import Beam
+from cot_engine.core.events import Notice, Retraced, Scored
 from cot_engine.core.parts import OutOfBudget
 from cot_engine.errors import InputError
 from cot_engine.judging.judges import LikelihoodScorer
@@ -25,12 +26,16 @@ from cot_engine.search.lanes import InOrder, Lanes
 from cot_engine.search.progress import Reporter
 from cot_engine.search.select import Arena, case_of
 from cot_engine.search.session import Session, longest
-from cot_engine.search.strategy import Expand, Request, Score, Select
+from cot_engine.search.strategy import Expand, Request, Retrace, Score, Select
+
+Known = dict[tuple[str, str, str], float]
+"""What scorers gave in this search: by their name, what it was about, and the chain's id."""
 
 
 @dataclass
 class Rounds:
-    """Carries out the requests of one search. `scorer` gives the one that a Score names.
+    """Carries out the requests of one search. `scorer` gives the one that a request names; what it
+    gave is kept in `scores`, and asked once.
 
     Raises Exhausted where the budget pays for no further growth, StrategyError for a judge or
     scorer that breaks its contract, ModelError for such a backend.
@@ -38,7 +43,8 @@ class Rounds:
 
     growth: Growth
     arena: Arena
-    scorer: Callable[[Score], Scorer]
+    scorer: Callable[[Request, str], Scorer]
+    scores: Known = field(default_factory=dict)
 
     async def answer(self, asked: Request | tuple[Request, ...]) -> Any:
         """The reply to what a strategy yielded: to a tuple, a tuple."""
@@ -48,15 +54,29 @@ class Rounds:
         return await self._one(asked)
 
     async def _one(self, request: Request) -> Any:
+        session = self.growth.session
         match request:
-            case Expand(upto=None):
+            case Expand(upto=None, optional=False):
                 return await self.growth.expand(request)
+            case Expand(optional=True) if session.meter.budget is None:
+                grown = await self.growth.expand(request)
+                return tuple(chain for chain in grown if chain not in request.beam)
             case Expand():
-                return await fill(self.growth, request)
-            case Select():
+                return await fill(self.growth, replace(request, upto=request.upto or 1.0))
+            case Select(by=None):
                 return await self.arena.select(request)
+            case Select(beam, _, about, str(by)):
+                asked = Score(beam, by, about, probability=request.unsure > 0)
+                numbers = await self._score(asked, request, again=False)
+                return await self.arena.select(request, numbers)
             case Score():
-                return await score(self.growth.session, request, self.scorer(request))
+                return await self._score(request, request)
+            case Retrace():
+                return retrace(self.growth, request)
+
+    async def _score(self, asked: Score, of: Request, again: bool = True) -> tuple[float, ...]:
+        scorer = self.scorer(of, asked.scorer)
+        return await score(self.growth.session, asked, scorer, self.scores, again)
 
     async def _several(self, requests: tuple[Request, ...]) -> tuple[Any, ...]:
         session, count = self.growth.session, len(requests)
@@ -95,20 +115,27 @@ class Rounds:
         return tuple(replies)
 
 
-async def score(session: Session, request: Score, scorer: Scorer) -> tuple[float, ...]:
-    """A number for each chain; by likelihood, and a notice says so, where the scorer cannot.
+async def score(
+    session: Session, request: Score, scorer: Scorer, known: Known, again: bool = True
+) -> tuple[float, ...]:
+    """A number for each chain; by likelihood, and a notice says so, where the scorer cannot. What
+    is `known` is not asked again, and unless told `again` not recorded a second time.
 
     Raises StrategyError for a scorer that breaks its contract, or one whose numbers are of any
     scale where probabilities are asked for.
     """
-    chains, name, asked = request.beam, request.scorer, request.probability
+    chains, name, about = request.beam, request.scorer, request.about
     ask = MeteredAsk(session, "score", longest(chains).segments)
-    case = case_of(session, chains, request.about)
-    if asked:
+    case = case_of(session, chains, about)
+    new = [chain for chain in chains if (name, about, chain.id) not in known]
+    if request.probability:
         parts.probabilities(scorer, (), name)  # before it costs anything
     try:
-        with session.reporter.doing("scoring", name):
-            scores = await parts.scores(scorer, chains, case, ask, name)
+        if new:
+            with session.reporter.doing("scoring", name):
+                given = await parts.scores(scorer, new, case, ask, name)
+            known.update(((name, about, c.id), v) for c, v in zip(new, given, strict=True))
+        scores = [known[name, about, chain.id] for chain in chains]
     except (OutOfBudget, InputError) as error:
         # Known to every scorer's user, and free: what the model itself thought of its text.
         scorer = LikelihoodScorer()
@@ -117,9 +144,27 @@ async def score(session: Session, request: Score, scorer: Scorer) -> tuple[float
         if isinstance(error, InputError):
             why = f"{name} could not. {error}"
         session.emit(Notice(f"Scored by likelihood: {why}"))
-    if asked:
+    session.scored = max(session.scored, ask.asked / max(1, len(new)))
+    if request.probability:
         scores = parts.probabilities(scorer, scores, name)
     by_id = {chain.id: value for chain, value in zip(chains, scores, strict=True)}
-    about, used = request.about, ask.usage
-    session.emit(Scored(name, by_id, used, about=about, probability=asked, verified=ask.verified))
+    if new or again:
+        used, asked = ask.usage, request.probability
+        session.emit(Scored(name, by_id, used, about=about, probability=asked, verified=ask.verified))
     return tuple(scores)
+
+
+def retrace(growth: Growth, request: Retrace) -> Beam:
+    """The chains that had not reached the stage `to` yet, on the way to these, each once."""
+    tag, before = request.to.tag, {}
+    for chain in request.beam:
+        reached = (k for k, s in enumerate(chain.steps) if s.stage == tag or f"<{tag}>" in s.text)
+        path, depth = chain.id.split("."), next(reached, len(chain.steps))
+        # Where that was in another search (`Continuation`), it is the chain that this one began at.
+        ids = (".".join(path[:k]) for k in range(1 + depth, 1 + len(path)))
+        known = growth.known[next(id for id in ids if id in growth.known)]
+        before[known.id] = known
+    beam, parents = tuple(chain.id for chain in request.beam), tuple(before)
+    numbers = (request.place, request.score, request.threshold, request.attempt, request.of)
+    growth.session.emit(Retraced(tag, beam, parents, *numbers))
+    return tuple(before.values())

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from cot_engine.core import parts
+from cot_engine.core.answers import normalise_answer
 from cot_engine.core.chain import Beam, Chain
 from cot_engine.core.events import Cut, Judged, Judging, Notice, Selected
-from cot_engine.core.grammar import tier
+from cot_engine.core.grammar import conclusion, tier
 from cot_engine.core.match import Match, Outcome, Verdict
 from cot_engine.core.parts import OutOfBudget
+from cot_engine.core.stages import Plan
 from cot_engine.errors import InputError
 from cot_engine.judging.protocol import Case, Judge
 from cot_engine.search.asking import MeteredAsk
@@ -40,26 +44,31 @@ class Arena:
         symmetric = parts.symmetric(self.judge, self.name)
         self.both = self.session.settings.orders == "both" and not symmetric
 
-    async def select(self, request: Select) -> Beam:
-        """The best `keep` of the beam, best first.
+    async def select(self, request: Select, numbers: Sequence[float] | None = None) -> Beam:
+        """The best `keep` of the beam, best first. `numbers` are a scorer's, which decide in place
+        of the judge, but for who is `unsure`.
 
         Raises StrategyError if the judge breaks its contract. The request must be sound (see
         `yielded`).
         """
         self.selections += 1
-        candidates, merged = merge(request.beam)
+        number = dict(zip((c.id for c in request.beam), numbers or (), strict=False))
+        plan = self.session.plan if request.agree else None
+        candidates, merged = merge(request.beam, request.about, plan, number)
         entrants, aside = self._entrants(candidates, request.about)
         case = case_of(self.session, entrants, request.about)
         tag = case.stage.tag if case.stage else ""
         ask = MeteredAsk(self.session, "judge", longest(candidates).segments)
-        ranking = entrants
+        above, meeting, below = contested(entrants, request, number)
+        ranking, places = meeting, request.keep - len(above)
         matches: tuple[Match, ...] = ()
-        if len(entrants) > 1 and request.keep < len(candidates):
-            ids = tuple(chain.id for chain in entrants)
+        if len(meeting) > 1 and places < len(candidates) - len(above):
+            ids = tuple(chain.id for chain in meeting)
             self.session.emit(Judging(request.about, tag, ids))
-            with self._judging(tag, len(entrants), request.keep):
-                ranking, matches = await self._tournament(entrants, request.keep, case, ask)
-            self.session.match = max(self.session.match, ask.asked / (len(entrants) - 1))
+            with self._judging(tag, len(meeting), places):
+                ranking, matches = await self._tournament(meeting, places, case, ask)
+            self.session.match = max(self.session.match, ask.asked / (len(meeting) - 1))
+        ranking = (*above, *ranking, *below)
         kept = (*ranking, *aside)[: request.keep]
         if kept[0].done:
             self.session.safe = kept[0]
@@ -75,6 +84,7 @@ class Arena:
                 tuple(chain.id for chain in kept),
                 ask.usage,
                 verified=ask.verified,
+                by=request.by or "",
             )
         )
         return kept
@@ -206,17 +216,60 @@ def case_of(session: Session, beam: Beam, about: Literal["step", "whole"]) -> Ca
     return Case(session.problem, plan, about, stage, session.judge_images)
 
 
-def merge(beam: Beam) -> tuple[Beam, dict[str, tuple[str, ...]]]:
+def contested(entrants: Beam, request: Select, number: Mapping[str, float]) -> tuple[Beam, ...]:
+    """Who is ranked above whoever meets in the tournament, those who do, and who is below.
+
+    Without a scorer's numbers, all meet. With them nobody does, but those who are less than
+    `unsure` away from the other side of the line between who is kept and who is not. Equal numbers
+    are ranked by likelihood.
+    """
+    if request.by is None:
+        return (), entrants, ()
+    by_number = sorted(
+        entrants, key=lambda c: (number[c.id], _likelihood(c, request.about)), reverse=True
+    )
+    keep, ranked = request.keep, tuple(by_number)
+    if keep >= len(ranked):
+        return ranked, (), ()
+    last, first_out = number[ranked[keep - 1].id], number[ranked[keep].id]
+    above = sum(number[c.id] - first_out >= request.unsure for c in ranked[:keep])
+    below = sum(last - number[c.id] < request.unsure for c in ranked[keep:])
+    return ranked[:above], ranked[above : keep + below], ranked[keep + below :]
+
+
+def merge(
+    beam: Beam,
+    about: Literal["step", "whole"] = "step",
+    agree: Plan | None = None,
+    number: Mapping[str, float] = MappingProxyType({}),
+) -> tuple[Beam, dict[str, tuple[str, ...]]]:
     """Fold candidates with the same text into the first of them.
 
-    Whitespace at the ends does not count. Returns the distinct ones, each with the sum of the
-    counts, and for each that absorbed others their ids.
+    Whitespace at the ends does not count. With the plan of those that may `agree`, those that say
+    the same are folded into the soundest of them, of several the one of the highest `number`, then
+    the first. Returns the distinct ones, each with the sum of the counts, and for each that
+    absorbed others their ids.
     """
-    groups: dict[str, list[Chain]] = {}
+    groups: dict[object, list[Chain]] = {}
     for chain in beam:
-        groups.setdefault(chain.text.strip(), []).append(chain)
+        groups.setdefault(_said(chain, about, agree), []).append(chain)
+    if agree is not None:
+        for group in groups.values():
+            group.sort(key=lambda c: (tier(_faults(c, about)), -number.get(c.id, 0.0)))
     distinct = tuple(g[0].counted(sum(c.count for c in g)) for g in groups.values())
     return distinct, {g[0].id: tuple(c.id for c in g[1:]) for g in groups.values() if len(g) > 1}
+
+
+def _said(chain: Chain, about: str, agree: Plan | None) -> object:
+    """What two candidates have alike if they count as one."""
+    if agree is None or chain.last is None:
+        return chain.text.strip()
+    if about == "whole" or chain.done:
+        return normalise_answer(conclusion(chain.text, agree)) or chain.text.strip()
+    return chain.parent, normalise_answer(_TAG.sub(" ", chain.last.text))
+
+
+_TAG = re.compile(r"</?[A-Z][A-Z0-9_]*>")
 
 
 def _faults(chain: Chain, about: str) -> tuple[str, ...]:

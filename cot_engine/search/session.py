@@ -84,8 +84,9 @@ class Session:
     `record` gets the events, which bear the number of the `round`: the strategy's request that is
     being carried out. `probe` reads the model's states from whatever it writes for this problem.
     `safe` is a finished chain to fall back on: once there is one, no floor is held back. `match` is
-    the most that judging one more candidate took so far, in the budget's unit. `models` opens those
-    that verifiers are bound to; what was asked of this search's is forgotten with it (`elsewhere`).
+    the most that judging one more candidate took so far, `scored` what scoring one did, in the
+    budget's unit. `models` opens those that verifiers are bound to; what was asked of this search's
+    is forgotten with it (`elsewhere`).
     """
 
     problem: Problem
@@ -98,6 +99,7 @@ class Session:
     probe: Probe | None = None
     safe: Chain | None = None
     match: float = 0.0
+    scored: float = 0.0
     released: bool = False
     round: int = 0
     lane: Lane | None = None
@@ -332,6 +334,7 @@ class Session:
         for other in others:
             self.meter.join(other.meter)
         self.safe, self.match = safe, max(other.match for other in others)
+        self.scored = max(other.scored for other in others)
         self.round = max(other.round for other in others)
 
     # --- seeds ---

@@ -48,7 +48,9 @@ class Expand:
     `upto` (above 0, at most 1) makes it optional: as many as keep the search's spending, judging
     them included, within this fraction of its budget, `n` for each chain at most. Answered with
     the new chains alone; with none if none fit, or without a budget. At 1 the last one is cut off
-    where the budget ends, and loses to any that is whole.
+    where the budget ends, and loses to any that is whole. `optional` is for what a strategy would
+    have if it can be paid: as `upto` (1 if that is None) where there is a budget, so that the
+    strategy goes on without; all of it where there is none.
     """
 
     beam: Beam
@@ -56,19 +58,29 @@ class Expand:
     n: int = 1
     greedy: bool = False
     upto: float | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Select:
     """Hold a tournament and keep the best. Answered with a Beam, best first.
 
-    Candidates with the same text are merged first (`Chain.count` says how many). `about` is what
-    the judge compares: the last "step", or the "whole" response.
+    Candidates with the same text are merged first (`Chain.count` says how many); with `agree` those
+    that say the same: whose last step reads the same once it is normalised (`normalise_answer`), or
+    whose conclusion does where it is the last stage or the whole response. `about` is what is
+    compared: the last "step", or the "whole" response.
+
+    With `by`, a scorer's name as in Score, its numbers decide in place of the judge. With `unsure`
+    besides, the judge is asked where they are close: among those whose probability is less than
+    `unsure` away from the other side of the line between who is kept and who is not.
     """
 
     beam: Beam
     keep: int = 1
     about: Literal["step", "whole"] = "step"
+    by: str | None = None
+    unsure: float = 0.0
+    agree: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +101,25 @@ class Score:
     probability: bool = False
 
 
-Request = Expand | Select | Score
+@dataclass(frozen=True, slots=True)
+class Retrace:
+    """Go back to before a stage, since what was grown from it is not good enough. Answered with the
+    chains of which `beam` came that had not reached the stage `to` yet, each once.
+
+    Recorded and drawn with its reason: of the `beam`, the `place`-th best had the number `score`,
+    which is below `threshold`; what begins is round `attempt` `of` so many.
+    """
+
+    beam: Beam
+    to: Stage
+    score: float
+    threshold: float
+    place: int = 1
+    attempt: int = 2
+    of: int = 2
+
+
+Request = Expand | Select | Score | Retrace
 
 Search = Generator[Request | tuple[Request, ...], Any, Chain]
 """What a strategy's `search` is: it yields requests and returns the chain that is the answer.

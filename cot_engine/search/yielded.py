@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from cot_engine.core.chain import Beam, Chain
 from cot_engine.core.parts import Part, finite, guard
 from cot_engine.core.stages import Plan, Stage
 from cot_engine.errors import shown
-from cot_engine.search.strategy import Expand, Request, Score, Select
+from cot_engine.search.strategy import Expand, Request, Retrace, Score, Select
 
 MOST = 4096
 """The largest n of an Expand."""
@@ -45,6 +45,7 @@ def _checked(
             case Select():
                 _whole(part, request, "keep", request.keep)
                 _about(part, request)
+                request = _by(part, request, verifier)
             case Score():
                 if not isinstance(request.scorer, str):
                     _refuse(part, request, "scorer", request.scorer, "the name of a scorer")
@@ -52,10 +53,13 @@ def _checked(
                 _truth(part, request, "probability", request.probability)
                 if request.scorer == "auto":
                     request = replace(request, scorer=verifier)
+            case Retrace():
+                _retrace(part, request, plan)
             case _:
                 part.broke(
                     f"yielded {shown(request)}",
-                    "Yield Expand, Select or Score, or a tuple of them, and return a Chain.",
+                    "Yield Expand, Select, Score or Retrace, or a tuple of them, and return a"
+                    " Chain.",
                 )
         checked: Request = replace(request, beam=_beam(part, request, known))
         return checked
@@ -81,16 +85,48 @@ def _expand(part: Part, request: Expand, plan: Plan) -> None:
     else:
         fine = isinstance(until, str) and until in ("sentence", "end")
     if not fine:
-        tags = ", ".join(stage.tag for stage in plan)
-        allowed = f'a stage of task.plan ({tags}), "sentence" or "end"'
+        allowed = f'a stage of task.plan ({_tags(plan)}), "sentence" or "end"'
         _refuse(part, request, "until", until, allowed)
     _whole(part, request, "n", request.n, MOST)
     _truth(part, request, "greedy", request.greedy)
+    _truth(part, request, "optional", request.optional)
     upto = request.upto
     if upto is not None and not (
         isinstance(upto, (int, float)) and finite(upto) is not None and 0 < upto <= 1
     ):
         _refuse(part, request, "upto", upto, "a number above 0, at most 1, or None")
+
+
+def _by(part: Part, request: Select, verifier: str) -> Select:
+    if request.by is not None and not isinstance(request.by, str):
+        _refuse(part, request, "by", request.by, "the name of a scorer, or None")
+    unsure = _number(part, request, "unsure", request.unsure)
+    if not 0 <= unsure <= 1:
+        _refuse(part, request, "unsure", unsure, "a difference of probabilities, 0 to 1")
+    if unsure and request.by is None:
+        _refuse(part, request, "unsure", unsure, "0 where no scorer decides (by)")
+    _truth(part, request, "agree", request.agree)
+    return replace(request, by=verifier) if request.by == "auto" else request
+
+
+def _retrace(part: Part, request: Retrace, plan: Plan) -> None:
+    if not isinstance(request.to, Stage) or request.to not in plan.stages:
+        _refuse(part, request, "to", request.to, f"a stage of task.plan ({_tags(plan)})")
+    for name in ("score", "threshold"):
+        _number(part, request, name, getattr(request, name))
+    for name in ("place", "attempt", "of"):
+        _whole(part, request, name, getattr(request, name))
+
+
+def _number(part: Part, request: Any, name: str, value: Any) -> float:
+    number = finite(value) if isinstance(value, (int, float)) else None
+    if number is None:
+        _refuse(part, request, name, value, "a finite number")
+    return number
+
+
+def _tags(plan: Plan) -> str:
+    return ", ".join(stage.tag for stage in plan)
 
 
 def _about(part: Part, request: Select | Score) -> None:
@@ -135,6 +171,6 @@ def _grown(chain: Chain, known: Mapping[str, Chain]) -> bool:
     return same and chain.done is mine.done
 
 
-def _refuse(part: Part, request: Any, name: str, value: Any, allowed: str) -> None:
+def _refuse(part: Part, request: Any, name: str, value: Any, allowed: str) -> NoReturn:
     what = f"{type(request).__name__}({name}={shown(value)})"
     part.broke(f"yielded {what}", f"{name} must be {allowed}.")

@@ -24,6 +24,7 @@ from cot_engine.core.events import (
     Judging,
     Notice,
     Progress,
+    Retraced,
     Selected,
     Started,
 )
@@ -89,6 +90,8 @@ class Board:
             case Selected(), SelectionRound():
                 panel = self._among(round)
                 return self._leave(panel) if panel and self._over(panel) else []
+            case Retraced(), _:
+                return [*self.leave(), *_note(words.retraced_text(event))]
             case Cut(), _:
                 return _note(words.cut_text(event, self.started.budget if self.started else None))
             case Notice(), _:

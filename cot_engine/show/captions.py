@@ -34,7 +34,8 @@ def strategy_text(figure: Figure) -> str:
     started = figure.started
     said = ", ".join(f"{name} = {value}" for name, value in started.parameters.items())
     said = f"{started.strategy} ({said})" if said else started.strategy
-    if any(column.contests for column in figure.columns):
+    held = [contest for column in figure.columns for contest in column.contests]
+    if any(c.matches or not (c.outcome and c.outcome.by) for c in held):
         said += f" · judge {started.judge} · {started.tournament}"
     return f"{said} · seed {started.seed}"
 
@@ -61,6 +62,9 @@ def column_text(column: Column) -> str:
         text += f"{', ' if text else ''}{len(column.drafts)} being written"
     if len(column.cards) < column.sampled:
         text += f", {len(column.cards)} distinct"
+    by = dict.fromkeys(c.outcome.by for c in column.contests if c.outcome and c.outcome.by)
+    if by:
+        text += f" · chosen by {', '.join(by)}"
     if column.matches:
         text += f" · {plural(len(column.matches), 'match', 'matches')}"
     return text + " · not gone on with" * column.dropped

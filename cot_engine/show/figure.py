@@ -49,6 +49,11 @@ class Card:
         return self.chain.last or Step("", (), "", 0.0, 0, "stop")
 
     @property
+    def score(self) -> str:
+        """The first scorer's number; "" if there is none."""
+        return next((words.score_text(value) for value in self.scores.values()), "")
+
+    @property
     def count(self) -> int:
         return max(self.chain.count, 1 + len(self.folded))
 
@@ -68,7 +73,8 @@ class Column:
     """`depth` counts from 1. `cards` begin with the one on the answer's path, if any; `passed`: it
     has none, and the path goes by; `dropped`: nothing else was grown from them either, they were
     looked at. `elsewhere` names candidates of its tournaments that are in another column. `drafts`
-    are the candidates that are being written."""
+    are the candidates that are being written. `attempt` is above 1 where the strategy had gone
+    back: what it grew then stands apart from what it had grown before."""
 
     depth: int
     unit: str
@@ -80,6 +86,8 @@ class Column:
     dropped: bool = False
     elsewhere: dict[str, str] = field(default_factory=dict)
     drafts: list[Card] = field(default_factory=list)
+    attempt: int = 1
+    again: bool = False  # there was a column of this stage in an earlier attempt
 
     @property
     def sampled(self) -> int:
@@ -111,7 +119,7 @@ class Column:
             return f"Sentence {self.depth}"
         if self.unit == "end":
             return "Whole response" if self.depth == 1 else "The rest"
-        return self.unit
+        return f"{self.unit}, round {self.attempt}" if self.again else self.unit
 
 
 @dataclass
@@ -234,7 +242,7 @@ def _columns(fold: Fold, drafts: Mapping[int, list[Chain]]) -> list[Column]:
             judged.setdefault(growth.number, set()).add(contest.number)
 
     def together(column: Column, growth: GrowthRound) -> bool:
-        if (column.depth, column.unit) != growth.place:
+        if (column.depth, column.unit) != growth.place or column.attempt != growth.attempt:
             return False
         if any(growth.parents == other.parents for other in column.growths):
             return True
@@ -251,7 +259,8 @@ def _columns(fold: Fold, drafts: Mapping[int, list[Chain]]) -> list[Column]:
         )
         if (at := next(places, None)) is None:
             at = len(columns)
-            columns.append(Column(*growth.place))
+            earlier = any(c.unit == growth.unit and c.attempt < growth.attempt for c in columns)
+            columns.append(Column(*growth.place, attempt=growth.attempt, again=earlier))
         columns[at].growths.append(growth)
         home.update((chain.id, at) for chain in growth.chains)
     return columns

@@ -62,6 +62,8 @@ def _image(image: ImageRecord, number: int) -> dict[str, Any]:
 
 def _legend(figure: Figure) -> str:
     said = ["Each card is a candidate, with its mean log-probability per token (nats) at the right"]
+    if any(card.score for column in figure.columns for card in column.cards):
+        said[0] += ", and before it the number that a scorer gave it"
     if any(card.count > 1 for column in figure.columns for card in column.cards):
         said.append("×n says that n candidates wrote the same text")
     text = "; ".join(said) + ". "
@@ -155,7 +157,9 @@ def _card(figure: Figure, column: Column, card: Card, row: int) -> dict[str, Any
         "anchor": figure.anchor + card.id,
         "row": row,
         "kind": "card" + " won" * card.on_path + " aside" * bool(card.unjudged),
-        "likely": words.logprob_text(card.chain.likelihood(1)),
+        "likely": " · ".join(
+            filter(None, (card.score, words.logprob_text(card.chain.likelihood(1))))
+        ),
         "faults": [words.fault_text(fault) for fault in step.faults]
         + ["not judged for that"] * bool(card.unjudged),
         "tokens": words.plural(step.tokens, "token"),

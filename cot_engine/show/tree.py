@@ -122,10 +122,12 @@ def _card(wrapped, figure: Figure, column: Column, card: Card, labels: int) -> I
     strong = "bold cyan" if card.on_path else ""
     quiet = "" if card.on_path else "dim" if card.unjudged else ""
     logprob = words.logprob_text(card.chain.likelihood(1)).rjust(6)
+    scores = max(len(other.score) for other in column.cards)
     head = Text.assemble(
         ("● " if card.on_path else "│ ", strong),
         (visible(_label(card)).ljust(labels), strong or "bold"),
         (f"  {logprob}  ", "dim"),
+        (f"{card.score.rjust(scores)}  " if scores else "", strong),
     )
     most = 2 * _LINES if card.on_path else _LINES
     parts = words.pieces(card.step.text, figure.started.plan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cot_engine.core.events import Cut, Notice
+from cot_engine.core.events import Cut, Notice, Retraced
 from cot_engine.core.fold import Remark
 from cot_engine.core.grammar import FAULTS
 from cot_engine.core.match import Match, Verdict
@@ -30,6 +30,11 @@ def logprob_text(value: float) -> str:
     """ "−0.123"; "0.000" has no sign."""
     text = f"{value:.3f}"
     return text.replace("-", "" if float(text) == 0 else "−")
+
+
+def score_text(value: float) -> str:
+    """ "0.31", "−4.2", "1.2e+03": a scorer's number, in three figures."""
+    return f"{value:.3g}".replace("-", "−")
 
 
 def margin_text(verdict: Verdict, margin: float, favours: bool) -> str:
@@ -64,9 +69,24 @@ def remark_text(remark: Remark, budget: str | None) -> str:
         return cut_text(remark, budget)
     if isinstance(remark, Notice):
         return remark.text
+    if isinstance(remark, Retraced):
+        return retraced_text(remark)
     if remark == "again":
         return "No candidate opened the stage: sampled again with its tag put there."
     return "Concluded at once, its tag put there."
+
+
+def retraced_text(back: Retraced) -> str:
+    """ "Went back to CAPTION: the second best had 0.31, below 0.5. Round 2 of 3." """
+    place = f"{_PLACES.get(back.place, f'{back.place}th')} best".removeprefix("first ")
+    least = [score_text(value) for value in (back.score, back.threshold)]
+    if least[0] == least[1]:  # alike at three figures
+        least = [f"{value:.7g}".replace("-", "−") for value in (back.score, back.threshold)]
+    said = f"Went back to {back.to}: the {place} had {least[0]}, below {least[1]}."
+    return f"{said} Round {back.attempt} of {back.of}."
+
+
+_PLACES = {1: "first", 2: "second", 3: "third"}
 
 
 def cut_text(cut: Cut, budget: str | None) -> str:
