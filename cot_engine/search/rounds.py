@@ -13,7 +13,7 @@ from typing import Any
 
 from cot_engine.core import parts
 from cot_engine.core.chain import Beam
-from cot_engine.core.events import Notice, Retraced, Scored
+from cot_engine.core.events import Cut, Notice, Retraced, Scored
 from cot_engine.core.parts import OutOfBudget
 from cot_engine.errors import InputError
 from cot_engine.judging.judges import LikelihoodScorer
@@ -62,7 +62,12 @@ class Rounds:
                 grown = await self.growth.expand(request)
                 return tuple(chain for chain in grown if chain not in request.beam)
             case Expand():
-                return await fill(self.growth, replace(request, upto=request.upto or 1.0))
+                grown = await fill(self.growth, replace(request, upto=request.upto or 1.0))
+                needing = self.growth.growable(request.beam, request.until)
+                if request.optional and len(grown) < (most := request.n * len(needing)):
+                    left = session.meter.left or 0.0
+                    session.emit(Cut("candidates", most, len(grown), left))
+                return grown
             case Select(by=None):
                 return await self.arena.select(request)
             case Select(beam, _, about, str(by)):

@@ -10,13 +10,13 @@ from beams import VARIANTS, Beam, selections
 from golden import check_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trees import tree
 
-from cot_engine.core.events import Cut, Finished, Grown, Judged, Notice, Selected
+from cot_engine.core.events import Cut, Grown, Notice
 from cot_engine.core.grammar import read
 from cot_engine.core.problem import Problem
 from cot_engine.core.requests import Generate
 from cot_engine.core.stages import DEFAULT_PLAN, Plan, Stage
-from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
 from cot_engine.errors import BudgetError, InputError
 from cot_engine.judging.judges import OracleJudge, RandomJudge, SelfJudge
@@ -24,31 +24,6 @@ from cot_engine.search.budget import Budget
 from cot_engine.search.session import Settings
 from cot_engine.search.strategy import Expand
 from cot_engine.testing import ScriptedBackend, check_strategy, solve_scripted, staged_reply
-
-
-def tree(trace: Trace) -> str:
-    """A search as text: what was grown from what, who met whom, who went on."""
-    lines = []
-    for event in trace:
-        if isinstance(event, Grown):
-            lines.append(f"{event.unit}{' (forced)' if event.forced else ''}")
-            for chain in event.chains:
-                step = chain.steps[-1]
-                faults = f"  !{' '.join(step.faults)}" if step.faults else ""
-                lines.append(f"  {chain.id}  {step.logprob:.3f}  {step.text!r}{faults}")
-        elif isinstance(event, Judged):
-            m = event.match
-            margins = " ".join(f"{v.margin:+.2f}" for v in m.verdicts)
-            by = f" by {m.broken_by}" if m.broken_by else ""
-            lines.append(f"    {m.first} v {m.second}: {margins} {m.outcome}{by} -> {m.winner}")
-        elif isinstance(event, Selected):
-            lines.append(f"  kept {' '.join(event.kept)}  merged {event.merged or '-'}")
-        elif isinstance(event, Cut):
-            lines.append(f"  cut {event.what}: {event.asked} -> {event.granted}")
-        elif isinstance(event, Finished):
-            lines.append(f"answer {event.answer!r} from {event.chain}, faults {event.faults}")
-            lines += [f"  {role}: {usage}" for role, usage in sorted(event.usage.items())]
-    return "\n".join(lines) + "\n"
 
 
 @pytest.mark.parametrize("strategy", VARIANTS, ids=str)

@@ -21,6 +21,7 @@ from cot_engine import (
     Judge,
     Plan,
     Progress,
+    Retrace,
     RunConfig,
     Score,
     Scorer,
@@ -33,10 +34,13 @@ from cot_engine import (
     TraceFile,
     Usage,
     Verdict,
+    check_between,
     event_from_json,
     event_to_json,
     load_image,
     parse_budget,
+    read_widths,
+    settled,
 )
 from cot_engine.testing import check_judge, check_scorer, check_strategy
 
@@ -85,8 +89,18 @@ class Own:
             grown: Beam = yield Expand(beam, until=stage, n=self.n)
             scores: tuple[float, ...] = yield Score(grown, "likelihood")
             beam = yield Select(tuple(c for c, s in zip(grown, scores, strict=True) if s > -9))
+            if max(scores) < -9:
+                beam = yield Retrace(grown, stage, max(scores), -9.0)
         last: Beam = yield Expand(beam, until="end")
-        return last[0]
+        more: Beam = yield Expand(beam, until="end", n=2, optional=True)
+        best: Beam = yield Select((*last, *more), about="whole", by="auto", unsure=0.1, agree=True)
+        return best[0]
+
+
+def narrow(texts: list[str]) -> bool:
+    check_between("stop", 0.8, 0, 1, above=True)
+    widths: tuple[int, ...] = read_widths("4,4,2,1")
+    return settled(texts, 0.8, [0.5] * len(texts), doubt=0.35, left=widths[-1])
 
 
 def told(event: Event | Progress) -> str:
