@@ -155,7 +155,9 @@ async def score(
     by_id = {chain.id: value for chain, value in zip(chains, scores, strict=True)}
     if new or again:
         used, asked = ask.usage, request.probability
-        session.emit(Scored(name, by_id, used, about=about, probability=asked, verified=ask.verified))
+        session.emit(
+            Scored(name, by_id, used, about=about, probability=asked, verified=ask.verified)
+        )
     return tuple(scores)
 
 
