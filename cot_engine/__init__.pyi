@@ -66,6 +66,12 @@ from cot_engine.judging.protocol import Ask as Ask
 from cot_engine.judging.protocol import Case as Case
 from cot_engine.judging.protocol import Judge as Judge
 from cot_engine.judging.protocol import Scorer as Scorer
+from cot_engine.judging.verifiers.files import Verifier as Verifier
+from cot_engine.judging.verifiers.heads import HeadVerifier as HeadVerifier
+from cot_engine.judging.verifiers.texts import TextJudge as TextJudge
+from cot_engine.judging.verifiers.texts import TextVerifier as TextVerifier
+from cot_engine.judging.verifiers.tokens import TokenJudge as TokenJudge
+from cot_engine.judging.verifiers.tokens import TokenVerifier as TokenVerifier
 from cot_engine.search.budget import Budget as Budget
 from cot_engine.search.budget import parse_budget as parse_budget
 from cot_engine.search.strategy import Expand as Expand

@@ -7,7 +7,11 @@ is imported only when it is asked for, and one that is broken is explained and h
     my-beam = "my_package:MyBeam"
 
 Parameters are the fields of the dataclass. They are given beside the name, or in it, as they are
-where only a text can be given: "rationale(length=100)".
+where only a text can be given: "rationale(length=100)". In quotes one may hold commas and brackets.
+
+A verifier (`judging.verifiers`) is a scorer or a judge by its kind, its recipe's name or its
+file's: "token(ask=...)", "yes-no", "skywork.toml". Whatever gives numbers is a judge, too: it
+prefers what it gives the higher one.
 """
 
 from __future__ import annotations
@@ -47,8 +51,11 @@ _BUILT_IN: dict[str, tuple[str, str]] = {
     "scorer": ("cot_engine.judging.judges", "SCORERS"),
     "backend": ("cot_engine.backends.opening", "BACKENDS"),
 }
+_VERIFIERS = "cot_engine.judging.verifiers.files"
 _METHOD = {"strategy": "search", "judge": "compare", "scorer": "score", "backend": "open"}
 _CALL = re.compile(r"([^()]*)\((.*)\)", re.DOTALL)
+_PAIR = re.compile(r'(?:[^,"]|"[^"]*")+')
+_NUMBERS: tuple[Kind, ...] = ("judge", "scorer")
 _OURS = "cot-engine"
 _log = logging.getLogger("cot_engine")
 
@@ -68,11 +75,17 @@ def load(kind: Kind, name: str) -> Any:
     """
     name, _ = spelled(name)
     built_in, found = _built_in(kind), _found(kind).get(name, [])
+    if not _exists(kind, name):
+        if kind in _NUMBERS and is_verifier(name):
+            return _verifiers().named  # which makes it
+        if kind == "judge" and _exists("scorer", name):
+            return load("scorer", name)
     if name in built_in:
         _warn_of_others(kind, name, _OURS, found)
         return built_in[name]
     if not found:
-        raise UnknownNameError(kind, name, names(kind))
+        verifiers = _verifiers().all_names() if kind in _NUMBERS else []
+        raise UnknownNameError(kind, name, [*names(kind), *verifiers])
     point, *others = found
     _warn_of_others(kind, name, _package(point), others)
     try:
@@ -101,11 +114,19 @@ def make(kind: Kind, given: Any, parameters: Mapping[str, Any] = MappingProxyTyp
                 f"A {kind} object was given beside {', '.join(parameters)}.",
                 "The object carries its own; leave these out.",
             )
+        if kind == "judge" and not _has(given, "judge") and _has(given, "scorer"):
+            given = _by_numbers(given)
         return _sound(kind, given, f"{shown(given)} is not a {kind}.")
     name, own = spelled(given)
     if twice := sorted(own.keys() & parameters.keys()):
         raise ConfigError(f"{shown(given)} has {twice[0]}, which is also given beside it.")
-    parameters, part = {**parameters, **own}, load(kind, name)
+    parameters = {**parameters, **own}
+    if not _exists(kind, name):
+        if kind in _NUMBERS and is_verifier(name):
+            return _verifier(kind, name, parameters)
+        if kind == "judge" and _exists("scorer", name):
+            return _by_numbers(make("scorer", name, parameters))
+    part = load(kind, name)
     ready = _ready(kind, part)
     known = _parameters(kind, part)
     unknown = sorted(set(parameters) - {f.name for f in known})
@@ -130,6 +151,34 @@ def make(kind: Kind, given: Any, parameters: Mapping[str, Any] = MappingProxyTyp
     return _sound(kind, made, f"The {kind} {name!r} is {shown(made)}.")
 
 
+def exists(kind: Kind, name: str) -> bool:
+    """Whether a name, its parameters left aside, stands for something: a part, a verifier, or in a
+    judge's place a scorer. Imports no plug-in. Raises ConfigError for what cannot be read."""
+    name, _ = spelled(name)
+    if _exists(kind, name) or (kind in _NUMBERS and is_verifier(name)):
+        return True
+    return kind == "judge" and _exists("scorer", name)
+
+
+def is_verifier(name: str) -> bool:
+    """Whether a name, its parameters left aside, is that of a kind of verifier, of a recipe or of a
+    file, and of nothing else."""
+    name, _ = spelled(name)
+    return not any(_exists(kind, name) for kind in _NUMBERS) and _verifiers().is_verifier(name)
+
+
+def reaches_out(name: str) -> bool:
+    """Whether a name may stand for a file or for another model: not everybody's to choose."""
+    plain, own = spelled(name)
+    return is_verifier(plain) and (bool(own) or plain.endswith(".toml"))
+
+
+def source_of(name: str) -> bytes:
+    """What a verifier is made from beside code. Raises ConfigError for a file that is not there."""
+    found: bytes = _verifiers().source(spelled(name)[0])
+    return found
+
+
 def parameters(kind: Kind, name: str) -> list[str]:
     """The names of a part's parameters. Raises what `load` raises."""
     return _names(_parameters(kind, load(kind, name)))
@@ -141,13 +190,49 @@ def spelled(text: str) -> tuple[str, dict[str, str]]:
     found = _CALL.fullmatch(text)
     if found is None:
         return text, {}
-    pairs = [pair.partition("=") for pair in found[2].split(",") if pair.strip()]
-    own = {key.strip(): value.strip() for key, _, value in pairs}
+    pairs = [pair.partition("=") for pair in _PAIR.findall(found[2]) if pair.strip()]
+    own = {key.strip(): _unquoted(value.strip()) for key, _, value in pairs}
     if len(own) < len(pairs) or not all(key.isidentifier() and own[key] for key in own):
         raise ConfigError(
             f"{shown(text)} cannot be read.", "Write its parameters like this: name(a=1, b=2)."
         )
     return found[1].strip(), own
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
+
+
+def _verifier(kind: Kind, name: str, given: Mapping[str, Any]) -> Any:
+    files = _verifiers()
+    hints = files.types()
+    values = {k: _parameter(k, v, hints[k]) if k in hints else v for k, v in given.items()}
+    made = files.named(name, values)
+    if kind == "judge":
+        return made if _has(made, "judge") else _by_numbers(made)
+    if not _has(made, "scorer"):
+        raise ConfigError(
+            f"The verifier {shown(name)} compares pairs, and a number for each is asked for.",
+            "Name it as the judge, or one that is pointwise here.",
+        )
+    return made
+
+
+def _by_numbers(scorer: Any) -> Any:
+    """The judge that prefers what a scorer gives the higher number."""
+    return import_module("cot_engine.judging.judges").ScorerJudge(scorer)
+
+
+def _has(part: Any, kind: Kind) -> bool:
+    return not isinstance(part, type) and callable(getattr(part, _METHOD[kind], None))
+
+
+def _verifiers() -> Any:
+    return import_module(_VERIFIERS)  # by its name: it may import this module
+
+
+def _exists(kind: Kind, name: str) -> bool:
+    return name in _built_in(kind) or name in _found(kind)
 
 
 def _sound(kind: Kind, part: Any, otherwise: str) -> Any:

@@ -72,6 +72,8 @@ def _package() -> str:
 
 
 def _source(kind: plugins.Kind, name: str) -> bytes:
+    if kind in ("judge", "scorer") and plugins.is_verifier(name):
+        return plugins.source_of(name)
     part = plugins.load(kind, name)
     try:
         file = inspect.getsourcefile(part if callable(part) else type(part))

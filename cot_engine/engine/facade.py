@@ -38,6 +38,7 @@ from cot_engine.engine.thread import LoopThread, Sent, handing_over, in_thread
 from cot_engine.errors import ConfigError, CotEngineError, shown
 from cot_engine.judging.probe import Probe
 from cot_engine.judging.profile import Profile, probe_for
+from cot_engine.judging.protocol import Judge, Scorer
 from cot_engine.options.problem import check_number_of_images, judge_images, problem_of
 from cot_engine.options.resolve import Given, Resolved, resolve
 from cot_engine.search.loop import search
@@ -58,7 +59,8 @@ class Engine:
     """A loaded model and the searches that run on it. Close it, or use it as a context manager.
 
     `profile` says how to judge with the model; `probe` reads its states from all that it writes
-    (None: nobody does); `in_flight` bounds the searches that run at once.
+    (None: nobody does); `in_flight` bounds the searches that run at once; `judge` is who judges
+    where nobody else is named, a verifier too (None: whom the profile names).
     Its methods may be called from several threads. Raises ConfigError for an `in_flight` below 1.
     """
 
@@ -69,12 +71,14 @@ class Engine:
         profile: Profile | None = None,
         probe: Probe | None = None,
         in_flight: int = 32,
+        judge: str | Judge | Scorer | None = None,
     ):
         if in_flight < 1:
             raise ConfigError(f"in_flight is {in_flight}.", "It must be at least 1.")
         self.backend = backend
         self.profile, self.probe = profile or Profile(), probe
         self.in_flight = in_flight
+        self.judge = judge
         self._scopes = itertools.count()
         self._scorer = functools.cache(functools.partial(plugins.make, "scorer"))  # made once
         self._modes = Modes(backend)
@@ -98,6 +102,7 @@ class Engine:
         probe: str | Path = "auto",
         memory: float | str = SHARE,
         in_flight: int = 32,
+        judge: str | Judge | Scorer | None = None,
         on_notice: Callable[[str], None] | None = None,
         **parameters: Any,
     ) -> Engine:
@@ -129,7 +134,7 @@ class Engine:
         except BaseException:
             opened.close()
             raise
-        return cls(opened, profile=profile, probe=reading, in_flight=in_flight)
+        return cls(opened, profile=profile, probe=reading, in_flight=in_flight, judge=judge)
 
     # --- one problem ---
 
@@ -151,7 +156,7 @@ class Engine:
         engine's thread. Raises CotEngineError: a StrategyError if called in the engine's thread
         (by a listener, a judge or a strategy), a ModelError if the engine is closed.
         """
-        call = resolve(self.profile, config, options)
+        call = self._resolved(config, options)
         return self._loop.wait_for(self._solve(call, image, question, on_event))
 
     async def asolve(
@@ -165,7 +170,7 @@ class Engine:
     ) -> Answer:
         """`solve`, awaitable. `on_event` is called in the engine's thread here, too: `astream`
         hands the events over to the loop that asks."""
-        call = resolve(self.profile, config, options)
+        call = self._resolved(config, options)
         return await self._loop.awaited(self._solve(call, image, question, on_event))
 
     def stream(
@@ -179,7 +184,7 @@ class Engine:
         """The events of one search as they happen; the last one is Finished. Leaving the loop
         early stops the search. Raises what `solve` raises, after the Failed event."""
         events: queue.SimpleQueue[Heard | None] = queue.SimpleQueue()
-        call = resolve(self.profile, config, options)
+        call = self._resolved(config, options)
         sent = self._loop.send_outside(self._solve(call, image, question, events.put))
         sent.result.add_done_callback(lambda _: events.put(None))
         try:
@@ -201,7 +206,7 @@ class Engine:
         """`stream`, as an async iterator."""
         events: asyncio.Queue[Heard | None] = asyncio.Queue()
         put = handing_over(events.put_nowait)
-        call = resolve(self.profile, config, options)
+        call = self._resolved(config, options)
         sent = self._loop.send(self._solve(call, image, question, put))
         sent.result.add_done_callback(lambda _: put(None))
         try:
@@ -338,7 +343,7 @@ class Engine:
         self, trace: Trace, options: dict[str, Any], listen: Listener | None
     ) -> Rejudged:
         check_rejudged(options)
-        call = resolve(self.profile, None, options)
+        call = self._resolved(None, options)
         await self._bound.all_of(call.judge.part)
         return await rejudge(
             trace,
@@ -401,6 +406,13 @@ class Engine:
             listen=listen,
         )
 
+    def _resolved(self, config: Given, options: dict[str, Any]) -> Resolved:
+        """A call's options as parts; its judge is the engine's own where none is named."""
+        named = config is not None and (isinstance(config, Resolved) or config.judge != "auto")
+        if self.judge is not None and not named and options.get("judge", "auto") == "auto":
+            options = {**options, "judge": self.judge}
+        return resolve(self.profile, config, options)
+
     def _verifiers(self, strategy: Any) -> list[Any]:
         """The scorers that a strategy's parameters name, as far as there are such."""
         found = []
@@ -429,7 +441,7 @@ class Engine:
         """What `solve_many` and its twin take their answers from; they differ in how they wait."""
         if on_error not in ("raise", "keep"):
             raise ConfigError(f"on_error is {shown(on_error)}.", "It must be raise or keep.")
-        call = resolve(self.profile, config, options)
+        call = self._resolved(config, options)
 
         async def one(index: int, item: Any) -> Answer | CotEngineError:
             listen = None if on_event is None else of_one(index, on_event)

@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cot_engine.core import parts
 from cot_engine.core.boundaries import Until
@@ -136,6 +136,12 @@ class ScorerJudge:
 
     scorer: Scorer = LikelihoodScorer()
     symmetric: ClassVar[bool] = True
+
+    @property
+    def bindings(self) -> tuple[Any, ...]:
+        """The models of its own that the scorer is bound to."""
+        found: tuple[Any, ...] = getattr(self.scorer, "bindings", ())
+        return found
 
     async def compare(self, pairs: Sequence[Pair], case: Case, ask: Ask) -> list[Verdict]:
         chains = list({chain.id: chain for pair in pairs for chain in pair}.values())

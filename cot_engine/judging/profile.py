@@ -34,6 +34,12 @@ def is_finite(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < math.inf
 
 
+def _beside(name: str, profile: Path) -> str:
+    """A verifier's file is named as it stands from the profile's folder."""
+    beside = profile.parent / name
+    return str(beside) if name.endswith(".toml") and beside.is_file() else name
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
     """`judge` is the one that "auto" stands for, `verifier` the scorer that it stands for (None:
@@ -63,12 +69,14 @@ class Profile:
             raise ConfigError(f"The profile {str(path)!r} holds {shown(found)}.", "Give an object.")
         with located(path):
             made = from_table(cls, found)
-            if made.judge not in (judges := plugins.names("judge")):
-                raise UnknownNameError("judge called", made.judge, judges)
+            made = replace(made, judge=_beside(made.judge, path))
+            if not plugins.exists("judge", made.judge):
+                raise UnknownNameError("judge called", made.judge, plugins.names("judge"))
             if made.verifier is not None:
-                name, _ = plugins.spelled(made.verifier)
-                if name not in (scorers := plugins.names("scorer")):
-                    raise UnknownNameError("scorer called", name, scorers)
+                made = replace(made, verifier=_beside(made.verifier, path))
+                name, _ = plugins.spelled(made.verifier or "")
+                if not plugins.exists("scorer", name):
+                    raise UnknownNameError("scorer called", name, plugins.names("scorer"))
         return made
 
     def write(self, folder: str | Path) -> Path:

@@ -123,6 +123,8 @@ def _judge(part: Any, config: RunConfig, profile: Profile) -> Named:
         return part
     if part is None or isinstance(part, str):
         return Named(profile.name_of(config.judge), profile.make_judge(config.judge))
+    if not isinstance(part, Judge) and callable(getattr(part, "score", None)):
+        return Named(type(part).__name__, plugins.make("judge", part))
     if not isinstance(part, Judge):
         raise ConfigError(
             f"{shown(part)} is not a judge.", "It needs `symmetric` and async compare()."

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from cot_engine import plugins
 from cot_engine.core.problem import Problem
 from cot_engine.core.stages import Plan
 from cot_engine.core.usage import Usage
@@ -170,6 +171,7 @@ class Desk:
         for key in ("strategy", "judge"):  # objects would do for the engine
             if not isinstance(options.get(key, ""), str):
                 raise ConfigError(f"{key} is {shown(options[key])}.", "Give its name.")
+        self._own_verifiers(options.get("judge"))
         if "plan" in options and not isinstance(options["plan"], Plan):
             raise ConfigError(
                 f"plan is {shown(options['plan'])}.", "A path names nothing here: give its stages."
@@ -178,7 +180,21 @@ class Desk:
         budget = granted(allowance, options.get("budget"), self.config.budget)
         call = resolve(self.engine.profile, self.config, {**options, "budget": budget})
         check_widths(call, allowance.n)
+        part = call.strategy.part
+        own = {self.config.parameters.get(key) for key in ("verifier", "scorer")}
+        named = {getattr(part, key, None) for key in ("verifier", "scorer")}
+        self._own_verifiers(*(named - own))
         return call
+
+    def _own_verifiers(self, *names: Any) -> None:
+        """Raises ConfigError for a verifier that would open a file or a model, or ask an address,
+        that a client chose."""
+        for name in names:
+            if isinstance(name, str) and name != self.config.judge and plugins.reaches_out(name):
+                raise ConfigError(
+                    f"The verifier {shown(name)} is not for a client to name.",
+                    "Name one of the server's: its own judge, or a recipe without parameters.",
+                )
 
     async def _problem(
         self, pictures: Sequence[Picture] | Problem, question: str | None

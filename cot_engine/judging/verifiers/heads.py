@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping as Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from typing import Any as Any
 
 from cot_engine.core.chain import Chain
 from cot_engine.core.parts import Scale
 from cot_engine.errors import ConfigError, InputError, shown
 from cot_engine.judging.protocol import Ask, Case
 from cot_engine.judging.verifiers.asked import Asked, recent
+from cot_engine.judging.verifiers.scale import Aggregate as Aggregate
 from cot_engine.judging.verifiers.scale import finite
-from cot_engine.judging.verifiers.words import Turn
+from cot_engine.judging.verifiers.words import Steps as Steps
+from cot_engine.judging.verifiers.words import Turn as Turn
 
 if TYPE_CHECKING:
     import numpy as np

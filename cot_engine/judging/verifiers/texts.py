@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping as Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any as Any
 from typing import ClassVar
 
 from cot_engine.core.boundaries import Until
@@ -16,7 +18,10 @@ from cot_engine.core.stages import LONGEST
 from cot_engine.errors import ConfigError, InputError, cut, shown
 from cot_engine.judging.protocol import Ask, Case, Pair
 from cot_engine.judging.verifiers.asked import Asked
+from cot_engine.judging.verifiers.scale import Aggregate as Aggregate
 from cot_engine.judging.verifiers.scale import verdict
+from cot_engine.judging.verifiers.words import Steps as Steps
+from cot_engine.judging.verifiers.words import Turn as Turn
 
 NUMBER = r"(?i)score\W{0,12}(-?\d+(?:\.\d+)?)"
 CHOICE = r"(?i)(?:choice|attempt|answer|response)\W{0,6}(?:number\s*)?([12])\b"

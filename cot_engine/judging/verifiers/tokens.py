@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping as Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any as Any
 from typing import ClassVar, Literal
 
 from cot_engine.core.chain import Chain
@@ -13,7 +15,10 @@ from cot_engine.core.parts import Scale
 from cot_engine.errors import ConfigError, InputError, shown
 from cot_engine.judging.protocol import Ask, Case, Pair
 from cot_engine.judging.verifiers.asked import Asked, recent
+from cot_engine.judging.verifiers.scale import Aggregate as Aggregate
 from cot_engine.judging.verifiers.scale import finite, softmax, verdict
+from cot_engine.judging.verifiers.words import Steps as Steps
+from cot_engine.judging.verifiers.words import Turn as Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
