@@ -12,7 +12,8 @@ from pathlib import Path
 
 from cot_engine.ablation.records import ResultRow, Run
 from cot_engine.ablation.store import Store
-from cot_engine.ablation.table import AVERAGE, Chosen, Column, Published, row_name
+from cot_engine.ablation.table import AVERAGE, Column, Published, row_name
+from cot_engine.ablation.table_choice import Chosen
 from cot_engine.ablation.table_data import Asked
 from cot_engine.benchmarks.predictions import Case, Cases
 from cot_engine.benchmarks.questions import text_of

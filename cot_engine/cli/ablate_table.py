@@ -19,7 +19,8 @@ from cot_engine.files.outputs import check_outputs, side_files
 if TYPE_CHECKING:
     from cot_engine.ablation.records import Run
     from cot_engine.ablation.store import Store
-    from cot_engine.ablation.table import Chosen, Table
+    from cot_engine.ablation.table import Table
+    from cot_engine.ablation.table_choice import Chosen
     from cot_engine.ablation.table_data import Asked
     from cot_engine.benchmarks.scoring import Mark
 
@@ -71,7 +72,7 @@ def run_table(
 ) -> None:
     """`search` does what the store lacks of one run, on an open engine."""
     from cot_engine.ablation.store import Store
-    from cot_engine.ablation.table import choose, with_rules
+    from cot_engine.ablation.table_choice import choose, with_rules
     from cot_engine.engine.facade import model_path
 
     if "model" in shared:

@@ -15,7 +15,7 @@ from cot_engine.cli.table_text import aligned
 
 if TYPE_CHECKING:
     from cot_engine.ablation.grid import Ablation, Cell
-    from cot_engine.ablation.table import Chosen
+    from cot_engine.ablation.table_choice import Chosen
     from cot_engine.ablation.table_data import Asked
 
 RESPONSE = 512

@@ -13,7 +13,7 @@ from cot_engine.ablation.table_scores import TableScores, unfinished
 
 if TYPE_CHECKING:
     from cot_engine.ablation.records import Run
-    from cot_engine.ablation.table import Chosen
+    from cot_engine.ablation.table_choice import Chosen
     from cot_engine.ablation.table_scores import Cost, Place, Row
     from cot_engine.benchmarks.tables import Cell
 

@@ -13,14 +13,15 @@ import pytest
 import cot_engine
 from cot_engine.ablation.data import read_data
 from cot_engine.ablation.table import parse_table
-from cot_engine.benchmarks.tables import averaged, cell
+from cot_engine.benchmarks.tables import averaged, cell, over_seeds
 from cot_engine.engine.facade import Engine
 from cot_engine.errors import CotEngineError
 from cot_engine.judging.profile import Profile
 from cot_engine.questions.data import load_data
 from cot_engine.testing import ScriptedBackend, staged_reply
 
-GOLD = Path("/work/shared/gold/items")
+_PLACES = (Path(__file__).parents[3], Path.cwd().parent)
+GOLD = next((at for p in _PLACES if (at := p / "shared" / "gold" / "items").is_dir()), None)
 PRESET = Path(cot_engine.__file__).parent / "ablation" / "presets" / "paper-table.toml"
 SAYS = ("A", "B", "Yes", "No", "7", "blue", "")
 MATCHED = {"trained: majority (matched)", "trained: one longer answer (matched)"}
@@ -265,6 +266,11 @@ def test_means_over_benchmarks():
     ) ** 0.5
     assert both.score - both.interval.low == pytest.approx(half / 2)
     assert averaged("Average", [first, first]).interval.high < first.interval.high
+    seeds = over_seeds([first, cell("a", [0.0, 0.0, 1.0, 1.0] * 25)])
+    assert seeds.score == pytest.approx(0.625) and seeds.total == 100
+    assert (
+        seeds.interval.high - seeds.interval.low > first.interval.high - first.interval.low - 0.02
+    )
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -298,33 +304,35 @@ def test_what_is_wrong_in_a_grids_file_is_said_as_before(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(GOLD is None, reason="there is no ../shared/gold here")
 def test_the_gold_items_end_to_end_on_two_checkpoints(cli_real, tmp_path):
-    if not GOLD.is_dir():
-        pytest.skip(f"the sample items are not in {GOLD}")
-    flags = ["--data", f"MMVet={GOLD}/MMVet_30.tsv", "--predictions", "out", "--json", "--quiet"]
-    flags += ["--data", f"MMBench_V11={GOLD}/MMBench_samples_20.tsv", "--grader", "bundled"]
-    done = cli_real("ablate", "paper-table", *flags, *(f"--checkpoint={c}" for c in cli_real.both))
+    """All 50 by the quick row of one checkpoint, then some by all rows of both, in one store."""
+    data = [f"--data=MMVet={GOLD}/MMVet_30.tsv", "--grader", "bundled"]
+    data += [f"--data=MMBench_V11={GOLD}/MMBench_samples_20.tsv", "--json"]
+    trained, base = (f"--checkpoint={each}" for each in cli_real.both)
+    done = cli_real("ablate", "paper-table", *data, base, "--predictions", "out")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert len({row["model"] for row in found["rows"]}) == 2
-    rows = {row["row"]: row for row in found["rows"]}
-    assert len(rows) == 10
-    for row in rows.values():
-        for name, told in row["benchmarks"].items():
-            assert told["failed"] == told["missing"] == 0
-            assert told["cost"]["searches"] == {"MMVet": 30, "MMBench_V11": 20}[name]
+    [row] = json.loads(done.stdout)["rows"]
+    for name, count in (("MMVet", 30), ("MMBench_V11", 20)):
+        told = row["benchmarks"][name]
+        assert told["cost"]["searches"] == count and told["failed"] == told["missing"] == 0
     # Of MMBench's sample no group is whole, so that no group is scored; single turns are.
-    turns = next(
-        t for t in rows["trained: stage-beam n=4"]["benchmarks"]["MMBench_V11"]["tables"]
-        if t["name"] == "each turn alone"
-    )  # fmt: skip
-    assert turns["cells"][0]["total"] == 20
-    file = Path("out", "trained-stage-beam-n=4", "MMVet.jsonl")
-    flags = ["--against", GOLD / "MMVet_30.tsv", "--json"]
+    tables = {table["name"]: table for table in row["benchmarks"]["MMBench_V11"]["tables"]}
+    assert tables["each turn alone"]["cells"][0]["total"] == 20
+    assert row["benchmarks"]["MMBench_V11"]["score"]["score"] is None
+    flags = ["--against", GOLD / "MMVet_30.tsv", "--json", "--rules", "vlmevalkit-2024"]
     flags += ["--verdicts", "paper-table.sqlite.verdicts.jsonl"]
+    file = Path("out", "base-one-response", "MMVet.jsonl")
     own = json.loads(cli_real("score", "MMVet", file, *flags).stdout)
-    assert own["score"] == rows["trained: stage-beam n=4"]["benchmarks"]["MMVet"]["score"]
-    assert own["score"]["scored"] > 0
+    assert own["score"] == row["benchmarks"]["MMVet"]["score"]
+    assert own["unscored"] == row["benchmarks"]["MMVet"]["unscored"]
+    both = cli_real("ablate", "paper-table", *data, base, trained, "--problems", 2)
+    assert both.returncode == 0, both.stderr
+    assert both.stderr.count("2 searches were there already") == 2
+    rows = json.loads(both.stdout)["rows"]
+    assert len(rows) == 10 and len({row["model"] for row in rows}) == 2
+    for told in (told for row in rows for told in row["benchmarks"].values()):
+        assert told["failed"] == told["missing"] == 0 and told["cost"]["searches"] == 2
 
 
 @pytest.fixture

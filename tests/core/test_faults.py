@@ -14,7 +14,7 @@ from cot_engine.core.chain import Chain
 from cot_engine.core.events import Failed, Grown
 from cot_engine.core.grammar import read
 from cot_engine.core.requests import Generate
-from cot_engine.core.stages import DEFAULT_PLAN
+from cot_engine.core.stages import DEFAULT_PLAN, Plan, Stage
 from cot_engine.errors import StrategyError
 from cot_engine.judging.judges import SelfJudge
 from cot_engine.search.session import Settings
@@ -152,6 +152,26 @@ def test_an_unfinished_chain_is_concluded():
 
     answer = solve_scripted(Early())
     assert answer.chain.done and answer.text
+
+
+@pytest.mark.parametrize(("limit", "why"), [(100, ""), (4, "ANSWER reached the most tokens")])
+def test_a_reply_without_tags_is_the_whole_of_a_plan_of_one_stage(limit, why):
+    """A model that was trained on none is asked the question alone, and once."""
+
+    @dataclass(frozen=True)
+    class Once:
+        def search(self, task):
+            return (yield Expand(task.start, until="end"))[0]
+
+    plan = Plan((Stage("ANSWER", "", "", length=limit),))
+    backend = ScriptedBackend(script=lambda *_: "It is a <b>, so B.\nYes, B.")
+    answer = solve_scripted(Once(), backend=backend, settings=Settings(plan=plan))
+    assert answer.text == ("It is a <b>," if why else "It is a <b>, so B.\nYes, B.")
+    assert answer.incomplete.startswith(why) and bool(answer.incomplete) == bool(why)
+    assert [request.prompt.text for request in backend.requests] == ["How many are there?"]
+    # With tags, and in a plan of several stages, it is as ever.
+    assert read("x<ANSWER>y</ANSWER>z", plan, complete=True).contents == {"ANSWER": "y"}
+    assert read("It is B.", DEFAULT_PLAN, complete=True).contents == {}
 
 
 def test_the_scope_is_released_whatever_happens():
