@@ -202,7 +202,7 @@ def logistic(
         return value
 
     search.step(loss)
-    return w.detach(), float(b)
+    return w.detach(), float(b.detach())
 
 
 def calibrated(logits: torch.Tensor, y: torch.Tensor) -> tuple[float, float, float]:
@@ -210,7 +210,7 @@ def calibrated(logits: torch.Tensor, y: torch.Tensor) -> tuple[float, float, flo
     that is then."""
     x = logits.double()[:, None]
     w, b = logistic(x, y.double(), 1e-6, torch.ones(1, dtype=torch.double), 0.0)
-    scale = max(float(w), 0.0)  # one that is worse than chance says nothing
+    scale = max(float(w[0]), 0.0)  # one that is worse than chance says nothing
     made = x[:, 0] * scale + b
     loss = torch.nn.functional.binary_cross_entropy_with_logits(made, y.double())
     return scale, b, float(loss)
