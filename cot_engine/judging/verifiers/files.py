@@ -58,7 +58,7 @@ class Table:
     kind: Literal["token", "head", "text"]
     pairwise: bool = False
     about: Text | None = None
-    model: Text | None = None
+    model: Words | None = None
     backend: Text | None = None
     options: _options | None = None
     turns: tuple[Turn, ...] | None = None
@@ -94,8 +94,9 @@ class Verifier:
     @staticmethod
     def from_toml(path: str | Path, **changed: Any) -> Any:
         """The verifier in a file: a Scorer, or where it says `pairwise` a Judge. `changed` goes
-        before what stands there, such as `model`. A relative path of a model or a head is one from
-        the file's folder. Raises ConfigError naming the file and the key."""
+        before what stands there, such as `model`, which may be a backend that is open, or "" for
+        the model that searches. A relative path of a model or a head is one from the file's folder.
+        Raises ConfigError naming the file and the key."""
         table = read_toml(path, "verifier", ConfigError)
         with located(path):
             return made({**table, **changed}, Path(path).parent)
@@ -152,6 +153,9 @@ def _file(name: str) -> Path:
 
 def made(table: Mapping[str, Any], folder: Path) -> Scorer | Judge:
     """The verifier of a table; relative paths are from `folder`. Raises ConfigError."""
+    open_model = None if isinstance(table.get("model", ""), str) else table["model"]
+    if open_model is not None:  # a backend, which no file can hold
+        table = {k: v for k, v in table.items() if k not in ("model", "backend", "options")}
     given = from_table(Table, dict(table))
     part = KINDS.get((given.kind, given.pairwise))
     if part is None:
@@ -171,6 +175,7 @@ def made(table: Mapping[str, Any], folder: Path) -> Scorer | Judge:
         if isinstance(found := values.get(key), str):
             values[key] = _path(found, folder)
     _check_options(values.get("options", {}))
+    values["model"] = open_model or values.get("model") or None
     verifier: Scorer | Judge = part(**values)
     return verifier
 

@@ -23,7 +23,7 @@ from cot_engine.judging.verifiers.scale import verdict
 from cot_engine.judging.verifiers.words import Steps as Steps
 from cot_engine.judging.verifiers.words import Turn as Turn
 
-NUMBER = r"(?i)score\W{0,12}(-?\d+(?:\.\d+)?)"
+NUMBER = r"(?i)score(?:\s+(?:is|of))?[^\w-]{0,12}(-?\d+(?:\.\d+)?)"
 CHOICE = r"(?i)(?:choice|attempt|answer|response)\W{0,6}(?:number\s*)?([12])\b"
 _ALONE = re.compile(r"\W*(-?\d+(?:\.\d+)?)(?:\s*/\s*\d+)?\W*")
 
