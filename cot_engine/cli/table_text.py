@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cot_engine.ablation.table import AVERAGE
 from cot_engine.ablation.table_scores import TableScores, unfinished
+from cot_engine.benchmarks import hallusion
+from cot_engine.benchmarks.tables import over_seeds
 
 if TYPE_CHECKING:
     from cot_engine.ablation.records import Run
@@ -36,7 +38,7 @@ def text(chosen: Chosen, found: TableScores) -> list[str]:
         if any(name in row.places for row in found.rows if row not in everywhere):
             own = [row for row in found.rows if name in row.places]
             lines += ["", f"## {name}, all ways to search", "", *_alone(own, name, found)]
-        lines += _turns(name, found)
+        lines += _parts(name, found)
     return [*lines, "", *_legend(chosen, found), *_left_out(chosen, found)]
 
 
@@ -91,17 +93,21 @@ def _alone(rows: list[Row], name: str, found: TableScores) -> list[str]:
     return aligned(["row", name, *_COSTS], body)
 
 
-def _turns(name: str, found: TableScores) -> list[str]:
-    """Of a benchmark of groups of which none is whole, what its single rows come to."""
+def _parts(name: str, found: TableScores) -> list[str]:
+    """Of a benchmark of groups of which none is whole, what its single rows come to; of one with
+    several measures, each of these."""
     places = {row.name: row.places[name] for row in found.rows if name in row.places}
-    if found.columns[name].benchmark.shape != "circular":
+    shape = found.columns[name].benchmark.shape
+    if shape == "hallusion":
+        heads = ["row", *hallusion.MEASURES, "mean"]
+        body = [
+            [row, *(_within(place, each, "Overall") for each in hallusion.MEASURES), _place(place)]
+            for row, place in places.items()
+        ]
+        return ["", f"## {name}", "", *aligned(heads, body)]
+    if shape != "circular" or not all(math.isnan(p.cell.score) for p in places.values()):
         return []
-    if not all(math.isnan(place.cell.score) for place in places.values()):
-        return []
-    body = []
-    for row, place in places.items():
-        [cell] = [c for t in place.scored[0].tables for c in t.cells if c.name == "all turns"]
-        body.append([row, _cell(cell) + (f", {cell.unscored:,} unscored" if cell.unscored else "")])
+    body = [[row, _within(p, "each turn alone", "all turns")] for row, p in places.items()]
     return [
         "",
         f"## {name}, each turn alone (no group is whole)",
@@ -110,11 +116,21 @@ def _turns(name: str, found: TableScores) -> list[str]:
     ]
 
 
+def _within(place: Place, table: str, name: str) -> str:
+    """One cell of a benchmark's own tables, over all seeds."""
+    every = [
+        next(c for t in each.tables if t.name == table for c in t.cells if c.name == name)
+        for each in place.scored
+    ]
+    cell = over_seeds(every)
+    return _cell(cell) + (f", {cell.unscored:,} unscored" if cell.unscored else "")
+
+
 def _published(row: Row, column: str) -> float | None:
     return next((each.value for each in row.published if each.column == column), None)
 
 
-def _place(place: Place, published: float | None) -> str:
+def _place(place: Place, published: float | None = None) -> str:
     said = _cell(place.cell, published)
     if place.scored[0].unit == "groups":
         groups = place.cell.unscored

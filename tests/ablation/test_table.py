@@ -66,7 +66,7 @@ def table(cli, monkeypatch, tmp_path):
         data = [f"--data={name}={tmp_path / file}" for name, file in only] or ["--data", tmp_path]
         return cli("ablate", "paper-table", *data, *flags)
 
-    call.loaded = loaded
+    call.loaded, call.cli = loaded, cli
     return call
 
 
@@ -161,6 +161,30 @@ def test_a_dry_run_loads_nothing_and_says_what_it_would_cost(table):
     assert one["searches"] == four["searches"] == 4 and four["tokens"] > 4 * one["tokens"]
     assert by_row["majority (matched)", "AI2D_TEST"]["tokens"] == four["tokens"]
     assert one["flops"] == 2 * each["parameters"] * one["tokens"]
+
+
+def test_several_seeds_and_the_figures_of_hallusionbench(table, tmp_path):
+    text = PRESET.read_text().replace("seeds = [0]", "seeds = [0, 1]")
+    (tmp_path / "own.toml").write_text(text)
+    only = ["--data", f"HallusionBench={tmp_path}/HallusionBench.tsv", *BOTH]
+    done = table.cli("ablate", "own.toml", *only)
+    assert done.returncode == 0 and "MMStar is left out" in done.stdout
+    at = done.stdout.index("## HallusionBench")
+    heads = done.stdout[at:].splitlines()[2]
+    assert [each.strip() for each in heads.split("|")[2:6]] == ["aAcc", "fAcc", "qAcc", "mean"]
+    found = json.loads(
+        table.cli("ablate", "own.toml", *only, "--json", "--predictions", "o").stdout
+    )
+    told = found["rows"][0]["benchmarks"]["HallusionBench"]
+    means = []
+    for seed in (0, 1):
+        file = Path("o", "base-one-response", f"HallusionBench.seed-{seed}.jsonl")
+        flags = ["--against", tmp_path / "HallusionBench.tsv", "--rules", "vlmevalkit-2024"]
+        own = json.loads(table.cli("score", "HallusionBench", file, *flags, "--json").stdout)
+        means.append(own["score"])
+    assert told["cost"]["searches"] == 8
+    for key in ("all_wrong", "all_right"):
+        assert told["score"][key] == pytest.approx(sum(each[key] for each in means) / 2)
 
 
 def test_rows_with_faults_are_named_and_the_rest_is_scored(table, tmp_path):
