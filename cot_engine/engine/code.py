@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from cot_engine.judging.profile import Profile
     from cot_engine.options.config import RunConfig
 
-# What only shows results, or makes models, cannot change what a search with a given model does.
+# What only shows results, scores them anew or makes models cannot change what a search with a given
+# model does. Questions that a benchmark's reader gives are named by all that is in them.
 _ASIDE = frozenset(
-    "answering cli show report serve training __main__.py testing statistics.py".split()
+    "answering benchmarks cli show report serve training __main__.py testing statistics.py".split()
 )
 _OF_ABLATION = ("matching.py", "worth.py", "runner.py")  # the rest of it only stores and reports
 
