@@ -83,7 +83,8 @@ def _within(picture: PILImage, side: int) -> PILImage:
 def _smaller(picture: PILImage, quality: int) -> tuple[Literal["png", "jpeg"], bytes]:
     """As PNG, which is exact, unless JPEG takes less than two thirds of that."""
     exact, lossy = io.BytesIO(), io.BytesIO()
-    picture.save(lossy, "JPEG", quality=quality, subsampling=0, optimize=True)
+    # Not "optimize": Pillow gives its encoder a buffer that noise does not fit into.
+    picture.save(lossy, "JPEG", quality=quality, subsampling=0)
     if picture.width * picture.height <= 2 * MOST or quality == _QUALITIES[0]:
         picture.save(exact, "PNG", optimize=True)
         if len(exact.getvalue()) * 2 <= 3 * len(lossy.getvalue()):

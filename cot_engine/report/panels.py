@@ -75,7 +75,7 @@ class Panel:
             self.drawing.line([(self.left, y), (self.right, y)], RULE, 0.7)
             if title is not None:
                 self.drawing.text(self.left - 6, y, f"{tick:.3g}", SOFT, "end")
-        turned = f"translate({self.left - 38} {(self.top + self.bottom) / 2}) rotate(-90)"
+        turned = f"translate({max(self.left - 43, 7)} {(self.top + self.bottom) / 2}) rotate(-90)"
         if title:
             self.drawing.text(0, 0, title, SOFT, "middle", transform=turned)
 
@@ -97,7 +97,7 @@ class Panel:
                 far = (self.right - self.left) / most / 2
                 if not ticks or self.x(value) - self.x(ticks[-1]) > far:
                     ticks.append(value)
-        self.floor(ticks, "{:,.4g}".format, title)
+        self.floor(ticks, ticked, title)
 
     def span(self, low: float, high: float, form: Callable[[float], str], title: str) -> None:
         """Shares, differences or costs to the right, and lines upwards; zero's is strong where
@@ -176,6 +176,11 @@ def around(values: Iterable[float]) -> tuple[float, float]:
     known = [value for value in values if math.isfinite(value)]
     room = 0.03 * (max(known) - min(known)) or 0.005
     return min(known) - room, max(known) + room
+
+
+def ticked(value: float) -> str:
+    """An amount at an axis: "0.25", "1.5", "12,000", never with an exponent of ten."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 # --- round numbers -------------------------------------------------------------------------------

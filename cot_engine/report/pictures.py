@@ -18,8 +18,8 @@ class Pictures:
     """Gives each problem's picture to a page, or says why there is none. `why` counts the reasons,
     `spent` the bytes."""
 
-    def __init__(self, store: Store, room: int = ROOM) -> None:
-        self._store, self._room = store, room
+    def __init__(self, store: Store) -> None:
+        self._store, self._room = store, ROOM
         self.spent = 0
         self.why: Counter[str] = Counter()
 

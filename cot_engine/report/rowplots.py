@@ -76,7 +76,7 @@ def cost(findings: Findings) -> Plot:
     def make(width: int) -> Drawing:
         panel, heights = panels.rows(
             width, [s.label for s in shown], [figures(s.spent / factor) for s in shown],
-            (0.0, most / factor * 1.02), "{:,.3g}".format,
+            (0.0, most / factor * 1.02), panels.ticked,
             f"mean spent on a search ({unit})", head=32,
         )  # fmt: skip
         drawing = panel.drawing

@@ -29,6 +29,7 @@ def plain(width: int, height: int):
         ([plain(64, 64)], (64, 64), "png"),  # not enlarged, and exact
         ([plain(3000, 2000)], (SIDE, 213), "png"),
         ([noise(900, 900)], None, "jpeg"),
+        ([noise(300, 400)], None, "jpeg"),  # which Pillow cannot encode with "optimize"
         ([noise(2, 2)], (2, 2), "png"),
         ([noise(1600, 8)], (SIDE, 2), None),
         ([plain(8, 1600)], (2, SIDE), "png"),

@@ -386,7 +386,7 @@ def test_accuracy_plots_keep_the_order_of_cost(found, drawn, unit):
 
 def test_pareto_best_is_what_nothing_beats(found, drawn):
     """By brute force; ringed in the plot, marked in the table."""
-    own = [s for s in found.standings if s.kind == "search"]
+    own, half = [s for s in found.standings if s.kind == "search"], Interval(0.5, 0.4, 0.6)
     for at, unit in enumerate(tradeoff.UNITS):
         cost = {s.label: tradeoff.spent(s, unit, "flops") for s in own}
         best = {
@@ -402,6 +402,8 @@ def test_pareto_best_is_what_nothing_beats(found, drawn):
         assert {s.label for s in tradeoff.pareto(found, unit)} == best and 0 < len(best) < len(own)
         ringed = re.findall(rf'id="accuracy-880-u{at}-b(\d+)"', drawn["accuracy"].wide)
         assert {found.standings[int(n) - 1].label for n in ringed} == best
+        alike = replace(found, standings=tuple(replace(s, accuracy=half) for s in own))
+        assert [s.label for s in tradeoff.pareto(alike, unit)] == [min(cost, key=cost.get)]
 
 
 def test_scaling_plot_shows_the_curves(found, drawn):
