@@ -69,7 +69,7 @@ class RetraceBeam:
             grown: Beam = yield Expand(start, until=stage, n=self._n(k))
             start = yield Select(grown, self.keep, by=self.verifier)
         held: Beam = ()
-        numbers: tuple[float, ...] = ()
+        numbers: dict[str, float] = {}  # by text: what is written twice is not two
         fresh: tuple[float, ...] = ()  # what another round may be expected to begin with
         _, share = task.plan.span(stages[at].tag)
         for attempt in range(1, self.rounds + 1):
@@ -82,10 +82,11 @@ class RetraceBeam:
                 given = yield Score(grown, self.verifier, probability=not self.raw)
                 fresh += given if k == back else ()
                 if k == at:
-                    held, numbers = held + grown, numbers + given
+                    held += grown
+                    numbers |= {c.text: number for c, number in zip(grown, given, strict=True)}
                 else:
                     beam = yield Select(grown, self.keep, by=self.verifier)
-            best = sorted(numbers, reverse=True)[: self.place]
+            best = sorted(numbers.values(), reverse=True)[: self.place]
             least = float(fmean(fresh) if self.threshold == "online" else self.threshold)
             if not grown or best[-1] >= least or attempt == self.rounds:
                 break

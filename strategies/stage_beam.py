@@ -107,7 +107,9 @@ class StageBeam:
             return False
         numbers = yield Score(grown, self.verifier or "auto", probability=True)
         said = {_said(chain, task.plan) for chain in grown}
-        return sorted(numbers)[-keep:][0] >= self.stop or len(grown) > len(said) == 1
+        best = sorted({c.text: number for c, number in zip(grown, numbers, strict=True)}.values())
+        good = len(best) >= keep and best[-keep] >= self.stop
+        return good or len(grown) > len(said) == 1
 
 
 def _said(chain: Any, plan: Plan) -> str:

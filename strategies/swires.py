@@ -16,7 +16,9 @@ from cot_engine import (
     Select,
     Task,
     check_between,
+    check_extra,
     check_range,
+    spread,
 )
 
 
@@ -30,7 +32,8 @@ class Swires:
     threshold is a probability (with `raw` a number on the verifier's own scale), or "online": the
     mean of the CAPTIONs seen so far, which is what another one promises. In another plan these are
     the last three stages, and those before are written once; with two the first is gone back to
-    itself; one is sampled `hold` times.
+    itself; one is sampled `hold` times. `extra` is a fraction of n: in that share of the rounds,
+    evenly spread, there is one more.
     """
 
     n: int = 4
@@ -41,10 +44,12 @@ class Swires:
     verifier: str = "auto"
     threshold: float | str = "online"
     raw: bool = False
+    extra: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("n", "keep", "each", "hold", "rounds"):
             check_range(name, getattr(self, name))
+        check_extra(self.extra)
         if self.keep > self.n:
             raise ConfigError(f"keep is {self.keep}, n is {self.n}.", "keep can be n at most.")
         if self.hold > self.keep * self.each:
@@ -72,13 +77,14 @@ class Swires:
             return best[0]
         held: Beam = ()
         fresh: tuple[float, ...] = ()  # what another round may be expected to begin with
-        numbers: tuple[float, ...] = ()
+        numbers: dict[str, float] = {}  # by text: what is written twice is not two
         _, share = task.plan.span(at.tag)
         for attempt in range(1, self.rounds + 1):
             again: dict[str, Any] = {"upto": share, "optional": True} if attempt > 1 else {}
             kept, n = start, self.keep * self.each
             if back is not at:
-                grown: Beam = yield Expand(start, until=back, n=self.n, **again)
+                n = spread(self.n, self.extra, attempt - 1)
+                grown: Beam = yield Expand(start, until=back, n=n, **again)
                 if not grown:  # the budget does not pay another round
                     break
                 fresh += yield Score(grown, self.verifier, probability=not self.raw)
@@ -86,9 +92,11 @@ class Swires:
             grown = yield Expand(kept, until=at, n=n, **again)
             held += grown
             if grown:
-                numbers += yield Score(grown, self.verifier, probability=not self.raw)
-            least = fmean(fresh or numbers) if self.threshold == "online" else self.threshold
-            second = sorted(numbers)[-2:][0]
+                given = yield Score(grown, self.verifier, probability=not self.raw)
+                numbers |= {c.text: number for c, number in zip(grown, given, strict=True)}
+            seen = fresh or numbers.values()
+            least = fmean(seen) if self.threshold == "online" else self.threshold
+            second = sorted(numbers.values())[-2:][0]
             if second >= float(least) or attempt == self.rounds:
                 break
             place = min(2, len(numbers))

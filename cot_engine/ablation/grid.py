@@ -351,6 +351,11 @@ def _matched(
             )
         goal = Matching(parse_unit(match.get("unit", "flops")), None, cells[label].hash)
     for name in wanted:
+        if levelled(cells[name].config) and cells[name].config.parameters.get("widths"):
+            raise ConfigError(
+                f"{name} is matched, and its widths are given.",
+                "A matched beam gets the n that fits: leave one of the two out.",
+            )
         cells[name] = replace(cells[name], config=_filling(cells[name].config), match=goal)
     return tuple(cells.values()), label
 

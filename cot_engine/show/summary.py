@@ -34,6 +34,7 @@ def summary(trace: Trace) -> dict[str, Any]:
         "faults": finished.faults if finished else {},
         "candidates": sum(len(growth.chains) for growth in fold.growths.values()),
         "matches": _matches(fold),
+        **({"retraced": [asdict(each) for each in fold.retraces]} if fold.retraces else {}),
         "usage": {role: asdict(used) for role, used in usage.items()},
         "total": asdict(sum(usage.values(), Usage())),
         "budget": started.budget,

@@ -167,6 +167,12 @@ BAD = {
     "model in a cell": ("[[cells]]\nstrategy = 'greedy'\nmodel = 'x'", "model", "[run]"),
     "bad seeds": ("seeds = [1, 1]\n[[cells]]\nstrategy = 'greedy'", "seeds", "once"),
     "negative seed": ("seeds = [-1]\n[[cells]]\nstrategy = 'greedy'", "-1", "whole number"),
+    "matched with widths": (
+        "[match]\namount = '1e9 flops'\n[[cells]]\nstrategy = 'stage-beam'\nwidths = '4,1'\n"
+        "matched = true",
+        "widths are given",
+        "leave one of the two out",
+    ),
     "matched to nothing": (
         "[[cells]]\nstrategy = 'majority'\nmatched = true",
         "nothing",

@@ -124,6 +124,17 @@ def test_results_are_filed_by_what_the_profile_says_to_the_judges_of_the_grid():
     assert code("likelihood", TRAINED) == code("likelihood", Profile())
 
 
+def test_results_are_filed_by_the_verifier_that_the_strategy_has():
+    def code(profile=TRAINED, **parameters):
+        vote = RunConfig(strategy="weighted-vote", parameters=parameters)
+        return code_version([vote], profile)
+
+    named = replace(TRAINED, verifier="states")
+    assert code() == code(verifier="likelihood") != code(named) == code(verifier="states")
+    with pytest.raises(UnknownNameError, match="Did you mean likelihood"):
+        code(verifier="likelihod")
+
+
 COMMANDS = {
     "solve": ("solve", "How many?", "--judge", "self+likelihood"),
     "judge-report": ("judge-report", "--judge", "self+likelihood", "--problems", "2"),
