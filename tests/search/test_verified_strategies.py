@@ -23,6 +23,7 @@ from cot_engine import ConfigError, Problem, conclusion, load_image, majority, n
 from cot_engine.core.events import Growing, Grown, Judged, Retraced, Scored, Selected
 from cot_engine.core.stages import DEFAULT_PLAN, Plan
 from cot_engine.errors import StrategyError
+from cot_engine.report.thresholds import calibrated
 from cot_engine.search.budget import Budget
 from cot_engine.search.session import Settings
 from cot_engine.testing import ScriptedBackend, check_strategy, solve_scripted
@@ -381,3 +382,30 @@ def test_a_verifier_that_gives_no_number_is_named(name):
 
     with pytest.raises(StrategyError, match="gave the score nan"):
         run(STRATEGIES[name], scorer=NaN())
+
+
+def test_a_threshold_is_calibrated_on_recorded_searches():
+    problems = [Problem(f"c{k}", "How many are there?", SEEN.images) for k in range(12)]
+    traces = [run(Swires(threshold=0.0, rounds=1), problem=problem).trace for problem in problems]
+    numbers = [n for t in traces for e in list(events_of(t))[1:2] for n in e.scores.values()]
+    for quantile in (0.2, 0.6, 0.9):
+        least = calibrated(traces, "REASONING", quantile)
+        below = sum(number < least for number in numbers) / len(numbers)
+        assert abs(below - quantile) <= 1.5 / len(numbers)
+    least = calibrated(traces, "REASONING", 0.9)
+    back = [len(events(run(Swires(threshold=least), problem=p), Retraced)) for p in problems]
+    never = calibrated(traces, "REASONING", 1e-9)
+    assert sum(back) > sum(
+        len(events(run(Swires(threshold=never), problem=p), Retraced)) for p in problems
+    )
+    with pytest.raises(ConfigError, match="No candidate of SUMMARY"):
+        calibrated(traces, "SUMMARY")
+    with pytest.raises(ConfigError, match="quantile is 1"):
+        calibrated(traces, "REASONING", 1)
+    plain = run(Swires(threshold=0.0, raw=True)).trace
+    with pytest.raises(ConfigError, match="likelihood, likelihood, probability"):
+        calibrated([*traces, plain], "REASONING")
+
+
+def events_of(trace):
+    return (event for event in trace if isinstance(event, Scored))
