@@ -33,7 +33,17 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cot_engine.core.boundaries import Until
-from cot_engine.core.requests import Choose, Generate, Prompt, Sampling, Segment
+from cot_engine.core.requests import (
+    Choose,
+    Dialogue,
+    Generate,
+    Measure,
+    Piece,
+    Prompt,
+    Sampling,
+    Segment,
+    Turn,
+)
 from cot_engine.errors import InputError
 
 _PIECE = re.compile(r"\s*\S+|\s+")
@@ -63,6 +73,9 @@ class Switches:
     cached: bool = True
     tokenize: bool = True
     reasoning: bool = False
+    tasks: tuple = ("pooling", "classify", "score", "rerank")
+    rows: int = 1  # of numbers that pooling gives
+    numberless: bool = False
     faults: list = field(default_factory=list)
     fault: str = ""  # of every request
     delay: float = 0.0  # seconds before each reply
@@ -88,6 +101,10 @@ class App:
                 Route("/version", self.version),
                 Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
+                *(
+                    Route(f"/{task}", self.pooled, methods=["POST"])
+                    for task in ("pooling", "classify", "score", "rerank")
+                ),
                 Route("/log", self.told),
             ]
         )
@@ -114,6 +131,47 @@ class App:
             return JSONResponse({"detail": "Not Found"}, 404)
         text = (await request.json())["prompt"]
         return JSONResponse({"tokens": self.ids(text)})
+
+    async def pooled(self, request):
+        """A reward model's endpoints: the first number of the final state is the score."""
+        body = await request.json()
+        self.log.append(body | {"path": request.url.path})
+        if (refusal := self.keyless(request)) is not None:
+            return refusal
+        s, task = self.switches, request.url.path[1:]
+        if task not in s.tasks:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        if fault := s.faults.pop(0) if s.faults else "":
+            return await self.fails(request, *fault.partition(":")[::2])
+        if task in ("score", "rerank"):
+            query = body["queries" if task == "score" else "query"]
+            document = body["documents"]
+            document = document[0] if isinstance(document, list) else document
+            messages = [{"role": r, "content": c["content"] if isinstance(c, dict) else c}
+                        for r, c in (("user", query), ("assistant", document))]  # fmt: skip
+        else:
+            messages = body["messages"]
+        dialogue = self.dialogue(messages, body.get("add_generation_prompt", False))
+        answer = await self.backend.measure(Measure("pool", (dialogue,)))
+        state, used = list(answer.numbers[0][0]), answer.usage
+        data = {
+            "pooling": {"data": state if s.rows == 1 else [state] * s.rows},
+            "classify": {"probs": state},
+            "score": {"score": state[0]},
+            "rerank": {"relevance_score": state[0]},
+        }[task]
+        usage = {"prompt_tokens": used.prefilled + used.cached}
+        if s.numberless:
+            data = {key: None for key in data}
+        return JSONResponse({"results" if task == "rerank" else "data": [data], "usage": usage})
+
+    def dialogue(self, messages, opens: bool, goes_on: bool = False) -> Dialogue:
+        turns = []
+        for k, message in enumerate(messages):
+            text, images = self.parts(message["content"])
+            mark = goes_on and k == len(messages) - 1
+            turns.append(Turn(message["role"], (Piece(text, False, mark),), tuple(images)))
+        return Dialogue(tuple(turns), opens)
 
     def keyless(self, request):
         sent = request.headers.get("authorization", "")
@@ -202,6 +260,10 @@ class App:
             said = f"At most {s.pictures} image(s) may be provided"
             return JSONResponse({"error": {"message": said}}, 400)
         prompt = Prompt(text, tuple(images))
+        turns = [m["role"] for m in messages]
+        if body.get("max_tokens") == 1 and turns not in (["user"], ["user", "assistant"]):
+            dialogue = self.dialogue(messages, not goes_on, goes_on)
+            return JSONResponse(await self.weighed(body, prompt, prefix, dialogue))
         if body.get("max_tokens") == 1 and (
             "logprob_token_ids" in body or body.get("top_logprobs")
         ):
@@ -243,7 +305,7 @@ class App:
         return {"token": name, "logprob": logprob, "bytes": list(text.encode()),
                 "top_logprobs": list(tops)}  # fmt: skip
 
-    async def weighed(self, body, prompt, prefix) -> dict:
+    async def weighed(self, body, prompt, prefix, dialogue=None) -> dict:
         """One token, with the log-probabilities that were asked for."""
         ways, numbers = self.switches.verdicts, body.get("logprob_token_ids")
         by_number = bool(numbers) and "token ids" in ways
@@ -257,9 +319,16 @@ class App:
         ask = Choose(self.scope(body), prompt, ("",), tuple(listed), prefix)
         if not hasattr(self.backend, "text"):  # the scripted one reads the tail alone
             ask = Choose(self.scope(body), Prompt("", prompt.images), (prompt.text,), ask.choices)
-        chosen = await self.backend.choose(ask)
+        if dialogue is not None:
+            chosen = await self.backend.measure(
+                Measure(self.scope(body), (dialogue,), tuple(listed))
+            )
+            found = chosen.numbers[0][0]
+        else:
+            chosen = await self.backend.choose(ask)
+            found = chosen.logprobs[0]
         self.check_room(chosen.usage, 1)
-        each = sorted(zip(listed, chosen.logprobs[0], strict=False), key=lambda pair: -pair[1])
+        each = sorted(zip(listed, found, strict=False), key=lambda pair: -pair[1])
         known = by_number or ("top" in ways and "top_logprobs" in body)
         numbers = {text: self.ids(text)[0] for text, _ in each}
         tops = [self.entry(numbers[t], t, p, body) for t, p in each] if known else []

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from cot_engine.backends.server.asking import Asking, all_of
 from cot_engine.backends.server.costs import Costs, Scope
 from cot_engine.backends.server.dialect import Dialect
+from cot_engine.backends.server.measuring import begun, messages, places, prompt_of, spelled
 from cot_engine.backends.server.messages import Pictures, Plain, conversation
 from cot_engine.backends.server.verdicts import Spelling, asked, weighed
 from cot_engine.backends.server.written import Refused, Written
@@ -32,6 +33,8 @@ from cot_engine.core.requests import (
     Chosen,
     Generate,
     Generated,
+    Measure,
+    Measured,
     Prompt,
 )
 from cot_engine.core.usage import Usage
@@ -44,7 +47,7 @@ T = TypeVar("T")
 
 
 class ServerBackend:
-    """Implements `Backend`. `opener.Server` makes one; `close` it, or use it in a `with`.
+    """Implements `Measuring`. `opener.Server` makes one; `close` it, or use it in a `with`.
 
     `dialect` says how the server is asked; `name` what traces call the model. To be used in one
     event loop at a time.
@@ -105,7 +108,23 @@ class ServerBackend:
             raise InputError("A request to choose needs at least one tail and one choice.")
         return await self._unless_closed(self._choose(request))
 
-    def estimate(self, request: Generate | Choose) -> Usage:
+    async def measure(self, request: Measure) -> Measured:
+        if not request.dialogues or not all(dialogue.turns for dialogue in request.dialogues):
+            raise InputError("A request to measure needs at least one dialogue, each with a turn.")
+        if not request.choices:
+            raise InputError(
+                "A chat server tells no states of its model, which a head reads.",
+                "Load the model in this process, or behind a server that pools: "
+                "ADDRESS#task=pooling.",
+            )
+        if self.dialect.verdict == "text":
+            raise InputError(
+                "The server tells no log-probabilities, which a verifier by tokens reads.",
+                "Ask it in writing: a verifier of kind text.",
+            )
+        return await self._unless_closed(self._measure(request))
+
+    def estimate(self, request: Generate | Choose | Measure) -> Usage:
         self._check_open()
         scope = self._scopes.get(request.scope) or Scope("")
         return self.costs.estimate(scope, request)
@@ -222,18 +241,54 @@ class ServerBackend:
             usage += self.costs.charged(scope, prompt, request.prefix, [reply], drawn)
         return Chosen(tuple(rows), _taking(usage, began))
 
+    async def _measure(self, request: Measure) -> Measured:
+        began, scope, way = time.monotonic(), self._scope(request.scope), self.dialect.verdict
+        choices = request.choices
+        ids = await self.spelling.first("", choices) if self.dialect.tokenize else []
+        how = asked(way, self.dialect.server, choices, ids)
+        each = [(d, place) for d in request.dialogues for place in places(d)]
+        self._check_pictures(max(len(d.images) for d in request.dialogues))
+        telling = _Telling(request.headway, len(each))
+
+        async def one(turns: Any, pieces: Any) -> Written:
+            made = await messages(turns, self._plain, self._pictures.parts)
+            chat = begun(made, await spelled(pieces, self._plain))
+            said = self.dialect.common() | chat | self.dialect.of_search(scope.salt)
+            found = await self.asking.written(said | how, Written)
+            telling.finished()
+            return found
+
+        replies = await all_of(*(one(*place) for _, place in each))
+        usage, rows = Usage(), []
+        for (_, (turns, pieces)), reply in zip(each, replies, strict=True):
+            row = weighed(way, choices, ids, reply)
+            if row is None:
+                raise ModelError(
+                    "The server's reply does not weigh the choices, as it did when it was probed.",
+                    "Has it been started anew with other options? Open it again.",
+                )
+            rows.append(tuple(row))
+            prefix = "".join(piece.text for piece in pieces)
+            usage += self.costs.charged(scope, prompt_of(turns), prefix, [reply], 1)
+        left = iter(rows)
+        numbers = tuple(tuple(next(left) for _ in range(d.places)) for d in request.dialogues)
+        return Measured(numbers, _taking(usage, began))
+
     # --- what both have --------------------------------------------------------------------------
 
     async def _payload(self, scope: str, prompt: Prompt, tail: str, prefix: str) -> dict[str, Any]:
         pictures = await self._pictures.parts(prompt.images)
-        if len(pictures) > self.dialect.pictures:
-            raise InputError(
-                f"There are {len(pictures)} pictures; the server's model takes "
-                f"{self.dialect.pictures} at once."
-            )
+        self._check_pictures(len(pictures))
         text, prefix = await self._plain(prompt.text + tail), await self._plain(prefix)
         said = self.dialect.common() | conversation(text, pictures, prefix)
         return said | self.dialect.of_search(self._scope(scope).salt)
+
+    def _check_pictures(self, count: int) -> None:
+        if count > self.dialect.pictures:
+            raise InputError(
+                f"There are {count} pictures; the server's model takes "
+                f"{self.dialect.pictures} at once."
+            )
 
     def _scope(self, scope: str) -> Scope:
         return self._scopes.setdefault(scope, Scope(secrets.token_hex(16)))

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cot_engine.backends.server.dialect import Dialect
+from cot_engine.backends.server.measuring import asked_prompts
 from cot_engine.backends.server.verdicts import SHORT
 from cot_engine.backends.server.written import Written
-from cot_engine.core.requests import Choose, Generate, Prompt
+from cot_engine.core.requests import Choose, Generate, Measure, Prompt
 from cot_engine.core.usage import Usage
 
 if TYPE_CHECKING:
@@ -83,11 +84,11 @@ class Costs:
 
     # --- before ----------------------------------------------------------------------------------
 
-    def estimate(self, scope: Scope, request: Generate | Choose) -> Usage:
+    def estimate(self, scope: Scope, request: Generate | Choose | Measure) -> Usage:
         """The most that a request can cost, if the server still has in its cache what it read in
         this search."""
-        known = scope.of(request.prompt)
-        known = Known(dict(known.read), known.written)
+        if isinstance(request, Measure):
+            return self._measuring(scope, request)
         if isinstance(request, Generate):
             prefix = "".join(segment.text for segment in request.prefix)
             texts = [request.prompt.text + _TURN + prefix] * len(request.seeds)
@@ -96,15 +97,38 @@ class Costs:
             start, end = request.prompt.text, _TURN + request.prefix
             texts = [start + tail + end for tail in request.tails]
             decoded = SHORT if self.dialect.verdict == "text" else 0
+        known = scope.of(request.prompt)
+        known = Known(dict(known.read), known.written)
         new = self._new(scope, request.prompt)
         used = Usage(encodes=len(new), flops=self._seen(new.values()), calls=len(texts))
+        return used + self._reading(known, request.prompt, texts, decoded)
+
+    def _measuring(self, scope: Scope, request: Measure) -> Usage:
+        """Each place is read for itself; what was read for one before it, the server has."""
+        decoded = SHORT if self.dialect.verdict == "text" else 0
+        behind: dict[tuple[str, ...], Known] = {}
+        new: dict[str, Any] = {}
+        used = Usage()
+        for prompt, prefix in asked_prompts(request):
+            key = tuple(image.digest for image in prompt.images)
+            if key not in behind:
+                known = scope.of(prompt)
+                behind[key] = Known(dict(known.read), known.written)
+            new |= self._new(scope, prompt)
+            text = prompt.text + _TURN + prefix
+            used += self._reading(behind[key], prompt, [text], decoded) + Usage(calls=1)
+        return used + Usage(encodes=len(new), flops=self._seen(new.values()))
+
+    def _reading(self, known: Known, prompt: Prompt, texts: Sequence[str], decoded: int) -> Usage:
+        """What reading these can cost at most, one after the other, and writing behind each."""
+        used = Usage()
         for text in texts:
-            total = self.total(known, request.prompt, text)
+            total = self.total(known, prompt, text)
             cached = max(0, min(self.held(known, text), total - 1)) if self.dialect.block else 0
             known.read[text] = total
             used += Usage(prefilled=total - cached, cached=cached, decoded=decoded)
             if self.sizes is not None:
-                flops = self.sizes.text(request.prompt, total - cached, cached, decoded)
+                flops = self.sizes.text(prompt, total - cached, cached, decoded)
                 used = replace(used, flops=used.flops + flops)
         return used
 

@@ -11,20 +11,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from urllib.parse import parse_qsl
 
 from cot_engine.backends.local.amount import check_pixels
 from cot_engine.backends.server.http import Line, check_base_url, is_exposed
-from cot_engine.errors import ConfigError, UnknownNameError, shown
+from cot_engine.errors import ConfigError, ModelError, UnknownNameError, shown
 
 if TYPE_CHECKING:
     from cot_engine.backends.replicas import Replicas
     from cot_engine.backends.server.backend import ServerBackend
     from cot_engine.backends.server.dialect import Dialect
+    from cot_engine.backends.server.pooling import PoolingBackend
     from cot_engine.backends.server.sizes import Sizes
 
 KEY = "COT_ENGINE_API_KEY"
+Task = Literal["chat", "pooling", "classify", "score", "rerank"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,9 @@ class Server:
     a folder with the model's config.json and tokenizer (its weights need not be there): with it
     floating-point operations are counted. `context` is the longest prompt and reply, in tokens,
     where the server does not say. Of a picture with more than `max_pixels` pixels a smaller one is
-    sent. Any of these but `key_env` may stand behind the address:
-    http://host:8000/v1#served=NAME&sizes=FOLDER.
+    sent. `task` is what it is asked for: chat, which searching takes, or of a reward model or a
+    reranker its pooling, classify, score or rerank, for verifiers. Any of these but `key_env` may
+    stand behind the address: http://host:8000/v1#served=NAME&sizes=FOLDER.
     """
 
     models: ClassVar[str] = r"https?://.*"
@@ -52,6 +55,7 @@ class Server:
     sizes: str | Path | None = None
     context: int | None = None
     max_pixels: int | None = None
+    task: Task = "chat"
 
     def __post_init__(self) -> None:
         for name, low, high in (("at_once", 1, 4096), ("retries", 0, 100)):
@@ -63,12 +67,16 @@ class Server:
         if not 0 < self.timeout <= 86_400:
             raise ConfigError(f"timeout is {shown(self.timeout)}.", "It must be 0 to 86400.")
         check_pixels(self.max_pixels)
+        if self.task not in get_args(Task):
+            raise ConfigError(
+                f"task is {shown(self.task)}.", f"It must be {' or '.join(get_args(Task))}."
+            )
         if self.context is not None and self.context < 16:
             raise ConfigError(f"context is {shown(self.context)}.", "It must be 16 at least.")
 
     def open(
         self, model: str, *, on_notice: Callable[[str], None] | None = None
-    ) -> ServerBackend | Replicas:
+    ) -> ServerBackend | PoolingBackend | Replicas:
         """Connect, and find out what the server can do. Raises ModelError for one that is not
         there or cannot continue a message, and InputError for an address or a parameter that will
         not do."""
@@ -100,8 +108,11 @@ class Server:
 
         return Sizes(self.sizes)
 
-    def _one(self, name: str, address: str, sizes: Sizes | None) -> ServerBackend:
+    def _one(self, name: str, address: str, sizes: Sizes | None) -> ServerBackend | PoolingBackend:
         from cot_engine.backends.server.backend import ServerBackend
+
+        if self.task != "chat":
+            return self._pooling(name, address, sizes)
 
         asking, dialect = self._found(address)
         notes = [*self._exposed(asking.line), *dialect.notes]
@@ -133,6 +144,36 @@ class Server:
                 await line.aclose()
 
         return asking, _apart(find)
+
+    def _pooling(self, name: str, address: str, sizes: Sizes | None) -> PoolingBackend:
+        """A server that gives numbers: what it calls its model is all that is found out."""
+        from cot_engine.backends.server.asking import Asking
+        from cot_engine.backends.server.pooling import PoolingBackend
+
+        line = Line(address, os.environ.get(self.key_env, "").strip(), "The model's address")
+        asking = Asking(line, self.at_once, self.timeout, self.retries)
+        first = Asking(line, self.at_once, min(self.timeout, 120.0), min(self.retries, 2))
+
+        async def find() -> dict[str, Any]:
+            try:
+                return await first.value("models")
+            finally:
+                await line.aclose()
+
+        listed = _apart(find).get("data")
+        models = {m["id"]: m for m in listed if isinstance(m, dict) and "id" in m} if listed else {}
+        served = self.served or next(iter(models), None)
+        if served is None or (models and served not in models):
+            known = ", ".join(map(str, models)) or "none"
+            raise ModelError(
+                f"The server at {line.base_url} has no model {shown(served)}.", f"It has: {known}."
+            )
+        said = models.get(served, {}).get("max_model_len")
+        context = self.context or (said if type(said) is int and said > 0 else 32_768)
+        notes = tuple(self._exposed(line))
+        return PoolingBackend(
+            *(asking, self.task, str(served), context, name, sizes, self.max_pixels, notes)
+        )
 
     def _exposed(self, line: Line) -> list[str]:
         if not (line.has_key and is_exposed(line.base_url)):
