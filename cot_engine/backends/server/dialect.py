@@ -12,6 +12,9 @@ Verdict = Literal["token ids", "choice", "bias", "top", "text"]
 number; by those among the choices alone, of which one must be written; by those behind a bias for
 their tokens; by those of the likeliest tokens, whatever they are; by what is written."""
 
+Task = Literal["chat", "pooling", "classify", "score", "rerank"]
+"""What a server is asked for: to write, or for numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dialect:

@@ -11,22 +11,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 from urllib.parse import parse_qsl
 
 from cot_engine.backends.local.amount import check_pixels
+from cot_engine.backends.server.dialect import Dialect, Task
 from cot_engine.backends.server.http import Line, check_base_url, is_exposed
 from cot_engine.errors import ConfigError, ModelError, UnknownNameError, shown
 
 if TYPE_CHECKING:
     from cot_engine.backends.replicas import Replicas
     from cot_engine.backends.server.backend import ServerBackend
-    from cot_engine.backends.server.dialect import Dialect
     from cot_engine.backends.server.pooling import PoolingBackend
     from cot_engine.backends.server.sizes import Sizes
 
 KEY = "COT_ENGINE_API_KEY"
-Task = Literal["chat", "pooling", "classify", "score", "rerank"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from cot_engine.backends.server.asking import Asking, all_of
+from cot_engine.backends.server.dialect import Task
 from cot_engine.backends.server.measuring import messages, prompt_of, spelled
 from cot_engine.backends.server.messages import Message, Pictures, Plain
-from cot_engine.backends.server.opener import Task
 from cot_engine.core.requests import (
     BackendInfo,
     Choose,
