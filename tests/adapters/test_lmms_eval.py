@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-from harnesses import HOT, LONG, WORDS, Outcome, check, conclusions, python, run
+from harnesses import HOT, LONG, WORDS, Outcome, check, conclusions, in_python, python, run
 
+from cot_engine import Trace
 from cot_engine.questions.grading import Grader, verdict
 
 pytestmark = [pytest.mark.slow, pytest.mark.harness]
 
+FAILED = "[LMMS_EVAL_REQUEST_FAILED]"
 TASK = """\
 task: scenes
 dataset_path: json
@@ -62,10 +64,11 @@ def evaluated(asked, folder, *more, broken=False) -> Outcome:
     )
     (log,) = out.glob("*_samples_scenes.jsonl")
     (results,) = out.glob("*_results.json")
-    samples = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    samples = {asked[each["doc_id"]].id: each for each in lines}
     return Outcome(
-        {each["doc"]["id"]: each["filtered_resps"][0] for each in samples},
-        {each["doc"]["id"]: each["token_counts"][0]["cot_engine"] for each in samples},
+        {id: each["filtered_resps"] for id, each in samples.items()},
+        {id: each["token_counts"][0]["cot_engine"] for id, each in samples.items()},
         json.loads(results.read_text("utf-8"))["results"]["scenes"]["right,none"],
         {"said": said, "samples": samples},
     )
@@ -86,10 +89,9 @@ def found(asked, tmp_path_factory):
 def test_it_scores_conclusions_and_has_the_rest_in_its_samples_log(found, asked):
     check(found, asked, ours(found, asked))
     assert 0 < found.score < 1  # else it would say little
-    assert found.predictions[LONG] == "[LMMS_EVAL_REQUEST_FAILED]"
+    assert found.predictions[LONG] == FAILED
     assert "has no answer: The question has 22,000 characters" in found.more["said"]
-    by_id = {each["doc"]["id"]: each for each in found.more["samples"]}
-    tokens, columns = by_id[WORDS]["token_counts"][0], found.columns[WORDS]
+    tokens, columns = found.more["samples"][WORDS]["token_counts"][0], found.columns[WORDS]
     assert tokens["output_tokens"] == columns["new_tokens"]  # 16 are the task's, for one reply
     assert tokens["input_tokens"] + tokens["output_tokens"] == columns["tokens"]
 
@@ -100,3 +102,41 @@ def test_an_adapter_that_gives_the_whole_chain_is_found(found, asked, tmp_path):
     assert broken.score != ours(broken, asked) == found.score
     with pytest.raises(AssertionError):
         check(broken, asked, ours(broken, asked))
+
+
+ASK = """
+import json, sys
+import PIL.Image
+from lmms_eval.api.instance import Instance
+from cot_engine.benchmarks.adapters.lmms_eval import CotEngine
+from cot_engine import CotEngineError
+picture = {"type": "image", "url": PIL.Image.new("RGB", (32, 16), "red")}
+text = {"type": "text", "text": "How many are there?"}
+documents = [[text, picture], [text], [{"type": "video", "url": "film.mp4"}, text]]
+model = CotEngine(strategy="best-of-n", n=1, seed=5, traces=sys.argv[1], device="cpu")
+model.task_dict = {"t": {"test": documents}}
+def messages(document):
+    return [{"role": "system", "content": "Be short."}, {"role": "user", "content": document}]
+def request(place):
+    of = {"task": "t", "doc_id": place, "repeats": 2}
+    given = ("", messages, {"temperature": 0}, place, "t", "test")
+    return Instance("generate_until", given, 0, metadata=of)
+made = [request(place) for place in range(3)]
+results = model.generate_until([made[0], made[0], made[1], made[1], made[2]])
+try:
+    model.loglikelihood([])
+except CotEngineError as error:
+    said = str(error)
+print(json.dumps([[[r.text, r.token_counts.to_dict()] for r in results], said]))
+"""
+
+
+def test_repeats_are_drawn_apart_and_what_cannot_be_asked_is_named(tmp_path):
+    results, said = in_python("lmms-eval", ASK, tmp_path, folder=tmp_path)
+    columns = [tokens["cot_engine"] for _, tokens in results]
+    assert [each.get("seed") for each in columns] == [5, 6, 5, 6, None]
+    starts = [Trace.read(each["trace"]).started for each in columns[:4]]
+    assert [len(each.images) for each in starts] == [1, 1, 0, 0]
+    assert {each.question for each in starts} == {"Be short.\n\nHow many are there?"}
+    assert results[4][0] == FAILED and "type video" in columns[4]["error"]
+    assert "log-likelihoods" in said
