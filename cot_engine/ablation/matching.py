@@ -69,7 +69,8 @@ async def _largest(
     """The search with the largest n tried that fits; None if not even the least n does."""
     tried: dict[int, float] = {}  # n in eighths -> what its search cost
     best: tuple[Answer, RunConfig] | None = None
-    level: int | None = STEPS * config.parameters.get("keep", 1)
+    part = plugins.make("strategy", config.strategy, config.parameters)
+    level: int | None = STEPS * max(getattr(part, name, 1) for name in ("keep", "place"))
     while level is not None and len(tried) < _TRIALS:
         n, eighths = divmod(level, STEPS)
         parameters = {**config.parameters, "n": n, "extra": eighths / STEPS}

@@ -18,6 +18,7 @@ from cot_engine.engine.facade import Engine
 from cot_engine.errors import BudgetError
 from cot_engine.images.load import load_image
 from cot_engine.options.config import RunConfig
+from cot_engine.testing import ScriptedBackend
 
 HOT = RunConfig(temperature=1.0, top_p=1.0, top_k=0)
 
@@ -164,3 +165,20 @@ def test_fractions_change_how_many_are_grown(engine):
         grown = [e for e in answer.trace if type(e).__name__ == "Growing"]
         counts[extra] = sum(e.n for e in grown)
     assert counts[0.5] == counts[0.0] + 2
+
+
+@pytest.mark.parametrize(
+    "strategy", ["weighted-vote", "swires", "retrace", "particle", "diverse", "lookahead"]
+)
+def test_the_strategies_of_a_verifier_are_matched_too(strategy):
+    """From the least n on that they can have, which is what they keep. Another n of one that goes
+    back is another story, so what fits may be much less."""
+    config = replace(RunConfig(), strategy=strategy, parameters={"n": 2})
+    if not levelled(config):
+        config = replace(config, parameters={"n": 2, "fill": True})
+    problem = Problem("p", "How many are there?")
+    with Engine(ScriptedBackend()) as engine:
+        answer, used = asyncio.run(matched(engine, problem, config, 40, "calls"))
+    least = 0.3 if strategy in ("swires", "retrace") else 0.7
+    assert least * 40 < answer.total.calls <= 40
+    assert used.budget is None or not levelled(config)
