@@ -134,12 +134,14 @@ def _pairs(
 ) -> tuple[dict[int, Done], dict[int, Done]]:
     """What is sampled of the problems to train on and of those held out, by place."""
     from cot_engine.backends.local import loading
+    from cot_engine.backends.local.digest import digest_of
+    from cot_engine.backends.local.folder import weight_files
     from cot_engine.engine.facade import Engine, model_path
 
     table = config.pairs
     sampled = table.model or config.sft.model.path
     source = loading.find_folder(sft._relative(config.sft, model_path(sampled)))
-    digest = loading.digest_of(sorted(source.glob("*.safetensors")))
+    digest = digest_of(weight_files(source))
     run = RunConfig(
         plan=plan_of(config),
         temperature=table.temperature,

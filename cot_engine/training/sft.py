@@ -177,9 +177,10 @@ class _Run:
     def _facts(self, loaded: Any, network: Any) -> dict[str, Any]:
         """What a checkpoint says of itself. Raises ModelError if the newest one grew from other
         weights than those at model.path now."""
-        from cot_engine.backends.local.loading import digest_of
+        from cot_engine.backends.local.digest import digest_of
+        from cot_engine.backends.local.folder import weight_files
 
-        digest = digest_of(sorted(self.source.glob("*.safetensors")))
+        digest = digest_of(weight_files(self.source))
         if self.facts is not None and self.facts["digest"] != digest:
             raise ModelError(
                 f"The checkpoint {str(self.last)!r} grew from other weights than those that "

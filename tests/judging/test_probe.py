@@ -23,6 +23,14 @@ LAYERS, WIDTH = (2, -1), 256
 MARKS = {"CAPTION": "."}
 
 
+def test_the_bundled_model_says_how_sure_it_is(engine, problems):  # noqa: F811
+    """As it comes along: a probe beside the weights is no part of their digest."""
+    assert engine.probe is not None and engine.probe.digest == engine.backend.info.digest
+    assert engine.profile.verifier == "states"
+    answer = engine.solve(problems[0], strategy="greedy")
+    assert 0 < answer.confidence < 1
+
+
 def random_probe(seed=0, width=WIDTH, digest=""):
     """All blocks of all heads, of weights that make logits of a few units."""
     rng = np.random.default_rng(seed)
@@ -49,11 +57,11 @@ def random_probe(seed=0, width=WIDTH, digest=""):
 
 
 def searched(engine, probe, problem, **options):  # noqa: F811
-    engine.probe = probe
+    own, engine.probe = engine.probe, probe
     try:
         return engine.solve(problem, **HOT, seed=4, **options)
     finally:
-        engine.probe = None
+        engine.probe = own
 
 
 def recorded(engine, problem, **options):  # noqa: F811
@@ -124,6 +132,20 @@ def test_each_stage_of_a_staged_search_is_read_and_the_whole_at_its_end(engine, 
         engine, random_probe(), problems[0], strategy="stage-beam", n=2, judge="random"
     )
     assert again.trace.canonical() == answer.trace.canonical()
+
+
+@pytest.mark.parametrize("mode", ["trained", "prompted"])
+def test_sentences_and_forced_stages_are_read_too(engine, problems, mode):  # noqa: F811
+    """Where a stage goes on, what there is of it; where tags are forced, each stage at its end."""
+    options = {"mode": mode, "judge": "random", "n": 2}
+    staged = searched(engine, random_probe(), problems[3], strategy="best-of-n", **options)
+    for chain in grown(staged):
+        assert chain.done and {*STAGES, WHOLE} == set(chain.last.scores)
+    by_sentence = searched(engine, random_probe(), problems[3], strategy="sentence-beam", **options)
+    for chain in grown(by_sentence):
+        assert chain.last.stage in chain.last.scores or not chain.last.tokens
+    captions = [c for c in grown(by_sentence) if c.last.stage == "CAPTION"]
+    assert len({c.last.scores["CAPTION"] for c in captions}) == len({c.text for c in captions})
 
 
 def test_a_probe_changes_nothing_else(engine, problems):  # noqa: F811

@@ -75,12 +75,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_headers(folder: Path) -> Headers:
-    """Of the files that will be loaded. Raises ModelError for one that is missing or cut short."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files that will be loaded, by name: what else lies beside them (a probe, the head of a
+    reward model, another format's copy) is no part of the weights. Raises ModelError for one that
+    is missing."""
     index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if whole.is_file():
-        files = [whole]
-    elif index.is_file():
+        return [whole]
+    if index.is_file():
         listed = read_json(index, "index of weights", ModelError)
         places = listed.get("weight_map") if isinstance(listed, dict) else None
         if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
@@ -91,16 +93,20 @@ def read_headers(folder: Path) -> Headers:
                 f"{folder} lacks {len(missing)} of {len(files)} files of weights: {missing[0]}",
                 "The download was not finished: go on with it.",
             )
-    else:
-        found = sorted(path.name for path in folder.glob("*.safetensors"))
-        raise ModelError(
-            f"{folder} holds {cut(found[0])}, but neither model.safetensors nor its index.",
-            "Give the checkpoint in the format of transformers (model.safetensors, or "
-            "model.safetensors.index.json and its files).",
-        )
+        return files
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    raise ModelError(
+        f"{folder} holds {cut(found[0])}, but neither model.safetensors nor its index.",
+        "Give the checkpoint in the format of transformers (model.safetensors, or "
+        "model.safetensors.index.json and its files).",
+    )
+
+
+def read_headers(folder: Path) -> Headers:
+    """Of the files that will be loaded. Raises ModelError for one that is missing or cut short."""
     shapes: dict[str, tuple[int, ...]] = {}
     stored = 0
-    for path in files:
+    for path in weight_files(folder):
         more, size = read_header(path)
         shapes, stored = shapes | more, stored + size
     return Headers(shapes, stored)

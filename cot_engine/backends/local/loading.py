@@ -16,6 +16,7 @@ from cot_engine.backends.local.folder import (
     check_sizes,
     read_config,
     read_headers,
+    weight_files,
 )
 from cot_engine.backends.local.hub import find_folder
 from cot_engine.backends.local.libraries import explained, quietly
@@ -109,7 +110,7 @@ def load(
     if text.thinks:
         notes.append(f"{text.thinks}: it is left empty, and the stages are what the model thinks.")
     with explained(folder, "the weights cannot be read", _AGAIN):
-        digest = digest_of(sorted(folder.glob("*.safetensors")))
+        digest = digest_of(weight_files(folder))
         digest = digest if lora is None else lora.digest(digest)
     return Loaded(family, text, name, str(model), digest, tuple(notes))
 
