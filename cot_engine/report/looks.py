@@ -29,9 +29,15 @@ _OURS = {
     "majority": Look(SERIES[2], "diamond", "look-majority"),
     "sentence-beam": Look(SERIES[3], "up", "look-sentence-beam"),
     "greedy": Look(SERIES[4], "down", "look-greedy"),
+    "weighted-vote": Look(SERIES[2], "hexagon", "look-weighted-vote"),  # a vote, as majority is
+    "swires": Look(SERIES[5], "pentagon", "look-swires"),
+    "retrace": Look(SERIES[6], "square", "look-retrace"),
+    "particle": Look(SERIES[7], "circle", "look-particle"),
+    "diverse": Look(SERIES[8], "diamond", "look-diverse"),
+    "lookahead": Look(SERIES[9], "up", "look-lookahead"),
 }
-"""The strategies that come along. Their colours are theirs alone."""
-_OTHERS = SERIES[len(_OURS) :]
+"""The strategies that come along. No other gets the colour and marker of one of them."""
+_OTHERS = SERIES[5:]
 
 CLIPS = {
     "circle": "circle(36%)",
@@ -67,7 +73,8 @@ def looks(strategies: Iterable[str]) -> dict[str, Look]:
         number = int.from_bytes(digest.digest()[:4])
         color, first = _OTHERS[number % len(_OTHERS)], number // len(_OTHERS)
         markers = [MARKERS[(first + i) % len(MARKERS)] for i in range(len(MARKERS))]
-        taken = {look.marker for look in found.values() if look.color == color}
+        beside = [*_OURS.values(), *found.values()]
+        taken = {look.marker for look in beside if look.color == color}
         free = [marker for marker in markers if marker not in taken]
         found[name] = Look(color, (free or markers)[0], f"look-{digest.hexdigest()[:12]}")
     return found

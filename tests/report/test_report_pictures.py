@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import re
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from browser import CHROMIUM
@@ -24,7 +26,8 @@ from cot_engine.report.looks import CLIPS, looks
 from cot_engine.report.page import page
 from cot_engine.report.svg import MARKERS
 
-OURS = ("greedy", "best-of-n", "majority", "stage-beam", "sentence-beam")
+_PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+OURS = tuple(_PROJECT["project"]["entry-points"]["cot_engine.strategies"])
 
 
 def small(number: int) -> Thumbnail:
@@ -62,8 +65,10 @@ def test_a_strategy_looks_the_same_whatever_stands_beside_it():
     assert {n: look.color for n, look in together.items()} == {
         n: look.color for n, look in alone.items()
     }
-    assert len({look.color for look in map(alone.get, OURS)}) == len(OURS)
-    assert not {alone[n].color for n in OURS} & {alone[n].color for n in others}
+    main = ("greedy", "best-of-n", "majority", "stage-beam", "sentence-beam")
+    assert len({alone[name].color for name in main}) == len(main) < len(OURS)
+    assert all(alone[name].symbol == f"look-{name}" for name in OURS), "give a new one its look"
+    assert not {alone[n][:2] for n in OURS} & {alone[n][:2] for n in others}
     assert len({(look.color, look.marker) for look in together.values()}) == len(together)
     assert set(CLIPS) == set(MARKERS)
 
@@ -263,7 +268,8 @@ def test_on_a_phone(chromium, html, tmp_path, scheme):
     wide = """[...document.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth
         && getComputedStyle(e).overflowX !== "auto").length"""
     assert view.evaluate(wide) == 0
-    assert view.evaluate("document.querySelector('.standings').scrollWidth") <= 390
+    stacked = "(e => e.scrollWidth - e.clientWidth)(document.querySelector('.standings'))"
+    assert view.evaluate(stacked) <= 0
     drawn = "[...document.images].map(i => i.naturalWidth * i.complete)"
     assert set(view.evaluate(drawn)) == {90}
     shown = "[...document.querySelectorAll('.card')].filter(c => c.offsetHeight).map(c => c.id)"
