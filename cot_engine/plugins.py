@@ -46,6 +46,8 @@ GROUPS: dict[str, str] = {
     "scorer": "cot_engine.scorers",
     "backend": "cot_engine.backends",
 }
+AUTO = "auto"
+"""A strategy's name that stands for another: `options.auto` says for which."""
 _BUILT_IN: dict[str, tuple[str, str]] = {
     "judge": ("cot_engine.judging.judges", "JUDGES"),
     "scorer": ("cot_engine.judging.judges", "SCORERS"),
@@ -63,6 +65,11 @@ _log = logging.getLogger("cot_engine")
 def names(kind: Kind) -> list[str]:
     """The names to choose from, sorted. Imports no plug-in."""
     return sorted({*_built_in(kind), *_found(kind)})
+
+
+def choices(kind: Kind) -> list[str]:
+    """What may be asked for by name: `names`, and "auto" before the strategies."""
+    return [*([AUTO] if kind == "strategy" else []), *names(kind)]
 
 
 def load(kind: Kind, name: str) -> Any:
@@ -85,7 +92,7 @@ def load(kind: Kind, name: str) -> Any:
         return built_in[name]
     if not found:
         verifiers = _verifiers().all_names() if kind in _NUMBERS else []
-        raise UnknownNameError(kind, name, [*names(kind), *verifiers])
+        raise UnknownNameError(kind, name, [*choices(kind), *verifiers])
     point, *others = found
     _warn_of_others(kind, name, _package(point), others)
     try:

@@ -40,7 +40,7 @@ from typing import Annotated, Any
 
 from cot_engine import plugins
 from cot_engine.ablation.labels import CellDraft, labelled
-from cot_engine.ablation.matching import has, levelled
+from cot_engine.ablation.matching import has, levelled, part_of
 from cot_engine.core.options import options_of
 from cot_engine.core.stages import Plan
 from cot_engine.core.tables import between, from_table, located, must, unknown
@@ -123,7 +123,7 @@ class Cell:
     @property
     def parameters(self) -> dict[str, Any]:
         """All parameters of the strategy, defaults included."""
-        part = plugins.make("strategy", self.config.strategy, self.config.parameters)
+        part = part_of(self.config)
         made = is_dataclass(part) and not isinstance(part, type)
         return asdict(part) if made else dict(self.config.parameters)
 
@@ -264,7 +264,7 @@ def _cell_config(base: RunConfig, values: dict[str, Any], folder: Path) -> RunCo
     parameters = {key: value for key, value in values.items() if key not in KEYS}
     parameters |= values.get("parameters", {})
     config = _config(settings | {"parameters": parameters}, folder, base)
-    plugins.make("strategy", config.strategy, config.parameters)  # says what is wrong with them
+    part_of(config)  # says what is wrong with them
     if config.judge != "auto":
         plugins.load("judge", config.judge)  # what it needs of the model, `plan_run` checks
     check_tournament(config.tournament)
@@ -308,7 +308,7 @@ def _way(config: RunConfig) -> tuple:
 
 
 def _n(config: RunConfig) -> Any:
-    return getattr(plugins.make("strategy", config.strategy, config.parameters), "n", None)
+    return getattr(part_of(config), "n", None)
 
 
 # --- budgets -------------------------------------------------------------------------------------

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from cot_engine import plugins
-from cot_engine.ablation.matching import has
+from cot_engine.ablation.matching import has, part_of
 from cot_engine.core.options import about, options_of
 from cot_engine.errors import ConfigError
 from cot_engine.options.config import RunConfig
@@ -88,7 +87,7 @@ def _showing(key: str, drafts: list[CellDraft]) -> list[CellDraft]:
 
 def _shown(config: RunConfig) -> dict[str, Any]:
     """The parameters that a label shows: n, and those that are not at their default."""
-    part = plugins.make("strategy", config.strategy, config.parameters)
+    part = part_of(config)
     if not is_dataclass(part):
         return dict(config.parameters)
     values = {f.name: (getattr(part, f.name), f.default) for f in fields(part)}

@@ -13,11 +13,12 @@ search on that problem costs no more than was allotted. Fractions are spread ove
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cot_engine import plugins
 from cot_engine.core.answers import Answer
 from cot_engine.core.problem import Problem
+from cot_engine.options.auto import is_auto
 from cot_engine.options.config import MAX_N, RunConfig
 from cot_engine.search.budget import Budget, Unit
 
@@ -30,9 +31,17 @@ _ENOUGH = 0.98  # of what was allotted: no further trial
 _NEARLY = 0.9  # no further trial beyond an n that was too dear
 
 
+def part_of(config: RunConfig) -> Any:
+    """The configuration's strategy; None for "auto", which is another one for each budget, by the
+    profile of a model that is not there yet. Raises what `plugins.make` does."""
+    if is_auto(config.strategy):
+        return None
+    return plugins.make("strategy", config.strategy, config.parameters)
+
+
 def has(config: RunConfig, name: str) -> bool:
     """Whether the configuration's strategy has a parameter of that name."""
-    part = plugins.make("strategy", config.strategy, config.parameters)
+    part = part_of(config)
     return is_dataclass(part) and name in {field.name for field in fields(part)}
 
 

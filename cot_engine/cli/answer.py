@@ -96,7 +96,8 @@ def _dry_run(
     from cot_engine.cli.needs import dry_run
 
     asked = len(questions.chosen(limit, None))
-    dry_run(config, {"questions": asked, **call.plain(1)}, [PICTURE], json)
+    options = {"questions": asked, **call.plain(1)}
+    dry_run(config, options, [PICTURE], json, call.notes)
 
 
 def _check_places(path: Path, traces: str | None, todo: Todo) -> None:

@@ -69,7 +69,10 @@ def _said(row: Listed) -> list[str]:
 
 
 def strategies() -> list[Listed]:
-    return _plugins("strategy")
+    from cot_engine.options.auto import ABOUT
+    from cot_engine.plugins import AUTO
+
+    return [{"name": AUTO, "about": ABOUT, "parameters": {}}, *_plugins("strategy")]
 
 
 def judges() -> list[Listed]:

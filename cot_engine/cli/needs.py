@@ -106,12 +106,21 @@ def _picture(told: dict[str, Any]) -> str:
     return f"{size} is {plural(told['tokens'], 'token')}{taken}"
 
 
-def dry_run(config: RunConfig, options: dict[str, Any], pictures: Sizes, json: bool) -> None:
-    """Print what would be run, and what its model needs. Raises what `needs` does."""
+def dry_run(
+    config: RunConfig,
+    options: dict[str, Any],
+    pictures: Sizes,
+    json: bool,
+    notes: tuple[str, ...] = (),
+) -> None:
+    """Print what would be run, `notes` on how it was chosen, and what its model needs. Raises what
+    `needs` does."""
     backend = backend_of(config.model)
     told = needs(config.model, config, pictures) if backend == "local" else None
     if json:
-        print(dumps({"options": options, "model": config.model, "needs": told}, indent=2))
+        chosen = {"notes": list(notes)} if notes else {}
+        found = {"options": options, **chosen, "model": config.model, "needs": told}
+        print(dumps(found, indent=2))
         return
     rows = {"options": "  ".join(_option(key, value) for key, value in options.items())}
     if told is None:
@@ -119,6 +128,8 @@ def dry_run(config: RunConfig, options: dict[str, Any], pictures: Sizes, json: b
     else:
         rows |= lines(told)
         rows["model"] = f"{config.model}: {rows['model']}"
+    if notes:
+        rows["chosen"] = " ".join(notes)
     show([(name, [text]) for name, text in rows.items()])
 
 

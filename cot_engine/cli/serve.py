@@ -40,16 +40,14 @@ def run(
     from cot_engine.cli import process
     from cot_engine.engine.facade import BUNDLED, Engine, profile_path
     from cot_engine.judging.profile import Profile
-    from cot_engine.options.resolve import resolve
-    from cot_engine.serve.desk import Desk, check_widths
+    from cot_engine.serve.desk import Desk, resolved_within
     from cot_engine.serve.guard import LOOPBACK
     from cot_engine.serve.keys import keys_from
     from cot_engine.serve.server import address_of, is_loopback, listening
 
     config = load_config(config_file, os.environ, flags)
-    call = resolve(Profile.of(profile_path(config.model)), config)
     allowed = limits_of(config, limits)
-    check_widths(call, allowed.allowance.n)
+    resolved_within(Profile.of(profile_path(config.model)), config, {}, allowed.allowance.n)
     keys, clients = keys_from(os.environ, allowed.allowance)
     allowed = allowed.with_clients(clients)
     if not keys and not is_loopback(host):

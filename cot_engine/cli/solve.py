@@ -61,7 +61,8 @@ def run(
     if dry_run:
         from cot_engine.cli.needs import dry_run as told
 
-        told(config, call.plain(len(images)), [image.pixels.size for image in images], json)
+        sizes = [image.pixels.size for image in images]
+        told(config, call.plain(len(images)), sizes, json, call.notes)
         return
     if trace is not None:
         hint = "Free some space or choose another place with --trace."

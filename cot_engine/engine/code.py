@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cot_engine import plugins
 from cot_engine.backends.opening import backend_of
 from cot_engine.errors import CotEngineError
+from cot_engine.options.auto import is_auto, possible
 
 if TYPE_CHECKING:
     from cot_engine.judging.profile import Profile
@@ -33,11 +34,16 @@ def code_version(configs: Iterable[RunConfig], profile: Profile) -> str:
 
     The digest in brackets is over this package's sources and those of the strategies, judges,
     verifiers and backends that the configurations name, wherever they come from, and over what the
-    model's profile has to say to these judges: with one changed, no old result is counted.
+    model's profile has to say to these judges, and of strategies if one is "auto": with one
+    changed, no old result is counted.
     """
     digest = hashlib.sha256(_package().encode())
     parts: set[tuple[plugins.Kind, str]]
     configs = tuple(configs)
+    if left_open := [config for config in configs if is_auto(config.strategy)]:
+        digest.update(repr((profile.auto, sorted((profile.sample or {}).items()))).encode())
+        configs = tuple(config for config in configs if not is_auto(config.strategy))
+        configs += tuple(each for config in left_open for each in possible(profile, config))
     parts = {("strategy", config.strategy) for config in configs}
     parts |= {("judge", config.judge) for config in configs if config.judge != "auto"}
     parts |= {("backend", backend_of(config.model)) for config in configs}

@@ -385,11 +385,11 @@ class Engine:
         seen = await self._load(lambda: judge_images(problem, config))
         await self._bound.all_of(call.judge.part, *self._verifiers(call.strategy.part))
         plan = call.plan.fit(len(problem.images), config.detail)
-        notes: tuple[str, ...] = ()
+        notes = call.notes
         mode = config.mode
         if mode == "auto":
             mode = await self._modes.of(plan)
-            notes = (SAID[mode].format(plan.stages[0].open),)
+            notes += (SAID[mode].format(plan.stages[0].open),)
         return await search(
             problem,
             call.strategy,

@@ -3,7 +3,7 @@
     {"judge": "self+likelihood", "judge_prompt": "brief", "likelihood_weight": 1.3}
 
 Every key may be left out. A judge asked for by its name is made here, so that the same name means
-the same judge of a model wherever it is asked for.
+the same judge of a model wherever it is asked for. `rows.py` has what it says of strategies.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from cot_engine import plugins
+from cot_engine.core.plain import plain
 from cot_engine.core.requests import BackendInfo
 from cot_engine.core.tables import from_table, is_text, located, must
 from cot_engine.errors import ConfigError, UnknownNameError, shown
@@ -25,6 +26,7 @@ from cot_engine.files.writing import check_writable, unwritable, write_whole
 from cot_engine.judging.probe import Probe
 from cot_engine.judging.prompts import Form
 from cot_engine.judging.protocol import Judge
+from cot_engine.judging.rows import Row, Sample, check_rows
 
 FILE = "cot_engine.json"
 
@@ -46,13 +48,16 @@ class Profile:
     likelihood). `judge_prompt` is how the judges self and self+likelihood ask the model: "brief"
     for one trained to judge. `likelihood_weight` is what self+likelihood weighs likelihood with
     (None: nobody has fitted it). `probe` is a file beside the weights that reads the model's states
-    (`judging.probe`)."""
+    (`judging.probe`). `auto` says which strategy pays at which budget, `sample` what one response
+    costs, by unit (`judging.rows`)."""
 
     judge: Annotated[str, must("the name of a judge", is_text)] = "self"
     judge_prompt: Form = "full"
     likelihood_weight: Annotated[float, must("a finite number, or null", is_finite)] | None = None
     verifier: Annotated[str, must("the name of a scorer, or null", is_text)] | None = None
     probe: Annotated[str, must("a file's name, or null", is_text)] | None = None
+    sample: Sample | None = field(default=None, hash=False)
+    auto: tuple[Row, ...] = ()
 
     @classmethod
     def of(cls, folder: str | Path) -> Profile:
@@ -77,6 +82,7 @@ class Profile:
                 name, _ = plugins.spelled(made.verifier or "")
                 if not plugins.exists("scorer", name):
                     raise UnknownNameError("scorer called", name, plugins.names("scorer"))
+            check_rows(made.auto, made.sample)
         return made
 
     def write(self, folder: str | Path) -> Path:
@@ -84,7 +90,7 @@ class Profile:
         What is at its default is left out. Raises ConfigError."""
         path = Path(folder) / FILE
         values = {
-            f.name: getattr(self, f.name)
+            f.name: plain(getattr(self, f.name))
             for f in fields(self)
             if getattr(self, f.name) != f.default
         }
@@ -100,8 +106,8 @@ class Profile:
         rest ("" if all does).
 
         How it is asked to judge (`judge_prompt`) is what it was taught, and stays. The weight of
-        likelihood and the probe were fitted on what the old weights said and held, and go; so do a
-        default judge and a verifier that cannot be made without them.
+        likelihood, the probe and the table of strategies were fitted on what the old weights said
+        and held, and go; so do a default judge and a verifier that cannot be made without them.
         """
         lost = []
         kept = self
@@ -122,6 +128,12 @@ class Profile:
                 f"The probe {self.probe} in {FILE} reads the states of the weights before and is"
                 " not taken over. Fit one anew: cot-engine train-verifier QUESTIONS --model FOLDER"
                 " --write-profile."
+            )
+        if self.auto or self.sample:
+            kept = replace(kept, auto=(), sample=None)
+            lost.append(
+                f"What {FILE} says of strategies and their cost (auto, sample) was measured on the"
+                " weights before and is not taken over. cot-engine train-verifier measures it."
             )
         return kept, " ".join(lost)
 

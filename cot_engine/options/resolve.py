@@ -12,6 +12,7 @@ from cot_engine.core.stages import Plan
 from cot_engine.errors import ConfigError, UnknownNameError, shown
 from cot_engine.judging.profile import Profile
 from cot_engine.judging.protocol import Judge
+from cot_engine.options.auto import Choice, choose, given_to, is_auto
 from cot_engine.options.config import ENGINE, KEYS, RunConfig
 from cot_engine.search.budget import Budget, parse_budget
 from cot_engine.search.loop import Named
@@ -24,13 +25,14 @@ _CALLS = tuple(key for key in KEYS if key not in ENGINE)
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """A RunConfig with its names made into parts: good for any number of problems. `plan` is still
-    to be fitted to each."""
+    to be fitted to each; `notes` say what was chosen, where the choice was left open."""
 
     config: RunConfig
     strategy: Named
     judge: Named
     plan: Plan
     budget: Budget | None
+    notes: tuple[str, ...] = ()
 
     def plain(self, images: int) -> dict[str, Any]:
         """All options of a problem with so many pictures, as values of JSON: names for the parts,
@@ -86,14 +88,19 @@ def resolve(
     if "strategy" in parts and "parameters" not in own:
         own["parameters"] = {}  # those of the config belong to its own strategy
     config = replace(config, **own, **named)
-    _check_known(rest, parts.get("strategy", config.strategy))
-    config = replace(config, parameters={**config.parameters, **rest})
-    strategy = _strategy(parts.get("strategy"), config)
-    judge = _judge(parts.get("judge"), config, profile)
-    check_tournament(config.tournament)
     plan = config.plan if isinstance(config.plan, Plan) else Plan.from_toml(config.plan)
     budget = parse_budget(config.budget) if config.budget else None
-    return Resolved(config, strategy, judge, plan, budget)
+    part = parts.get("strategy", config.strategy)
+    chosen = choose(profile, budget, plan, config) if is_auto(part) else None
+    _check_known(rest, part if chosen is None else chosen.strategy)
+    config = replace(config, parameters={**config.parameters, **rest})
+    if chosen is not None:
+        chosen = chosen.with_given(given_to(config))
+    strategy = _strategy(parts.get("strategy"), config, chosen)
+    judge = _judge(parts.get("judge"), config, profile)
+    check_tournament(config.tournament)
+    notes = () if chosen is None else (chosen.said,)
+    return Resolved(config, strategy, judge, plan, budget, notes)
 
 
 def check_tournament(name: str) -> None:
@@ -112,7 +119,10 @@ def _check_known(rest: dict[str, Any], strategy: Any) -> None:
             raise UnknownNameError(f"{kind} called", key, [*_CALLS, *known])
 
 
-def _strategy(part: Any, config: RunConfig) -> Named:
+def _strategy(part: Any, config: RunConfig, chosen: Choice | None) -> Named:
+    if chosen is not None:
+        made = plugins.make("strategy", chosen.strategy, chosen.parameters)
+        return Named(chosen.strategy, made)
     given = config.strategy if part is None or isinstance(part, str) else part
     made = plugins.make("strategy", given, config.parameters)
     return Named(given if isinstance(given, str) else type(given).__name__, made)

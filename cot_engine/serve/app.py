@@ -130,7 +130,7 @@ async def model(request: Request, name: str) -> Response:
 
 
 def _models(served: str) -> list[dict[str, Any]]:
-    return [_model(served), *(_model(f"{served}:{each}") for each in plugins.names("strategy"))]
+    return [_model(served), *(_model(f"{served}:{each}") for each in plugins.choices("strategy"))]
 
 
 def _model(name: str) -> dict[str, Any]:

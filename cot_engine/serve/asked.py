@@ -82,11 +82,11 @@ def strategy_of(model: str, served: str, given: Any) -> dict[str, Any]:
             f"The model's name has a strategy, {shown(spelled)}, and strategy is {shown(given)}.",
             "Give one of them.",
         )
-    known = plugins.names("strategy")
+    known = plugins.choices("strategy")
     if spelled in known:
         return {"strategy": spelled}
     if (found := _NUMBERED.fullmatch(spelled)) and found[1] in known:
-        if "n" not in plugins.parameters("strategy", found[1]):
+        if found[1] == plugins.AUTO or "n" not in plugins.parameters("strategy", found[1]):
             raise NoModel(f"The strategy {found[1]} has no n.", f"Write {served}:{found[1]}.")
         return {"strategy": found[1], "parameters": {"n": int(found[2])}}
     error = UnknownNameError("strategy", spelled, known)

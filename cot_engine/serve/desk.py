@@ -23,6 +23,7 @@ from cot_engine.engine.facade import Engine
 from cot_engine.engine.thread import handing_over, in_thread
 from cot_engine.errors import ConfigError, CotEngineError, ImageError, InputError, shown
 from cot_engine.images.load import Image, load_image
+from cot_engine.judging.profile import Profile
 from cot_engine.options.config import RunConfig
 from cot_engine.options.problem import check_number_of_images, check_question, problem_of
 from cot_engine.options.resolve import Resolved, resolve
@@ -178,8 +179,8 @@ class Desk:
             )
         allowance = self.limits.of(client)
         budget = granted(allowance, options.get("budget"), self.config.budget)
-        call = resolve(self.engine.profile, self.config, {**options, "budget": budget})
-        check_widths(call, allowance.n)
+        options = {**options, "budget": budget}
+        call = resolved_within(self.engine.profile, self.config, options, allowance.n)
         part = call.strategy.part
         own = {self.config.parameters.get(key) for key in ("verifier", "scorer")}
         named = {getattr(part, key, None) for key in ("verifier", "scorer")}
@@ -335,6 +336,21 @@ class Desk:
 def _account(client: str) -> str:
     """Who pays: an address, whichever of its users asks."""
     return client.partition("/")[0]
+
+
+def resolved_within(
+    profile: Profile, config: RunConfig, options: dict[str, Any], most: int
+) -> Resolved:
+    """A call's options as parts. Raises ConfigError for more than `most` candidates of a selection;
+    where "auto" chose so many, it is as many as there may be."""
+    call = resolve(profile, config, options)
+    own = options.get("parameters", {} if "strategy" in options else config.parameters)
+    named = "n" in own or "n" in options
+    if call.notes and not named and getattr(call.strategy.part, "n", 0) > most:
+        # Nobody asked for so many: the profile did, which does not know who may ask for what.
+        call = resolve(profile, config, {**options, "parameters": {**own, "n": most}})
+    check_widths(call, most)
+    return call
 
 
 def check_widths(call: Resolved, most: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from cot_engine import plugins
 from cot_engine.errors import CotEngineError
+from cot_engine.options.auto import ABOUT
 from cot_engine.options.config import SHORT, RunConfig
 
 UNITS = {
@@ -50,7 +51,7 @@ class Choice:
 def strategies(config: RunConfig) -> list[Choice]:
     """Those that are installed, the server's own first. One that is broken is left out: `list
     strategies` says what is wrong with it."""
-    found = list(_choices("strategy", config.parameters))
+    found = [Choice(plugins.AUTO, ABOUT), *_choices("strategy", config.parameters)]
     return sorted(found, key=lambda each: each.name != config.strategy)
 
 
