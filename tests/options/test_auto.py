@@ -1,4 +1,4 @@
-"""The strategy "auto": which row of the profile a budget gets, what it does there, and what is said."""
+"""The strategy "auto": which row a budget gets, what it does there, and what is said of it."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_a_grid_has_it_as_a_strategy_whose_row_each_problems_budget_chooses(tmp_
         wrong = parse_ablation(
             {"cells": [{"strategy": "auto", "nn": 3}]}, name="grid", baselines=False
         )
-        with pytest.raises(UnknownNameError, match="best-of-n, which auto.*Did you mean n"):
+        with pytest.raises(UnknownNameError, match=r"best-of-n, which auto.*Did you mean n"):
             plan_run(wrong, data, engine, "")
     calls = {
         work.cells[row.key.cell].label: row.usage["generate"].calls for row in rows if row.usage
