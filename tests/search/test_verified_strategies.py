@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from cot_engine_strategies.best_of_n import BestOfN
 from cot_engine_strategies.diverse import Diverse
+from cot_engine_strategies.greedy import Greedy
 from cot_engine_strategies.lookahead import Lookahead
 from cot_engine_strategies.particle import Particle, resampled
 from cot_engine_strategies.retrace import RetraceBeam
@@ -127,6 +128,18 @@ def test_whatever_the_plan(name):
 
 
 # --- each what it is for -------------------------------------------------------------------------
+
+
+def test_a_vote_may_begin_with_the_likeliest_response():
+    """That one alone is greedy; the others are the samples that there would have been."""
+    plain, first = run(WeightedVote(n=4)), run(WeightedVote(n=4, greedy=True))
+    asked = [event for event in events(first, Growing)]
+    assert [(event.parents, event.n) for event in asked] == [(("r",), 1), (("r",), 3)]
+    texts = [[c.text for e in events(each, Grown) for c in e.chains] for each in (plain, first)]
+    assert texts[0][1:] == texts[1][1:] and texts[0][0] != texts[1][0]
+    assert texts[1][0] == run(Greedy()).chain.text
+    settled = run(WeightedVote(n=4, greedy=True, stop=0.1, doubt=0.0))
+    assert [event.n for event in events(settled, Growing)] == [1]
 
 
 def test_the_vote_is_weighted_as_majority_says_and_asked_for_in_rounds():
