@@ -109,9 +109,35 @@ def _show(outcome: Outcome) -> None:
         table.add_row(terminal(pair.stage), f"{pair.pairs:,}", *both, _gain(pair.difference))
     console.print()
     console.print(table)
+    if measured.stops:
+        table = Table(box=None, pad_edge=False)
+        for k, name in enumerate(("stop", "responses", "accuracy", "against all")):
+            table.add_column(name, justify="left" if k == 0 else "right")
+        for stop in measured.stops:
+            at = "none" if stop.policy.stop is None else f"{stop.policy.stop:g}"
+            table.add_row(
+                *(at, f"{stop.responses:.2f}"),
+                *(_interval(stop.accuracy), _gain(stop.difference)),
+            )
+        console.print()
+        console.print(table)
+    if outcome.auto:
+        table = Table(box=None, pad_edge=False)
+        for k, name in enumerate(("samples up to", "auto", "cost", "accuracy")):
+            table.add_column(name, justify="right" if k == 2 else "left")
+        for each in outcome.auto:
+            own = [f"{key}={value}" for key, value in each.row.parameters.items()]
+            how = " ".join([each.row.strategy, *own])
+            table.add_row(
+                f"{each.row.upto:g}", how, f"{each.samples:.2f}", _interval(each.accuracy)
+            )
+        console.print()
+        console.print(table)
     console.print(
         f"On {measured.problems:,} problems that it was not fitted on, 95 % intervals over them. "
         "weighted: a vote weighted by the probe; best: the response it finds likeliest right; "
+        "stop: the share at which a weighted vote ends; auto: what pays at a budget of so many "
+        "samples a question, and its mean cost in samples; "
         "pairs: candidates of one problem with different outcomes, the share it gets right. "
         f"Mean loss {measured.loss:.3f} nats; of their share alone, {measured.base:.3f}.",
         style="dim",

@@ -13,6 +13,7 @@ from cot_engine.judging.probe import WHOLE, Probe
 from cot_engine.statistics import Interval, Paired, accuracy, paired
 from cot_engine.training.probe_fit import logits, whole_features, with_claims
 from cot_engine.training.probe_samples import Samples
+from cot_engine.training.probe_stops import StopsRow, Votes, stopping, votes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class VotesRow:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """`pairs` by stage and "whole", `votes` by number of responses; `loss` is the mean
+    """`pairs` by stage and "whole", `votes` by number of responses, `stops` of votes that end when
+    the answer is settled; `loss` is the mean
     cross-entropy (nats) of the head "whole", `base` that of always saying the share `right`;
     `calibration` has, for each fifth of the scale, the responses, their mean probability and how
     many are right."""
@@ -54,6 +56,7 @@ class Measured:
     calibration: tuple[tuple[int, float, float], ...]
     pairs: tuple[PairsRow, ...]
     votes: tuple[VotesRow, ...]
+    stops: tuple[StopsRow, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """The same as values of JSON."""
@@ -85,7 +88,14 @@ def measure(probe: Probe, samples: Samples, rows: np.ndarray) -> Measured:
         calibration=tuple(_calibration(chance, label)),
         pairs=tuple(row for each in found if (row := _pairs(samples.problem, *each))),
         votes=tuple(_votes(samples, rows, whole, likelihood)),
+        stops=stopping(weighted(probe, samples, rows)),
     )
+
+
+def weighted(probe: Probe, samples: Samples, rows: np.ndarray) -> Votes:
+    """How votes stand that are weighted by a probe, on some `rows` of the samples."""
+    whole = logits(probe.heads[WHOLE], whole_features(samples))
+    return votes_of(samples, _by_problem(samples.problem, rows), 1 / (1 + np.exp(-whole)))
 
 
 def _cross_entropy(chance: np.ndarray, label: np.ndarray) -> float:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cot_engine.engine.facade import Engine, profile_path
 from cot_engine.errors import ConfigError, InputError, shown
@@ -17,9 +19,11 @@ from cot_engine.judging.profile import Profile
 from cot_engine.options.config import RunConfig
 from cot_engine.options.resolve import resolve
 from cot_engine.questions.data import DataSet, SceneGrader
+from cot_engine.training.probe_cost import Costs, better_greedy, measure_costs
 from cot_engine.training.probe_fit import fit_probe, split
-from cot_engine.training.probe_measure import Measured, measure, sentences
+from cot_engine.training.probe_measure import Measured, measure, sentences, weighted
 from cot_engine.training.probe_samples import Recorder, SampleFolder, sample_all
+from cot_engine.training.probe_stops import Paying, paying
 
 FILE = "probe.safetensors"
 """What a probe is called beside the weights, and in the folder of a run."""
@@ -30,8 +34,8 @@ CLAIMS = {"CAPTION": "."}
 @dataclass(frozen=True)
 class Outcome:
     """A probe and the file it is in, what it is worth, how its heads were fitted (penalty, loss and
-    that of the share alone, nats), where the profile was written, sentences, and the problems that
-    failed with why."""
+    that of the share alone, nats), where the profile was written, sentences, the problems that
+    failed with why, what responses cost, and which strategy pays at which budget."""
 
     probe: Probe
     path: Path
@@ -40,6 +44,8 @@ class Outcome:
     profile: Path | None
     notes: tuple[str, ...]
     failed: dict[str, str]
+    costs: Costs | None = None
+    auto: tuple[Paying, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """The same as values of JSON, without the weights."""
@@ -48,6 +54,8 @@ class Outcome:
             "layers": list(self.probe.layers),
             "heads": self.heads,
             "measured": self.measured.plain(),
+            "costs": None if self.costs is None else self.costs.plain(),
+            "auto": [asdict(each) for each in self.auto],
             "profile": None if self.profile is None else str(self.profile),
             "notes": list(self.notes),
             "failed": self.failed,
@@ -108,22 +116,30 @@ def train_verifier(
             on_done(index, error)
 
         sample_all(engine, recorder, data.items, config, folder, stages, done)
+        engine.probe = None  # what follows is measured, and its states are of no use
+        digests = [item.digest for item in data.items]
+        apart = np.flatnonzero(split(np.arange(len(digests)), digests).measuring).tolist()
+        costs = measure_costs(engine, data.items, apart, config, folder.folder)
         digest = info.digest
     samples = folder.read(stages)
-    parts = split(samples.problem, [item.digest for item in data.items])
+    parts = split(samples.problem, digests)
     probe, fitted, notes = fit_probe(samples, parts, chosen, width, marks, digest)
     if not parts.measuring.any():
         raise InputError("No question is left to measure on.", "Take more of them (--problems).")
     measured = measure(probe, samples, parts.measuring)
     path = Path(out) / FILE
     probe.write(path)
-    written = _write_profile(config, probe) if write_profile else None
+    rows, more = (), ["Not one response's cost was measured: there are no rows for auto."]
+    if costs is not None:
+        greedy, more = better_greedy(costs, samples, parts.measuring), []
+        rows = paying(weighted(probe, samples, parts.measuring), costs.further, greedy)
+    written = _write_profile(config, probe, costs, rows) if write_profile else None
     heads = {
         name: {"penalty": each.penalty, "loss": each.loss, "base": each.base}
         for name, each in fitted.items()
     }
-    said = (*notes, *sentences(measured))
-    outcome = Outcome(probe, path, measured, heads, written, said, failed)
+    said = (*notes, *sentences(measured), *more)
+    outcome = Outcome(probe, path, measured, heads, written, said, failed, costs, rows)
     text = json.dumps(outcome.plain(), indent=2) + "\n"
     write_whole(Path(out) / "report.json", text, "The report", InputError, "Give another --out.")
     return outcome
@@ -142,9 +158,14 @@ def _shape(engine: Engine) -> tuple[int, tuple[int, ...]]:
     return int(adapter.head.weight.shape[-1]), tuple(adapter.self_layers())
 
 
-def _write_profile(config: RunConfig, probe: Probe) -> Path:
-    """Beside the weights: the probe, and a profile that names it."""
+def _write_profile(
+    config: RunConfig, probe: Probe, costs: Costs | None, rows: tuple[Paying, ...]
+) -> Path:
+    """Beside the weights: the probe, and a profile that names it and has the rows of auto."""
     folder = Path(profile_path(config.model))
     profile = Profile.of(folder)
     probe.write(folder / FILE)
-    return replace(profile, probe=FILE, verifier="states").write(folder)
+    auto = tuple(each.row for each in rows)  # those of another probe are gone with it
+    sample = None if costs is None else costs.sample
+    profile = replace(profile, probe=FILE, verifier="states", sample=sample, auto=auto)
+    return profile.write(folder)
