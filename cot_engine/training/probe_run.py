@@ -129,7 +129,8 @@ def train_verifier(
     measured = measure(probe, samples, parts.measuring)
     path = Path(out) / FILE
     probe.write(path)
-    rows, more = (), ["Not one response's cost was measured: there are no rows for auto."]
+    rows: tuple[Paying, ...] = ()
+    more = ["Not one response's cost was measured: there are no rows for auto."]
     if costs is not None:
         greedy, more = better_greedy(costs, samples, parts.measuring), []
         rows = paying(weighted(probe, samples, parts.measuring), costs.further, greedy)
