@@ -42,7 +42,7 @@ def test_states_and_heads_are_those_of_this_process(pooling, local, tmp_path):
     problem = load_data("scenes", n=1).items[0].problem()
     turns = (
         Turn("user", (Piece(problem.question),), problem.images),
-        Turn("assistant", (Piece("There are two </s> of them."),)),
+        Turn("assistant", (Piece("There are two of them."),)),
     )
     request = Measure("s", (Dialogue(turns), Dialogue(turns[:1], True)))
     with Server(task="pooling").open(pooling) as backend:
