@@ -382,7 +382,12 @@ def judge_report(
         ),
     ] = None,
     data: Annotated[
-        str, _option("--data", metavar="SOURCE", help="scenes, or a .jsonl or .tsv. [scenes/val]")
+        str,
+        _option(
+            "--data",
+            metavar="SOURCE",
+            help="scenes, a .jsonl or .tsv, or a file of labelled pairs or steps. [scenes/val]",
+        ),
     ] = "scenes/val",
     problems: Annotated[
         int, _option("--problems", metavar="N", help="The first so many of it. [100]")

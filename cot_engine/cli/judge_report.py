@@ -43,7 +43,8 @@ def run(
     from cot_engine.engine.facade import model_path, profile_path
     from cot_engine.judging.profile import Profile, check_profile_folder
     from cot_engine.questions.data import check_n, load_data
-    from cot_engine.report.judge_report import STRATEGIES, Examination, judges_of
+    from cot_engine.report.judge_report import LABELLED, STRATEGIES, Examination, judges_of
+    from cot_engine.report.labelled import is_labelled, load_labelled
 
     check_n(problems, "problems")
     for name, value, least, most in (("n", n, 1, MAX_N), ("rollouts", rollouts, 0, MAX_ROLLOUTS)):
@@ -52,14 +53,21 @@ def run(
     config = load_config(config_file, os.environ, flags)
     folder = model_path(config.model)
     profile = Profile.of(profile_path(config.model))
+    labelled = None
+    named = tuple(dict.fromkeys(map(profile.name_of, judges)))
+    if is_labelled(source):
+        data, labelled = load_labelled(source, problems, config.allow_url)
+        steps = any(each.kind == "steps" for each in labelled.values())
+        named = named or (("yes-no", "random") if steps else LABELLED)
     todo = Examination(
         config,
-        tuple(dict.fromkeys(map(profile.name_of, judges))) or judges_of(profile),
+        named or judges_of(profile),
         tuple(dict.fromkeys(strategies)) or STRATEGIES,
         n,
         rollouts,
         controls,
         fit,
+        labelled,
     )
     if write_profile and not fit:
         raise ConfigError("There is no weight for --write-profile to write.", "Add --fit.")
@@ -69,7 +77,8 @@ def run(
     if write_profile:
         folder = profile_path(config.model) if "://" in config.model else folder
         check_profile_folder(folder)
-    data = load_data(source, n=problems, seed=config.seed, allow_url=config.allow_url)
+    if labelled is None:
+        data = load_data(source, n=problems, seed=config.seed, allow_url=config.allow_url)
     if out is not None:
         check_writable(out, "The report", InputError, _ELSEWHERE)
     found, stopped = _examine(data, todo, parts, quiet)

@@ -35,10 +35,12 @@ def show(found: JudgeReport) -> None:
     _say("")
     about = found.about
     sampling = ", ".join(f"{key} {value:g}" for key, value in about["sampling"].items())
+    how = f"candidates by {' and '.join(about['strategies'])}, {sampling}, seed {about['seed']}"
+    if about.get("labelled"):
+        how = f"known: {about['labelled']}"
     _say(
         f"Judges on {found.done - found.failed:,} problems of {about['data']['name']}, model"
-        f" {about['model']['name']}; candidates by {' and '.join(about['strategies'])}, {sampling},"
-        f" seed {about['seed']}."
+        f" {about['model']['name']}; {how}."
     )
     for stage in dict.fromkeys(card.stage for card in found.cards):
         here = [card for card in found.cards if card.stage == stage]
@@ -90,6 +92,8 @@ def _failures(found: JudgeReport) -> str:
 
 
 def _measure(measure: str, stage: str, rollouts: int) -> str:
+    if stage in ("pairs", "steps"):
+        return "what people said"
     if measure == "facts":
         return "whether the text itself is right"
     if stage in ("whole", "CONCLUSION"):

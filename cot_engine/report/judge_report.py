@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from cot_engine.report.judging import (
     leanings,
     without_unjudged,
 )
+from cot_engine.report.labelled import Labelled, check_judges, recorded
 from cot_engine.report.verdict import FEW, verdicts
 from cot_engine.report.weighing import Fit, Margins, fit_weight, margins
 from cot_engine.search.concurrency import bounded
@@ -46,6 +47,8 @@ from cot_engine.statistics import Paired, paired
 if TYPE_CHECKING:
     from cot_engine.engine.facade import Engine
 
+LABELLED = ("self", "random")
+"""Whom to examine on labelled pairs where nobody is named; on steps the verifier yes-no."""
 JUDGES = ("self", "likelihood", "random")
 """Those that any model can be, and the control: examined, beside the model's own default one, where
 nothing else is said."""
@@ -60,7 +63,8 @@ class Examination:
     """What is to be done. `n` is that of the strategies (None: their own default); `rollouts` as
     in `worth.selections`; `controls`: None for the judges that ask a model, else all or none.
     `fit`: find the weight of self+likelihood on the pairs, which takes both of these judges. Of
-    `config` the model's sampling, seed, plan, mode, detail and orders count."""
+    `config` the model's sampling, seed, plan, mode, detail and orders count. `labelled`: what
+    people said of texts in a file, by the problem's id, in place of searches."""
 
     config: RunConfig
     judges: tuple[str, ...] = JUDGES
@@ -69,18 +73,27 @@ class Examination:
     rollouts: int = 1
     controls: bool | None = None
     fit: bool = False
+    labelled: Mapping[str, Labelled] | None = None
 
     def resolve(self, profile: Profile) -> Parts:
         """The searches and the judges. Raises InputError for names that do not exist, parameters
         that do not fit, and a judge that cannot be made for a model of this profile."""
+        if self.fit and self.labelled is not None:
+            raise ConfigError(
+                "A weight of likelihood is fitted on what a model wrote, not on texts in a file.",
+                "Leave --fit out, or give questions as --data.",
+            )
         # Not the coin of the random judge that is examined.
         between = {"judge": RandomJudge(seed=self.config.seed + 1)}
         own: dict[str, Any] = {"parameters": self.parameters, "judge": "random", "budget": None}
         searches = tuple(
             resolve(profile, replace(self.config, strategy=name, **own), between)
             for name in self.strategies
+            if self.labelled is None
         )
         judges = tuple(Named(name, profile.make_judge(name)) for name in self.judges)
+        for kind in {each.kind for each in (self.labelled or {}).values()}:
+            check_judges(kind, {judge.name: judge.part for judge in judges})
         if self.fit and not {"self", "likelihood"} <= set(self.judges):
             raise ConfigError(
                 f"A weight is fitted on what self and likelihood say; {', '.join(self.judges)} are"
@@ -182,6 +195,10 @@ async def _one(engine: Engine, item: Item, todo: Examination, parts: Parts) -> E
     total = Usage()
     try:
         problem = item.problem()
+        if todo.labelled is not None:
+            total += await _held(
+                *(engine, *recorded(problem, todo.labelled[item.id]), todo, parts, held)
+            )
         for search in parts.searches:
             answer = await engine.asolve(problem, config=search)
             known = await selections(
@@ -189,16 +206,29 @@ async def _one(engine: Engine, item: Item, todo: Examination, parts: Parts) -> E
                 engine=engine, problem=problem, config=search.config, rollouts=todo.rollouts,
             )  # fmt: skip
             total += answer.total
-            for judge in parts.judges:
-                for image, contest in await _judged(engine, answer.trace, known, judge, todo):
-                    name = judge.name
-                    held[name, image] = (*held.get((name, image), ()), *contest)
-                    total += sum((c.judging for c in contest), Usage())
+            total += await _held(engine, answer.trace, known, todo, parts, held)
     except ModelError:
         raise
     except CotEngineError as error:
         return Examined(item.id, {}, total, str(error), type(error).__name__)
     return Examined(item.id, held, total)
+
+
+async def _held(
+    engine: Engine,
+    trace: Any,
+    known: Any,
+    todo: Examination,
+    parts: Parts,
+    held: dict[tuple[str, Shown], tuple[Contest, ...]],
+) -> Usage:
+    """Put the selections of a trace as each judge holds them into `held`; what that cost."""
+    total = Usage()
+    for judge in parts.judges:
+        for image, contest in await _judged(engine, trace, known, judge, todo):
+            held[judge.name, image] = (*held.get((judge.name, image), ()), *contest)
+            total += sum((c.judging for c in contest), Usage())
+    return total
 
 
 async def _judged(
@@ -321,7 +351,8 @@ def _about(data: DataSet, engine: Engine, todo: Examination) -> dict[str, Any]:
         "model": {"name": info.model, "digest": info.digest, "dtype": info.dtype},
         "device": info.device,
         "profile": asdict(engine.profile),
-        "strategies": list(todo.strategies),
+        "strategies": [] if todo.labelled is not None else list(todo.strategies),
+        **({} if todo.labelled is None else {"labelled": data.rule}),
         "n": todo.n,
         "rollouts": todo.rollouts,
         "sampling": {
@@ -345,7 +376,7 @@ def _notes(
         notes.append(f"{len(done):,} of {len(data.items):,} problems were done.")
     if failed:
         notes.append(f"{len(failed):,} problems failed, the first thus: {failed[0].error}")
-    if not todo.rollouts:
+    if not todo.rollouts and todo.labelled is None:
         notes.append("Without continuations a stage's worth is known of finished responses only.")
     for name in todo.judges:
         own = [card for card in cards if card.judge == name and card.image == "seen"]
@@ -355,7 +386,9 @@ def _notes(
                 " breaks those: what it selects is not its own choice."
             )
     thin = list(dict.fromkeys(c.stage for c in cards if c.problems < FEW and c.image == "seen"))
-    if thin or not cards:
+    if (thin or not cards) and todo.labelled is not None:
+        notes.append("Few rows have texts with different labels: more would show more.")
+    elif thin or not cards:
         config = todo.config
         where = f"at {', '.join(thin)}" if thin else "anywhere"
         notes.append(
