@@ -124,7 +124,7 @@ def converted(source: Path, target: Path) -> Path:
     for file in source.iterdir():
         if file.is_file() and file.suffix in {".json", ".jinja", ".model", ".txt"}:
             shutil.copy(file, target / file.name)
-    for file in source.glob("model*.safetensors"):  # vLLM would load a probe, too
+    for file in source.glob("*.safetensors"):
         with file.open("rb") as old, (target / file.name).open("wb") as new:
             size = int.from_bytes(old.read(8), "little")
             header = {renamed(name): at for name, at in json.loads(old.read(size)).items()}

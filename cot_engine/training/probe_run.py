@@ -25,8 +25,9 @@ from cot_engine.training.probe_measure import Measured, measure, sentences, weig
 from cot_engine.training.probe_samples import Recorder, SampleFolder, sample_all
 from cot_engine.training.probe_stops import Paying, paying
 
-FILE = "probe.safetensors"
-"""What a probe is called beside the weights, and in the folder of a run."""
+FILE = "cot_engine.probe"
+"""What a probe is called beside the weights, and in the folder of a run: no other program takes it
+for weights, as vLLM does whatever ends in .safetensors."""
 CLAIMS = {"CAPTION": "."}
 """What ends a claim of the bundled world, by stage."""
 

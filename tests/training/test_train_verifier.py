@@ -194,7 +194,7 @@ def test_killed_it_goes_on_and_its_probe_reads_the_model(tmp_path):
     found = json.loads(done.stdout)
     assert found["measured"]["problems"] >= 10 and WHOLE in found["heads"]
     assert found["measured"]["loss"] < found["measured"]["base"]
-    probe = Probe.of(folder / "probe.safetensors")
+    probe = Probe.of(folder / "cot_engine.probe")
     assert probe.digest and probe.width == 256
     other = subprocess.run(
         command(folder, "--responses", "3"), capture_output=True, text=True, timeout=300
