@@ -18,15 +18,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cot_engine.core.chain import Chain
+from cot_engine.core.plain import reader
 from cot_engine.core.requests import States
 from cot_engine.core.stages import Plan
 from cot_engine.errors import ConfigError, InputError, said, shown
+from cot_engine.files.reading import named, opened, parse_json
 from cot_engine.judging.protocol import Ask, Case
 from cot_engine.judging.states import Held, Stretch
 
@@ -37,6 +40,8 @@ WHOLE = "whole"
 """The head that is about a whole response."""
 
 SCHEMA = "probe-1"
+MAX_BYTES = 1 << 30
+"""Of a file: a hundred times what a probe of two layers of the widest models takes."""
 
 
 @dataclass(frozen=True)
@@ -130,25 +135,24 @@ class Probe:
         """The probe in a file. Raises ConfigError for one that is not there, or none."""
         from safetensors import safe_open
 
+        path, hint = os.fspath(path), "Fit one with cot-engine train-verifier."
         try:
-            with safe_open(str(path), "numpy") as file:
-                about = json.loads((file.metadata() or {})["cot_engine"])
+            if not os.path.exists(path):
+                raise ConfigError(f"The probe {named(path)} is not there.", hint)
+            opened(path, "probe", ConfigError, hint, MAX_BYTES).close()  # no pipe, and no giant
+            with safe_open(path, "numpy") as file:
+                about = _about(parse_json((file.metadata() or {})["cot_engine"]))
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            if about["schema"] != SCHEMA:
-                raise ValueError(f"its schema is {shown(about['schema'])}, not {SCHEMA}")
-            layers, width = tuple(about["layers"]), about["width"]
-            heads = {
-                name: _head(name, plain, tensors, len(layers) * width)
-                for name, plain in about["heads"].items()
-            }
-            return cls(layers, width, heads, about["marks"], about["digest"])
-        except FileNotFoundError:
-            why, hint = "is not there", "Fit one with cot-engine train-verifier."
+            size = len(about.layers) * about.width
+            heads = {n: _head(n, plain, tensors, size) for n, plain in about.heads.items()}
+            return cls(about.layers, about.width, heads, about.marks, about.digest)
+        except ConfigError:
+            raise
         except KeyError as error:
             why, hint = f"has no {error.args[0]}", "Is it a probe of cot-engine train-verifier?"
         except Exception as error:  # safetensors has one class of errors for all
-            why, hint = f"cannot be read: {said(error)}", "Fit one with cot-engine train-verifier."
-        raise ConfigError(f"The probe {str(path)!r} {why}.", hint)
+            why = f"cannot be read: {said(error)}"
+        raise ConfigError(f"The probe {named(path)} {why}.", hint)
 
     def check(self, digest: str, model: str) -> None:
         """Raises ConfigError unless it was fitted on the weights with this digest."""
@@ -160,13 +164,47 @@ class Probe:
             )
 
 
-def _head(name: str, plain: Any, tensors: Mapping[str, Any], size: int) -> Head:
+@dataclass(frozen=True)
+class _Plain:
+    """A head without its tensors."""
+
+    bias: float
+    absent: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _About:
+    """What stands in a probe's file beside the tensors."""
+
+    schema: Literal["probe-1"]
+    layers: tuple[int, ...]
+    width: int
+    heads: dict[str, _Plain]
+    marks: dict[str, str]
+    digest: str
+
+
+def _about(found: Any) -> _About:
+    """Raises ValueError."""
+    about: _About = reader(_About)(found)
+    if not about.layers or min(about.layers) < -1 or len({*about.layers}) < len(about.layers):
+        raise ValueError(f"layers is {list(about.layers)}: each is a number from -1 on, and once")
+    if not about.heads or not all(about.marks.values()):
+        raise ValueError("there is no head in it" if not about.heads else "a mark is empty")
+    return about
+
+
+def _head(name: str, plain: _Plain, tensors: Mapping[str, Any], size: int) -> Head:
+    import numpy as np
+
     own = {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
     for block, weights in own.items():
         wanted = 1 if block in ("likelihood", "claims") else size
         if weights.shape != (wanted,):
             raise ValueError(f"{name}/{block} has the shape {weights.shape}, not ({wanted},)")
-    return Head(float(plain["bias"]), own, plain["absent"])
+        if weights.dtype.kind != "f" or not np.isfinite(weights).all():
+            raise ValueError(f"{name}/{block} holds what is no finite number of floating point")
+    return Head(float(plain.bias), own, plain.absent)
 
 
 def stage_blocks(stretch: Stretch) -> dict[str, Any]:

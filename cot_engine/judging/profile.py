@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from cot_engine import plugins
 from cot_engine.core.plain import plain
@@ -36,6 +37,31 @@ def is_finite(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < math.inf
 
 
+def is_file_name(value: Any) -> bool:
+    """Is it the name of a file, without folders? A profile comes along with its model, and may be
+    anybody's: it names what lies beside it."""
+    return is_text(value) and value not in (".", "..") and not {*value} & {"/", "\\", "\0"}
+
+
+def _check_stays(kind: plugins.Kind, name: str) -> None:
+    """Raises ConfigError for a judge or verifier that sends questions and pictures, and with them a
+    key, to another machine: that takes the user's own word."""
+    if not plugins.is_verifier(plugins.spelled(name)[0]):
+        return
+    for binding in getattr(plugins.make(kind, name), "bindings", ()):
+        for address in binding.model.split(","):
+            try:
+                host = urlsplit(address.strip()).hostname
+            except ValueError:
+                host = address
+            if host not in (None, "localhost", "127.0.0.1", "::1"):
+                raise ConfigError(
+                    f"The {shown(name)} of the profile sends what it judges to {shown(host)}.",
+                    "A profile comes with its model and may not: name it yourself (--judge, or "
+                    "the strategy's verifier).",
+                )
+
+
 def _beside(name: str, profile: Path) -> str:
     """A verifier's file is named as it stands from the profile's folder."""
     beside = profile.parent / name
@@ -55,7 +81,7 @@ class Profile:
     judge_prompt: Form = "full"
     likelihood_weight: Annotated[float, must("a finite number, or null", is_finite)] | None = None
     verifier: Annotated[str, must("the name of a scorer, or null", is_text)] | None = None
-    probe: Annotated[str, must("a file's name, or null", is_text)] | None = None
+    probe: Annotated[str, must("the name of a file beside it, or null", is_file_name)] | None = None
     sample: Sample | None = field(default=None, hash=False)
     auto: tuple[Row, ...] = ()
 
@@ -64,7 +90,8 @@ class Profile:
         """The profile in a model's folder; the default one where there is none, or no such folder.
 
         Raises ConfigError for a file that cannot be read or holds what will not do, and
-        UnknownNameError for a judge or a verifier that there is not.
+        UnknownNameError for a judge or a verifier that there is not. One that would send what it
+        judges to another machine will not do.
         """
         path = Path(folder) / FILE
         if not os.path.lexists(path):
@@ -77,11 +104,13 @@ class Profile:
             made = replace(made, judge=_beside(made.judge, path))
             if not plugins.exists("judge", made.judge):
                 raise UnknownNameError("judge called", made.judge, plugins.names("judge"))
+            _check_stays("judge", made.judge)
             if made.verifier is not None:
                 made = replace(made, verifier=_beside(made.verifier, path))
                 name, _ = plugins.spelled(made.verifier or "")
                 if not plugins.exists("scorer", name):
                     raise UnknownNameError("scorer called", name, plugins.names("scorer"))
+                _check_stays("scorer", made.verifier or "")
             check_rows(made.auto, made.sample)
         return made
 

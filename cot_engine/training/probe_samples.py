@@ -180,7 +180,7 @@ class SampleFolder:
             if had != json.loads(json.dumps(made)):
                 raise StoreError(
                     f"{str(folder)!r} holds samples that were made otherwise.",
-                    "Give another --out, or --restart to lose them.",
+                    "Give another --out, or delete that folder.",
                 )
         else:
             folder.mkdir(parents=True, exist_ok=True)

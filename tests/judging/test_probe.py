@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from real_engine import HOT, engine, problems  # noqa: F401  (fixtures)
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from cot_engine.core.events import Grown, Notice, Scored
@@ -212,8 +214,6 @@ def broken(path, how):
         case "text":
             path.write_text("{}")
         case "shape":
-            from safetensors import safe_open
-
             with safe_open(path, "numpy") as file:
                 about = file.metadata()
             save_file({**tensors, "CAPTION/end": np.zeros(7, np.float32)}, path, about)
@@ -234,6 +234,44 @@ def test_a_file_that_will_not_do_is_named(tmp_path, how, said):
     with pytest.raises(ConfigError, match=said) as raised:
         Probe.of(path)
     assert "p.safetensors" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"layers": ["1", "-1"]}, r"layers\[0\] is \"1\", not a whole number"),
+        ({"layers": [-7, -1]}, "each is a number from -1 on, and once"),
+        ({"layers": [-1, -1]}, "each is a number from -1 on, and once"),
+        ({"marks": {"CAPTION": ""}}, "a mark is empty"),
+        ({"marks": {"CAPTION": 5}}, "marks"),
+        ({"digest": 5}, "digest is 5, not a text"),
+        ({"heads": {}}, "no head in it"),
+        ({"heads": {"whole": {"bias": 1, "absent": {"mean": "x"}}}}, "absent"),
+    ],
+)
+def test_what_a_file_says_of_itself_is_read_as_strictly(tmp_path, changed, said):
+    path = tmp_path / "p.safetensors"
+    random_probe().write(path)
+    with safe_open(path, "numpy") as file:
+        about = json.loads(file.metadata()["cot_engine"])
+    save_file(load_file(path), path, {"cot_engine": json.dumps(about | changed)})
+    with pytest.raises(ConfigError, match=said):
+        Probe.of(path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
+    path, probe = tmp_path / "p.safetensors", random_probe()
+    probe.heads[WHOLE].weights["mean"][3] = value
+    probe.write(path)
+    with pytest.raises(ConfigError, match="whole/mean holds what is no finite number"):
+        Probe.of(path)
+
+
+def test_a_pipe_is_no_probe_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "p")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        Probe.of(tmp_path / "p")
 
 
 def test_a_probe_of_other_weights_is_left_out_or_refused(engine, tmp_path):  # noqa: F811

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 from command_line import two_lines
@@ -18,6 +19,7 @@ from cot_engine.engine.code import code_version
 from cot_engine.errors import ConfigError, UnknownNameError
 from cot_engine.judging.judges import ScorerJudge, SelfJudge, SelfLikelihoodJudge
 from cot_engine.judging.profile import FILE, Profile
+from cot_engine.judging.verifiers.files import made
 from cot_engine.questions.data import load_data
 from cot_engine.testing import ScriptedBackend
 
@@ -71,6 +73,41 @@ def test_what_will_not_do_is_explained(tmp_path, text, words):
         Profile.of(tmp_path)
     for word in [*words, FILE]:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["judge", "verifier"])
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [
+        ("http://127.0.0.1:8000/v1", None),
+        ("https://evil.example/v1", "evil.example"),
+        ("http://localhost:1/v1, http://evil.example:8000/v1#served=x", "evil.example"),
+    ],
+)
+def test_a_profile_sends_nothing_to_other_machines(tmp_path, key, address, named):
+    """It comes with a model's weights, and may be anybody's."""
+    text = f'kind = "token"\nask = "Right?"\nmodel = "{address}"\n'
+    (tmp_path / "v.toml").write_text(text)
+    (tmp_path / FILE).write_text(json.dumps({key: "v.toml"}))
+    if named is None:
+        assert getattr(Profile.of(tmp_path), key) == str(tmp_path / "v.toml")
+        return
+    with pytest.raises(ConfigError, match=f"sends what it judges to '{named}'"):
+        Profile.of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/dev/zero", "a/b", "..", "a\\b"])
+def test_a_probe_lies_beside_its_profile(tmp_path, name):
+    (tmp_path / FILE).write_text(json.dumps({"probe": name}))
+    with pytest.raises(ConfigError, match="the name of a file beside it"):
+        Profile.of(tmp_path)
+
+
+def test_a_verifier_names_no_variable_that_its_key_is_in():
+    """Whoever wrote the file could have any secret sent to himself."""
+    table = {"kind": "token", "ask": "Right?", "model": "http://h/v1"}
+    with pytest.raises(ConfigError, match="options has key_env"):
+        made(table | {"options": {"key_env": "HOME"}}, Path())
 
 
 def test_what_cannot_be_written_leaves_nothing_behind(tmp_path):

@@ -157,6 +157,8 @@ def made(table: Mapping[str, Any], folder: Path) -> Scorer | Judge:
     if open_model is not None:  # a backend, which no file can hold
         table = {k: v for k, v in table.items() if k not in ("model", "backend", "options")}
     given = from_table(Table, dict(table))
+    if "key_env" in (given.options or {}):  # whoever wrote it could have any secret sent to himself
+        raise ConfigError("options has key_env.", "Put the key into COT_ENGINE_API_KEY.")
     part = KINDS.get((given.kind, given.pairwise))
     if part is None:
         raise ConfigError(
