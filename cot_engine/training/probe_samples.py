@@ -22,8 +22,8 @@ from cot_engine.core.chain import Chain
 from cot_engine.core.events import Grown
 from cot_engine.core.grammar import conclusion, read
 from cot_engine.core.stages import Plan
-from cot_engine.errors import CotEngineError, InputError, ModelError, StoreError
-from cot_engine.files.reading import read_json
+from cot_engine.errors import CotEngineError, InputError, ModelError, StoreError, said
+from cot_engine.files.reading import named, read_json
 from cot_engine.files.writing import write_whole
 from cot_engine.judging.probe import WHOLE, Probe
 from cot_engine.judging.states import Held, Stretch
@@ -128,9 +128,9 @@ def _add(
     kept: Mapping[str, Any],
     numbers: dict[str, int],
 ) -> None:
-    held, said = kept[WHOLE], conclusion(chain.text, plan)
-    label, row = item.grade(said), len(rows.found.get("label", ()))
-    number = numbers.setdefault(normalise_answer(said), len(numbers))
+    held, final = kept[WHOLE], conclusion(chain.text, plan)
+    label, row = item.grade(final), len(rows.found.get("label", ()))
+    number = numbers.setdefault(normalise_answer(final), len(numbers))
     zeros, contents = np.zeros(rows.size, np.float32), read(chain.text, plan).contents
     for name, value in {
         "problem": index,
@@ -201,12 +201,19 @@ class SampleFolder:
         write_whole(self.path(part), packed.getvalue(), "The samples", StoreError, hint)
 
     def read(self, stages: tuple[str, ...]) -> Samples:
-        """All of them, one behind the other. Raises InputError if there are none."""
+        """All of them, one behind the other. Raises InputError if there are none, and StoreError
+        for a file that is damaged."""
         parts: list[dict[str, np.ndarray]] = []
         rows = 0
         for path in sorted(self.folder.glob("samples-*.npz")):
-            with np.load(path, allow_pickle=False) as file:
-                part = {name: file[name] for name in file.files}
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    part = {name: file[name] for name in file.files}
+            except Exception as error:  # numpy, zipfile and zlib have classes of their own
+                raise StoreError(
+                    f"The samples {named(path)} cannot be read: {said(error)}.",
+                    "Delete that file: its questions are sampled again.",
+                ) from None
             if "label" not in part:
                 continue
             if "claim_row" in part:

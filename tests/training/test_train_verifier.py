@@ -167,6 +167,13 @@ def test_parts_are_read_one_behind_the_other(tmp_path):
         SampleFolder(tmp_path / "none", {}).read(STAGES)
 
 
+def test_a_damaged_part_is_named(tmp_path):
+    folder = SampleFolder(tmp_path, {})
+    folder.path(3).write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(StoreError, match=r"samples-00003.npz' cannot be read.*Delete that file"):
+        folder.read(STAGES)
+
+
 def command(folder, *more):
     from cot_engine.engine.facade import BUNDLED
 
