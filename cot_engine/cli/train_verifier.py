@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cot_engine.errors import ConfigError
 from cot_engine.escape import terminal
+from cot_engine.files.locking import held
 from cot_engine.files.outputs import check_outputs
 from cot_engine.options.config import MAX_N
 from cot_engine.options.layers import files_of, load_config
@@ -56,17 +57,19 @@ def run(
             progress.row("responses", None, 0, bool(error))
 
         progress.starting()
+        hint = "Wait for it to end, stop it, or use another --out."
         try:
-            outcome = train_verifier(
-                config,
-                data,
-                Path(out),
-                n=n,
-                layers=_layers(layers),
-                write_profile=write_profile,
-                on_done=on_done,
-                on_notice=progress.say,
-            )
+            with held(Path(out) / "samples.json", "the samples", hint):
+                outcome = train_verifier(
+                    config,
+                    data,
+                    Path(out),
+                    n=n,
+                    layers=_layers(layers),
+                    write_profile=write_profile,
+                    on_done=on_done,
+                    on_notice=progress.say,
+                )
         except KeyboardInterrupt:
             raise KeyboardInterrupt("Stopped: the same command goes on from there.") from None
     if json:

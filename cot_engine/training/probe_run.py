@@ -95,7 +95,8 @@ def train_verifier(
         marks = CLAIMS if all(isinstance(i.grader, SceneGrader) for i in data.items) else {}
         recorder = Recorder(chosen, width, marks)
         engine.probe = recorder
-        stages = tuple(stage.tag for stage in resolve(engine.profile, config).plan)
+        plan = resolve(engine.profile, config).plan
+        stages = tuple(stage.tag for stage in plan)
         info = engine.backend.info
         made = {
             "data": data.digest,
@@ -108,6 +109,9 @@ def train_verifier(
             "sampling": [config.temperature, config.top_p, config.top_k],
             "seed": config.seed,
             "mode": config.mode,
+            "detail": config.detail,
+            "plan": repr(plan),
+            "max_pixels": info.max_pixels,
         }
         folder, failed = SampleFolder(Path(out), made), dict[str, str]()
 
