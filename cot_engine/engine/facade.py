@@ -408,7 +408,7 @@ class Engine:
 
     def _resolved(self, config: Given, options: dict[str, Any]) -> Resolved:
         """A call's options as parts; its judge is the engine's own where none is named."""
-        named = config is not None and (isinstance(config, Resolved) or config.judge != "auto")
+        named = isinstance(config, Resolved) or getattr(config, "judge", "auto") != "auto"
         if self.judge is not None and not named and options.get("judge", "auto") == "auto":
             options = {**options, "judge": self.judge}
         return resolve(self.profile, config, options)

@@ -217,6 +217,7 @@ def _chain(index: int, *texts: str) -> Chain:
     for text in texts:
         at = index if text is texts[-1] else 0
         ids = tuple(range(1 + at))
-        step = Step(text, (Segment(text, ids),), "SUMMARY", -1.0 - at, 1 + at, "stop")
+        segments, read = (Segment(text, ids),), {"SUMMARY": 0.5 - at, "whole": 0.25 * at}
+        step = Step(text, segments, "SUMMARY", -1.0 - at, 1 + at, "stop", scores=read)
         chain = chain.grow(at, step, text.endswith(DEFAULT_PLAN.last.close))
     return chain

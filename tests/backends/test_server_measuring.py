@@ -65,7 +65,7 @@ def test_a_chat_server_is_asked_at_each_place(model, remote, served):
     for one, other in zip(found.numbers, want.numbers, strict=True):
         assert apart(one, other) < 1e-4
     assert largest([found.numbers[0][0][0] - want.numbers[0][1][0]]) > 1e-3
-    assert [len(body["messages"]) for body in served.log] == [1, 3, 5, 1]
+    assert sorted(len(body["messages"]) for body in served.log) == [1, 1, 3, 5]
     assert found.usage.prefilled <= bound.prefilled and found.usage.encodes == bound.encodes == 1
     # A place in the middle of a turn: that turn is gone on with.
     begun = (Piece("so it is ", False, True), Piece("+"))

@@ -252,7 +252,10 @@ def test_a_head_of_another_width_is_refused(head):
         ('kind = "token"\n[[turns]]\ntext = "{step}"', "each = true"),
         ('kind = "text"\n[[turns]]\ntext = "a"\n[[turns]]\ntext = "b"', "2 turns"),
         ('kind = "text"\nlow = 5\nhigh = 1', "smaller end"),
-        ('kind = "token"\nmodel = "http://x/v1"\n[options]\nkey_env = "HOME"', "environment"),
+        (
+            'kind = "token"\nmodel = "http://x/v1"\n[options]\nkey_env = "HOME"',
+            "COT_ENGINE_API_KEY",
+        ),
         ('kind = "token"\nchoices = ["yes"]', "at least two"),
         ("kind = ", "not valid TOML"),
     ],

@@ -25,7 +25,7 @@ from cot_engine.serve.keys import Keys
 from cot_engine.serve.page import form, watch
 
 PICTURE = Path(__file__).parents[2] / "examples" / "images" / "chart-1.png"
-SLOW = 0.025  # seconds for a word of a model that is to be caught at it
+SLOW = 0.05  # seconds for a word of a model that is to be caught at it
 
 
 # Keeps each text of those who write, whenever anything changes.
@@ -478,7 +478,7 @@ class Strange:
 def test_a_strangers_parameters_have_controls_where_there_are_any(monkeypatch):
     monkeypatch.setattr(plugins, "names", lambda kind: ["strange"])
     monkeypatch.setattr(plugins, "load", lambda kind, name: Strange)
-    (found,) = form.strategies(RunConfig())
+    found = next(each for each in form.strategies(RunConfig()) if each.name == "strange")
     assert found.said == "A stranger's strategy."
     controls = {each.name: (each.kind, each.value, each.needed) for each in found.inputs}
     assert controls == {
