@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 from near import largest
-from tiny_models import BUILDERS, build, picture
+from tiny_models import BUILDERS, picture
 
-from cot_engine.backends.local import loading, prefix, step
+from cot_engine.backends.local import prefix, step
 from cot_engine.backends.local.backend import LocalBackend
 from cot_engine.core.boundaries import Until
 from cot_engine.core.requests import Choose, Generate, Prompt, Sampling, Segment
@@ -26,19 +26,6 @@ SAMPLING = Sampling(temperature=1.0, top_p=0.95, top_k=50)
 LENGTHS = (6, 9, 12, 5)
 CHOICES = ("A", "B")
 TOLERANCE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    made = {}
-
-    def checkpoint(architecture):
-        if architecture not in made:
-            folder = build(architecture, tmp_path_factory.mktemp(architecture))
-            made[architecture] = loading.load(folder, device="cpu")
-        return made[architecture]
-
-    return checkpoint
 
 
 @pytest.fixture

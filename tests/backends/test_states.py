@@ -13,9 +13,9 @@ from dataclasses import replace
 import pytest
 import torch
 from near import largest
-from tiny_models import BUILDERS, build, picture
+from tiny_models import BUILDERS, picture
 
-from cot_engine.backends.local import loading, states
+from cot_engine.backends.local import states
 from cot_engine.backends.local.backend import LocalBackend
 from cot_engine.backends.local.decode import Batch
 from cot_engine.core.boundaries import Until
@@ -102,19 +102,6 @@ def worst(backend, layers):
         marks += marked
     assert marks >= 3
     return largest(found)
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    made = {}
-
-    def checkpoint(architecture):
-        if architecture not in made:
-            folder = build(architecture, tmp_path_factory.mktemp(architecture))
-            made[architecture] = loading.load(folder, device="cpu")
-        return made[architecture]
-
-    return checkpoint
 
 
 @pytest.mark.parametrize("architecture", sorted(BUILDERS))
