@@ -82,6 +82,11 @@ class Replicas:
         gone = self._gone.copy().values()
         return replace(infos[0], device=",".join(self._devices), notes=(*notes, *gone))
 
+    @property
+    def holds(self) -> tuple[int, tuple[int, ...]] | None:
+        """How wide the model's states are, and the layers that have them; None: they do not say."""
+        return getattr(self.backends[0], "holds", None)
+
     async def generate(self, request: Generate) -> Generated:
         """Raises what the search's backend raises, and BackendGone when no replica is left."""
         generated: Generated = await self._ask("generate", request)

@@ -130,7 +130,8 @@ class Engine:
         try:
             if (now := profile_path(files)) != folder:  # it came with the weights, a moment ago
                 profile = Profile.of(now)
-            reading = probe_for(opened.info, probe, profile, now, on_notice)
+            holds = getattr(opened, "holds", None)
+            reading = probe_for(opened.info, probe, profile, now, on_notice, holds)
         except BaseException:
             opened.close()
             raise

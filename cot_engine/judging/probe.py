@@ -40,6 +40,9 @@ WHOLE = "whole"
 """The head that is about a whole response."""
 
 SCHEMA = "probe-1"
+_FIT = "Fit one on these: cot-engine train-verifier QUESTIONS --model FOLDER."
+LARGEST = 1e12
+"""The largest number in a file, either way: products and sums of such stay finite."""
 MAX_BYTES = 1 << 30
 """Of a file: a hundred times what a probe of two layers of the widest models takes."""
 
@@ -154,13 +157,32 @@ class Probe:
             why = f"cannot be read: {said(error)}"
         raise ConfigError(f"The probe {named(path)} {why}.", hint)
 
-    def check(self, digest: str, model: str) -> None:
-        """Raises ConfigError unless it was fitted on the weights with this digest."""
+    def check(
+        self, digest: str, model: str, holds: tuple[int, Sequence[int]] | None = None
+    ) -> None:
+        """Raises ConfigError unless it was fitted on the weights with this digest, and reads what
+        such a model `holds`: how wide its states are, and the layers that have them (None: nobody
+        says)."""
         if self.digest and self.digest != digest:
             raise ConfigError(
                 f"The probe was fitted on other weights ({self.digest[:12]}) than those of"
                 f" {shown(model)} ({digest[:12]}).",
-                "Fit one on these: cot-engine train-verifier QUESTIONS --model FOLDER.",
+                _FIT,
+            )
+        if holds is None:
+            return
+        width, layers = holds
+        if self.width != width:
+            raise ConfigError(
+                f"The probe reads states of {self.width:,} numbers; those of {shown(model)} have"
+                f" {width:,}.",
+                _FIT,
+            )
+        if odd := [layer for layer in self.layers if layer not in (*layers, -1)]:
+            raise ConfigError(
+                f"The probe reads layer {odd[0]}; {shown(model)} has states of {layers[0]} to"
+                f" {layers[-1]}, and of -1.",
+                _FIT,
             )
 
 
@@ -204,7 +226,15 @@ def _head(name: str, plain: _Plain, tensors: Mapping[str, Any], size: int) -> He
             raise ValueError(f"{name}/{block} has the shape {weights.shape}, not ({wanted},)")
         if weights.dtype.kind != "f" or not np.isfinite(weights).all():
             raise ValueError(f"{name}/{block} holds what is no finite number of floating point")
+        _check_size(f"{name}/{block}", float(np.abs(weights).max()))
+    for about, value in {"bias": plain.bias, **plain.absent}.items():
+        _check_size(f"{name}, {about},", value)
     return Head(float(plain.bias), own, plain.absent)
+
+
+def _check_size(where: str, value: float) -> None:
+    if abs(value) > LARGEST:
+        raise ValueError(f"{where} holds {value:.3g}, and {LARGEST:g} is the most")
 
 
 def stage_blocks(stretch: Stretch) -> dict[str, Any]:
@@ -250,7 +280,8 @@ def read(chain: Chain, about: str) -> float:
         return scores[WHOLE]
     if chain.last is not None and chain.last.stage in scores:
         return scores[chain.last.stage]
+    stage = chain.last.stage if chain.last else "nothing"
     raise InputError(
-        "No probe has read the model's states here.",
+        f"No probe has read the model's states in {stage}: there is none, or none for that stage.",
         "It takes a model in this process with a probe in its profile: cot-engine train-verifier.",
     )

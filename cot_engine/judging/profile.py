@@ -203,19 +203,21 @@ def probe_for(
     profile: Profile,
     folder: str | Path,
     on_notice: Callable[[str], None] | None = None,
+    holds: tuple[int, tuple[int, ...]] | None = None,
 ) -> Probe | None:
     """The probe `wanted` for a model: a file, "none", or "auto": that of its `profile` in `folder`,
-    which is left out, and `on_notice` told, where the weights are not those that it was fitted on.
+    which is left out, and `on_notice` told, where it is not for that model (`holds` is as in
+    `Probe.check`).
     Raises ConfigError for a file that will not do."""
     if str(wanted) == "none" or (str(wanted) == "auto" and profile.probe is None):
         return None
     if str(wanted) != "auto":
         probe = Probe.of(wanted)
-        probe.check(info.digest, info.model)
+        probe.check(info.digest, info.model, holds)
         return probe
     probe = Probe.of(Path(folder) / str(profile.probe))
     try:
-        probe.check(info.digest, info.model)
+        probe.check(info.digest, info.model, holds)
     except ConfigError as error:
         if on_notice is not None:
             on_notice(f"{error.message} It is left out. {error.hint}")

@@ -94,9 +94,18 @@ async def search(
         trace.events.append(event)
         tell(event)
 
+    noted: set[str] = set()
+
+    def record(event: Event) -> None:
+        if isinstance(event, Notice):  # of every round the same: said once
+            if event.text in noted:
+                return
+            noted.add(event.text)
+        emit(event)
+
     plan = settings.plan
     session = Session(
-        *(problem, backend, settings, emit, scope or problem.id, judge_images),
+        *(problem, backend, settings, record, scope or problem.id, judge_images),
         reporter=Reporter(listen and tell),
         probe=probe,
         models=models,

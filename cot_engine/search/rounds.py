@@ -72,14 +72,16 @@ class Rounds:
                 return await self.arena.select(request)
             case Select(beam, _, about, str(by)):
                 asked = Score(beam, by, about, probability=request.unsure > 0)
-                numbers = await self._score(asked, request, again=False)
-                return await self.arena.select(request, numbers)
+                by, numbers = await self._score(asked, request, again=False)
+                return await self.arena.select(replace(request, by=by), numbers)
             case Score():
-                return await self._score(request, request)
+                return (await self._score(request, request))[1]
             case Retrace():
                 return retrace(self.growth, request)
 
-    async def _score(self, asked: Score, of: Request, again: bool = True) -> tuple[float, ...]:
+    async def _score(
+        self, asked: Score, of: Request, again: bool = True
+    ) -> tuple[str, tuple[float, ...]]:
         scorer = self.scorer(of, asked.scorer)
         return await score(self.growth.session, asked, scorer, self.scores, again)
 
@@ -122,14 +124,16 @@ class Rounds:
 
 async def score(
     session: Session, request: Score, scorer: Scorer, known: Known, again: bool = True
-) -> tuple[float, ...]:
-    """A number for each chain; by likelihood, and a notice says so, where the scorer cannot. What
-    is `known` is not asked again, and unless told `again` not recorded a second time.
+) -> tuple[str, tuple[float, ...]]:
+    """Who gave them, and a number for each chain: by likelihood, and a notice says so, where the
+    scorer cannot. What is `known` is not asked again, and unless told `again` not recorded a second
+    time.
 
     Raises StrategyError for a scorer that breaks its contract, or one whose numbers are of any
     scale where probabilities are asked for.
     """
     chains, name, about = request.beam, request.scorer, request.about
+    by = name
     ask = MeteredAsk(session, "score", longest(chains).segments)
     case = case_of(session, chains, about)
     new = [chain for chain in chains if (name, about, chain.id) not in known]
@@ -143,7 +147,7 @@ async def score(
         scores = [known[name, about, chain.id] for chain in chains]
     except (OutOfBudget, InputError) as error:
         # Known to every scorer's user, and free: what the model itself thought of its text.
-        scorer = LikelihoodScorer()
+        scorer, by = LikelihoodScorer(), "likelihood"
         scores = await scorer.score(chains, case, ask)
         why = f"the budget left no room for {name}."
         if isinstance(error, InputError):
@@ -155,10 +159,8 @@ async def score(
     by_id = {chain.id: value for chain, value in zip(chains, scores, strict=True)}
     if new or again:
         used, asked = ask.usage, request.probability
-        session.emit(
-            Scored(name, by_id, used, about=about, probability=asked, verified=ask.verified)
-        )
-    return tuple(scores)
+        session.emit(Scored(by, by_id, used, about=about, probability=asked, verified=ask.verified))
+    return by, tuple(scores)
 
 
 def retrace(growth: Growth, request: Retrace) -> Beam:

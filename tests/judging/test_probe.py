@@ -13,6 +13,7 @@ from real_engine import HOT, engine, problems  # noqa: F401  (fixtures)
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from cot_engine import Engine
 from cot_engine.core.events import Grown, Notice, Scored
 from cot_engine.errors import ConfigError
 from cot_engine.judging.probe import WHOLE, Head, Probe, log_sigmoid
@@ -187,6 +188,20 @@ def test_a_probe_of_another_model_fails_by_name(engine, problems):  # noqa: F811
         searched(engine, random_probe(width=64), problems[0], strategy="greedy")
 
 
+@pytest.mark.parametrize(
+    ("probe", "said"),
+    [
+        (random_probe(width=64), "reads states of 64 numbers; those of 'bundled' have 256"),
+        (replace(random_probe(), layers=(99, -1)), "layer 99; 'bundled' has states of 0 to 5"),
+    ],
+)
+def test_a_probe_of_another_model_is_refused_before_anything_is_asked(tmp_path, probe, said):
+    """One that does not say which weights it is for."""
+    probe.write(tmp_path / "p")
+    with pytest.raises(ConfigError, match=said):
+        Engine.from_pretrained(probe=tmp_path / "p")
+
+
 # --- the file ------------------------------------------------------------------------------------
 
 
@@ -247,6 +262,8 @@ def test_a_file_that_will_not_do_is_named(tmp_path, how, said):
         ({"digest": 5}, "digest is 5, not a text"),
         ({"heads": {}}, "no head in it"),
         ({"heads": {"whole": {"bias": 1, "absent": {"mean": "x"}}}}, "absent"),
+        ({"heads": {"whole": {"bias": -1e308}}}, "whole, bias, holds -1e\\+308"),
+        ({"heads": {"whole": {"bias": 1, "absent": {"mean": 1e200}}}}, "whole, mean, holds 1e"),
     ],
 )
 def test_what_a_file_says_of_itself_is_read_as_strictly(tmp_path, changed, said):
@@ -259,12 +276,13 @@ def test_what_a_file_says_of_itself_is_read_as_strictly(tmp_path, changed, said)
         Probe.of(path)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
 def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
     path, probe = tmp_path / "p.safetensors", random_probe()
     probe.heads[WHOLE].weights["mean"][3] = value
     probe.write(path)
-    with pytest.raises(ConfigError, match="whole/mean holds what is no finite number"):
+    said = "3e\\+38, and 1e\\+12 is the most" if value == 3e38 else "what is no finite number"
+    with pytest.raises(ConfigError, match=f"whole/mean holds {said}"):
         Probe.of(path)
 
 

@@ -67,6 +67,25 @@ def test_a_scorer_decides_and_nothing_is_judged():
     assert worst.chain.id == by_number[-1], "a verifier that is wrong way round is felt"
 
 
+def test_who_stands_in_is_named_and_why_is_said_once():
+    class Silent:
+        async def score(self, chains, case, ask):
+            raise InputError("It has no voice.")
+
+    def body(task):
+        grown = yield Expand(task.start, until="end", n=3)
+        yield tuple(Score((chain,), "mine") for chain in grown)
+        yield Score(grown, "mine")
+        return (yield Select(grown, by="mine"))[0]
+
+    answer = run(body, Silent())
+    assert [e.text for e in events(answer, Notice) if "no voice" in e.text] == [
+        "Scored by likelihood: mine could not. It has no voice."
+    ]
+    assert {e.scorer for e in events(answer, Scored)} == {"likelihood"}
+    assert events(answer, Selected)[0].by == "likelihood"
+
+
 def test_a_faulty_candidate_loses_whatever_a_scorer_gives_it():
     texts = iter(["no tags at all", "<SUMMARY>s</SUMMARY><REASONING>r</REASONING>"])
     good = "<SUMMARY>s</SUMMARY><REASONING>r</REASONING><CONCLUSION>1</CONCLUSION>"

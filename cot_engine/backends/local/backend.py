@@ -126,6 +126,11 @@ class LocalBackend:
             max_pixels=self.adapter.max_pixels,
         )
 
+    @property
+    def holds(self) -> tuple[int, tuple[int, ...]]:
+        """How wide the model's states are, and the layers that have them."""
+        return int(self.adapter.head.weight.shape[-1]), tuple(self.adapter.self_layers())
+
     # --- requests --------------------------------------------------------------------------------
 
     async def generate(self, request: Generate) -> Generated:

@@ -53,7 +53,7 @@ class _Child:
         except BaseException as error:
             self._failed(0, error)
             return
-        self.wire.send(0, "ok", backend.info)
+        self.wire.send(0, "ok", (backend.info, getattr(backend, "holds", None)))
         loop, over = asyncio.get_running_loop(), asyncio.Event()
         reading = threading.Thread(target=self._read, args=(backend, loop, over), daemon=True)
         reading.start()

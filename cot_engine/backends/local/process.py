@@ -95,11 +95,13 @@ class ProcessBackend:
         self._hello = self._link.expect(0)
         self._link.send(0, "open", (opener, folder, parts))
         self._info: BackendInfo | None = None
+        self.holds: tuple[int, tuple[int, ...]] | None = None  # as of `LocalBackend`
         threading.Thread(target=self._link.listen, name="cot-engine-replica", daemon=True).start()
 
     def opened(self) -> None:
         """Raises what opening the model raised."""
-        self._info = replace(self._hello.result(), model=self._name, device=self._link.device)
+        info, self.holds = self._hello.result()
+        self._info = replace(info, model=self._name, device=self._link.device)
 
     @property
     def info(self) -> BackendInfo:
