@@ -92,10 +92,18 @@ def measure(probe: Probe, samples: Samples, rows: np.ndarray) -> Measured:
     )
 
 
-def weighted(probe: Probe, samples: Samples, rows: np.ndarray) -> Votes:
-    """How votes stand that are weighted by a probe, on some `rows` of the samples."""
+def weighted(
+    probe: Probe, samples: Samples, rows: np.ndarray, first: np.ndarray | None = None
+) -> Votes:
+    """How votes stand that are weighted by a probe, on some `rows` of the samples. `first` are rows
+    of which each problem has one: its votes begin with that, and one without it is left out."""
     whole = logits(probe.heads[WHOLE], whole_features(samples))
-    return votes_of(samples, _by_problem(samples.problem, rows), 1 / (1 + np.exp(-whole)))
+    groups = _by_problem(samples.problem, rows)
+    if first is not None:
+        begun = {samples.problem[row]: row for row in np.flatnonzero(first)}
+        both = [(begun.get(samples.problem[own[0]]), own) for own in groups]
+        groups = [np.array([row, *own]) for row, own in both if row is not None]
+    return votes_of(samples, groups, 1 / (1 + np.exp(-whole)))
 
 
 def _cross_entropy(chance: np.ndarray, label: np.ndarray) -> float:

@@ -19,7 +19,7 @@ from cot_engine.judging.profile import Profile
 from cot_engine.options.config import RunConfig
 from cot_engine.options.resolve import resolve
 from cot_engine.questions.data import DataSet, SceneGrader
-from cot_engine.training.probe_cost import Costs, better_greedy, measure_costs
+from cot_engine.training.probe_cost import Costs, measure_costs
 from cot_engine.training.probe_fit import fit_probe, split
 from cot_engine.training.probe_measure import Measured, measure, sentences, weighted
 from cot_engine.training.probe_samples import Recorder, SampleFolder, sample_all
@@ -55,7 +55,7 @@ class Outcome:
             "layers": list(self.probe.layers),
             "heads": self.heads,
             "measured": self.measured.plain(),
-            "costs": None if self.costs is None else self.costs.plain(),
+            "costs": None if self.costs is None else asdict(self.costs),
             "auto": [asdict(each) for each in self.auto],
             "profile": None if self.profile is None else str(self.profile),
             "notes": list(self.notes),
@@ -105,6 +105,7 @@ def train_verifier(
             "layers": chosen,
             "marks": marks,
             "n": n,
+            "greedy": True,
             "stages": stages,
             "sampling": [config.temperature, config.top_p, config.top_k],
             "seed": config.seed,
@@ -120,25 +121,27 @@ def train_verifier(
                 failed[data.items[index].id] = error
             on_done(index, error)
 
-        sample_all(engine, recorder, data.items, config, folder, stages, done)
-        engine.probe = None  # what follows is measured, and its states are of no use
         digests = [item.digest for item in data.items]
         apart = np.flatnonzero(split(np.arange(len(digests)), digests).measuring).tolist()
+        sample_all(engine, recorder, data.items, config, folder, stages, set(apart), done)
+        engine.probe = None  # what follows is measured, and its states are of no use
         costs = measure_costs(engine, data.items, apart, config, folder.folder)
         digest = info.digest
     samples = folder.read(stages)
-    parts = split(samples.problem, digests)
+    parts, first = split(samples.problem, digests), samples.greedy > 0
+    likeliest, sampled = parts.measuring & first, parts.measuring & ~first
     probe, fitted, notes = fit_probe(samples, parts, chosen, width, marks, digest)
-    if not parts.measuring.any():
+    if not sampled.any():
         raise InputError("No question is left to measure on.", "Take more of them (--problems).")
-    measured = measure(probe, samples, parts.measuring)
+    measured = measure(probe, samples, sampled)
     path = Path(out) / FILE
     probe.write(path)
     rows: tuple[Paying, ...] = ()
     more = ["Not one response's cost was measured: there are no rows for auto."]
     if costs is not None:
-        greedy, more = better_greedy(costs, samples, parts.measuring), []
-        rows = paying(weighted(probe, samples, parts.measuring), costs.further, greedy)
+        votes, more = weighted(probe, samples, sampled), []
+        begun = weighted(probe, samples, sampled, likeliest)
+        rows = paying(votes, costs.further, begun, costs.greedy)
     written = _write_profile(config, probe, costs, rows) if write_profile else None
     heads = {
         name: {"penalty": each.penalty, "loss": each.loss, "base": each.base}

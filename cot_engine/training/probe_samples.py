@@ -1,7 +1,8 @@
 """What a probe is fitted on: responses of a model with its states while it wrote, and what is true.
 
 Whole responses are sampled as a majority vote samples them; each is labelled by the standard
-answer, a stage by its facts where the data set knows them, and by the answer where not. They are
+answer, a stage by its facts where the data set knows them, and by the answer where not. Of problems
+that are only measured on, the likeliest response is written too: a vote may begin with it. They are
 kept in a folder, a file of `PART` problems each (numpy's .npz, one row a response), so that what
 was stopped goes on.
 """
@@ -10,8 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,8 @@ class Recorder(Probe):
 
 @dataclass(frozen=True)
 class Samples:
-    """One row a response. `problem` [rows] are places in the data set; `answer` [rows] numbers of
+    """One row a response. `problem` [rows] are places in the data set; `greedy` [rows] says that it
+    is a problem's likeliest response and no sample; `answer` [rows] numbers of
     equal conclusions within a problem; `label` [rows] what it earned; `nats` and `tokens` of the
     response; `mean` [rows, size] its mean state. By stage: `ends` and `means` [rows, size],
     `stage_nats`, `stage_tokens`, `facts` (NaN: unknown), and `closed` (was there such a stage).
@@ -99,23 +101,31 @@ class _Rows:
 
 
 async def sample(
-    engine: Engine, recorder: Recorder, item: Item, index: int, config: RunConfig, rows: _Rows
+    engine: Engine,
+    recorder: Recorder,
+    item: Item,
+    index: int,
+    configs: Sequence[RunConfig],
+    rows: _Rows,
 ) -> str:
-    """Add one problem's responses to `rows`. What is wrong with it is the result ("": nothing); a
-    model that fails raises."""
-    try:
-        answer = await engine.asolve(item.problem(), config=config)
-    except ModelError:
-        raise
-    except CotEngineError as error:
-        return str(error)
-    plan, numbers = answer.trace.started.plan, dict[str, int]()
-    chains = [c for event in answer.trace if isinstance(event, Grown) for c in event.chains]
-    for chain in chains:
-        scores = chain.steps[-1].scores
-        kept = {name: recorder.kept.pop(number) for name, number in scores.items()}
-        if WHOLE in kept:
-            _add(rows, item, index, chain, plan, kept, numbers)
+    """Add one problem's responses to `rows`, those of each search in turn. What is wrong with it is
+    the result ("": nothing); a model that fails raises."""
+    numbers = dict[str, int]()
+    for config in configs:
+        try:
+            answer = await engine.asolve(item.problem(), config=config)
+        except ModelError:
+            raise
+        except CotEngineError as error:
+            return str(error)
+        plan = answer.trace.started.plan
+        chains = [c for event in answer.trace if isinstance(event, Grown) for c in event.chains]
+        for chain in chains:
+            scores = chain.steps[-1].scores
+            kept = {name: recorder.kept.pop(number) for name, number in scores.items()}
+            if WHOLE in kept:
+                rows.add("greedy", config.strategy == "greedy")
+                _add(rows, item, index, chain, plan, kept, numbers)
     return ""
 
 
@@ -234,14 +244,17 @@ def sample_all(
     config: RunConfig,
     folder: SampleFolder,
     stages: tuple[str, ...],
+    measured: Collection[int] = (),
     on_done: Callable[[int, str], None] = lambda index, error: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Sample what the folder lacks, the engine's number of problems at a time. When `stop` says so,
-    the part that is under way is lost."""
+    """Sample what the folder lacks, the engine's number of problems at a time; of those at the
+    places `measured` the likeliest response too. When `stop` says so, the part that is under way is
+    lost."""
     import asyncio
 
     size = len(recorder.layers) * recorder.width
+    likeliest = replace(config, strategy="greedy", parameters={})
 
     async def part(indices: range, limit: asyncio.Semaphore) -> _Rows | None:
         rows = _Rows(stages, size)
@@ -249,7 +262,8 @@ def sample_all(
         async def one(index: int) -> None:
             async with limit:
                 if not stop():
-                    error = await sample(engine, recorder, items[index], index, config, rows)
+                    configs = [config, likeliest] if index in measured else [config]
+                    error = await sample(engine, recorder, items[index], index, configs, rows)
                     on_done(index, error)
 
         await asyncio.gather(*map(one, indices))

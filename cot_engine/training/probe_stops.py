@@ -26,17 +26,22 @@ _VOTE = "weighted-vote"
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Parameters of `weighted-vote`; a `stop` of None asks for all `n` at once."""
+    """Parameters of `weighted-vote`; a `stop` of None asks for all `n` at once. With `greedy` the
+    likeliest response is the first."""
 
     n: int
     stop: float | None = None
     round: int = 2
     doubt: float = 0.35
+    greedy: bool = False
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """Those that a row has to name."""
-        return {"n": self.n} if self.stop is None else asdict(self)
+    def row(self) -> tuple[str, dict[str, Any]]:
+        """The strategy, and those parameters that a row has to name."""
+        if self.greedy and self.n == 1:
+            return "greedy", {}
+        named = asdict(self) if self.stop is not None else {"n": self.n, "greedy": self.greedy}
+        return _VOTE, {name: value for name, value in named.items() if value is not False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ def ends(votes: Votes, policy: Policy) -> np.ndarray:
     if policy.stop is None:
         return count
     going = np.ones(len(count), bool)
-    for k in (*range(policy.round, n, policy.round), n):
+    for k in (*range(1 if policy.greedy else policy.round, n, policy.round), n):
         lead, total = votes.lead[:, k - 1], votes.total[:, k - 1] + policy.doubt
         over = (lead - votes.second[:, k - 1] > n - k) | (
             (lead >= policy.stop * total) & (lead > 0)
@@ -121,15 +126,15 @@ def earned(votes: Votes, count: np.ndarray) -> np.ndarray:
     return votes.earned[np.arange(len(count)), count - 1][:, None]
 
 
-def policies(widths: Iterable[int]) -> Iterator[Policy]:
-    """All that are compared, of these widths."""
+def policies(widths: Iterable[int], greedy: bool = False) -> Iterator[Policy]:
+    """All that are compared, of these widths; all `greedy`, or none."""
     for n in widths:
-        yield Policy(n)
+        yield Policy(n, greedy=greedy)
         for stop in STOPS if n > 1 else ():
             for doubt in DOUBTS:
                 for step in ROUNDS:
                     if step < n:
-                        yield Policy(n, stop, step, doubt)
+                        yield Policy(n, stop, step, doubt, greedy)
 
 
 def stopping(votes: Votes) -> tuple[StopsRow, ...]:
@@ -146,32 +151,37 @@ def stopping(votes: Votes) -> tuple[StopsRow, ...]:
     return tuple(found)
 
 
-def paying(votes: Votes, further: float, greedy: Interval | None = None) -> tuple[Paying, ...]:
+def paying(
+    votes: Votes, further: float, greedy: Votes | None = None, first: float = 1.0
+) -> tuple[Paying, ...]:
     """The rows of a profile: at each step of the budget the cheapest vote that gives away no more
     than SLACK of the best that a budget of that size buys a question.
 
     `further` is what one more response costs beside a first one, in samples (its prompt is read
     once). A budget is a limit for each question, so that a vote has no more responses than fit.
-    `greedy` is the accuracy of a greedy response where that is above a sample's: it is then the
-    first row. Steps that buy the same are one row; those beyond what was sampled are left out.
+    `greedy` are the votes that begin with the likeliest response, which costs `first`; alone, it is
+    the strategy of that name. Steps that buy the same are one row; those beyond what was sampled
+    are left out.
     """
     if not len(votes.lead):
         return ()
     found: list[Paying] = []
     measured: dict[Policy, tuple[float, float, float]] = {}
+    begun = [(False, votes, 1.0)]
+    if greedy is not None and len(greedy.lead):
+        begun.append((True, greedy, first))
     for upto in STEPS:
         fit = min(votes.most, 1 + int((upto - 1) / further + 1e-9))
         if fit == votes.most and found and found[-1].row.upto >= 1 + (votes.most - 1) * further:
             break  # nothing larger was sampled
-        if upto == STEPS[0] and greedy is not None:
-            found.append(Paying(Row(upto, "greedy"), 1.0, 1.0, greedy))
-            continue
-        for policy in policies(sorted({*(w for w in WIDTHS if w < fit), fit})):
-            if policy not in measured:
-                count = ends(votes, policy)
-                cost = 1 + (float(count.mean()) - 1) * further
-                right = float(earned(votes, count).mean())
-                measured[policy] = cost, right, float(count.mean())
+        widths = sorted({*(w for w in WIDTHS if w < fit), fit})
+        for likeliest, some, start in begun:
+            for policy in policies(widths, likeliest):
+                if policy not in measured:
+                    count = ends(some, policy)
+                    cost = start + (float(count.mean()) - 1) * further
+                    right = float(earned(some, count).mean())
+                    measured[policy] = cost, right, float(count.mean())
         within = {p: m for p, m in measured.items() if p.n <= fit}
         front = {
             policy: (cost, right)
@@ -180,10 +190,10 @@ def paying(votes: Votes, further: float, greedy: Interval | None = None) -> tupl
         }
         enough = max(right for _, right in front.values()) - SLACK
         best = min((p for p in front if front[p][1] >= enough), key=lambda p: front[p])
-        row = Row(upto, _VOTE, best.parameters)
-        if found and (found[-1].row.strategy, found[-1].row.parameters) == (_VOTE, row.parameters):
+        row = Row(upto, *best.row)
+        if found and (found[-1].row.strategy, found[-1].row.parameters) == best.row:
             found[-1] = replace(found[-1], row=row)
             continue
-        cost, _, responses = measured[best]
-        found.append(Paying(row, cost, responses, accuracy(earned(votes, ends(votes, best)))))
+        (cost, _, responses), some = measured[best], begun[best.greedy][1]
+        found.append(Paying(row, cost, responses, accuracy(earned(some, ends(some, best)))))
     return tuple(found)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cot_engine import settled
-from cot_engine.training.probe_cost import Costs, better_greedy, costs_of
+from cot_engine import plugins, settled
+from cot_engine.training.probe_cost import costs_of
 from cot_engine.training.probe_samples import Samples
 from cot_engine.training.probe_stops import (
     SLACK,
@@ -35,14 +35,19 @@ def made(problems=300, n=8, seed=0, sure=2.0):
 def test_a_vote_ends_where_settled_says_so_and_earns_what_its_leader_does():
     samples, groups, chance = made(problems=80)
     votes, taken = votes_of(samples, groups, chance), []
-    for policy in policies((1, 2, 3, 8)):
+    for policy in (*policies((1, 2, 3, 8)), *policies((1, 2, 3, 8), greedy=True)):
         count = ends(votes, policy)
         for own, got, score in zip(groups, count, earned(votes, count)[:, 0], strict=True):
             texts, k = [str(samples.answer[row]) for row in own], 0
             while True:  # as WeightedVote.search goes
-                k += policy.n if policy.stop is None else min(policy.round, policy.n - k)
-                if k >= policy.n or settled(
-                    texts[:k], policy.stop, list(chance[own[:k]]), policy.doubt, policy.n - k
+                left = policy.n - k
+                step = left if policy.stop is None else min(policy.round, left)
+                k += 1 if policy.greedy and not k else step
+                stop = policy.stop
+                weights = list(chance[own[:k]])
+                if k >= policy.n or (
+                    stop is not None
+                    and settled(texts[:k], stop, weights, policy.doubt, policy.n - k)
                 ):
                     break
             assert k == got, policy
@@ -94,23 +99,50 @@ def test_where_nothing_is_gained_by_more_the_cheapest_serves_every_budget():
     assert row.row.parameters == {"n": 1} and row.samples == 1 and row.row.upto == 8
 
 
-def test_greedy_is_the_first_row_where_it_was_better():
+def beginning(samples, groups, chance, right):
+    """Votes that begin with one more response, of which that share is right, and as sure all."""
+    count, arrays = len(groups), samples.arrays
+    good = np.random.default_rng(1).random(count) < right
+    whole = Samples(
+        {
+            "problem": np.concatenate([arrays["problem"], np.arange(count)]),
+            "answer": np.concatenate([arrays["answer"], np.where(good, 0, 9)]),
+            "label": np.concatenate([arrays["label"], good]),
+        },
+        (),
+    )
+    groups = [np.array([len(samples) + k, *own]) for k, own in enumerate(groups)]
+    return votes_of(whole, groups, np.append(chance, np.full(count, 0.6)))
+
+
+def test_a_vote_begins_with_the_likeliest_response_where_that_was_better():
     samples, groups, chance = made()
-    votes, rows = votes_of(samples, groups, chance), np.ones(len(samples), bool)
-    good = better_greedy(Costs({}, 1.0, dict.fromkeys(range(300), 1.0)), samples, rows)
-    assert good is not None and paying(votes, 1.0, good)[0].row.strategy == "greedy"
-    assert better_greedy(Costs({}, 1.0, dict.fromkeys(range(300), 0.0)), samples, rows) is None
-    assert better_greedy(Costs({}, 1.0, {}), samples, rows) is None
-    assert paying(votes, 1.0)[0].row.parameters == {"n": 1}
+    votes = votes_of(samples, groups, chance)
+    found = paying(votes, 1.0, beginning(samples, groups, chance, 0.85), 0.9)
+    assert (found[0].row.strategy, found[0].row.parameters) == ("greedy", {})
+    assert found[0].samples == 0.9 and found[0].responses == 1
+    later = found[-1].row
+    assert later.strategy == "weighted-vote" and later.parameters["greedy"] is True
+    assert found[-1].accuracy.estimate > paying(votes, 1.0)[-1].accuracy.estimate
+    for found in (paying(votes, 1.0, beginning(samples, groups, chance, 0.1)), paying(votes, 1.0)):
+        assert not any(each.row.strategy == "greedy" for each in found)
+        assert not any("greedy" in each.row.parameters for each in found)
+
+
+def test_every_row_can_be_made():
+    for policy in (*policies((1, 4)), *policies((1, 4), greedy=True)):
+        strategy, parameters = policy.row
+        assert plugins.make("strategy", strategy, parameters)
 
 
 def test_costs_are_of_one_response_alone_and_of_one_more():
     units = {"flops": 100.0, "tokens": 80.0, "new tokens": 20.0, "calls": 1.0}
     two = {"flops": 130.0, "tokens": 100.0, "new tokens": 40.0, "calls": 2.0}
-    found = {3: {"greedy": 1.0, "1": units, "2": two}, 4: {"greedy": 0.0}, 5: {"error": "x"}}
-    costs = costs_of(found)
+    likeliest = units | {"flops": 90.0}
+    costs = costs_of([{"greedy": likeliest, "1": units, "2": two}, {"error": "x"}])
     assert costs.sample == units and costs.further == pytest.approx(0.3)
-    assert costs.greedy == {3: 1.0, 4: 0.0}
-    free = {3: {"1": units | {"flops": 0.0}, "2": two | {"flops": 0.0}}}
-    assert "flops" not in costs_of(free).sample and costs_of(free).further == pytest.approx(0.25)
-    assert costs_of({5: {"error": "x"}}) is None
+    assert costs.greedy == pytest.approx(0.9)
+    free = {key: row | {"flops": 0.0} for key, row in (("greedy", units), ("1", units), ("2", two))}
+    assert "flops" not in costs_of([free]).sample
+    assert costs_of([free]).further == pytest.approx(0.25)
+    assert costs_of([{"error": "x"}]) is None

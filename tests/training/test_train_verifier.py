@@ -16,7 +16,7 @@ import pytest
 from cot_engine.errors import InputError, StoreError
 from cot_engine.judging.probe import WHOLE, Probe
 from cot_engine.training.probe_fit import LEAST, fit_probe, logits, split, whole_features
-from cot_engine.training.probe_measure import measure, sentences
+from cot_engine.training.probe_measure import measure, sentences, weighted
 from cot_engine.training.probe_samples import SampleFolder, Samples, _Rows
 
 STAGES = ("CAPTION", "CONCLUSION")
@@ -107,6 +107,19 @@ def test_votes_are_those_of_a_count_by_hand():
         assert getattr(row, name).estimate == pytest.approx(count / len(problems))
     assert row.vote.estimate > row.majority.estimate + 0.05
     assert any("weighted by the probe" in said for said in sentences(measured))
+
+
+def test_a_vote_may_begin_with_one_response_of_each_problem():
+    samples, _ = made(claims=False)
+    probe, _, _, parts = fitted(samples)
+    likeliest = np.arange(len(samples)) % 4 == 3
+    sampled, first = parts.measuring & ~likeliest, parts.measuring & likeliest
+    plain, begun = weighted(probe, samples, sampled), weighted(probe, samples, sampled, first)
+    problems = len(set(samples.problem[parts.measuring]))
+    assert plain.lead.shape == (problems, 3) and begun.lead.shape == (problems, 4)
+    assert (begun.earned[:, 0] == samples.label[first]).all()
+    first[np.flatnonzero(first)[0]] = False  # of one it failed
+    assert len(weighted(probe, samples, sampled, first).lead) == problems - 1
 
 
 def test_labels_that_say_nothing_make_a_probe_that_says_the_share():
@@ -200,6 +213,7 @@ def test_killed_it_goes_on_and_its_probe_reads_the_model(tmp_path):
     assert all(path.stat().st_mtime_ns == at for path, at in kept.items())
     found = json.loads(done.stdout)
     assert found["measured"]["problems"] >= 10 and WHOLE in found["heads"]
+    assert found["auto"] and 0.5 < found["costs"]["greedy"] < 1.5
     assert found["measured"]["loss"] < found["measured"]["base"]
     probe = Probe.of(folder / "cot_engine.probe")
     assert probe.digest and probe.width == 256
