@@ -17,6 +17,7 @@ import asyncio
 import base64
 import io
 import json
+import math
 import re
 import socket
 import sys
@@ -75,6 +76,7 @@ class Switches:
     reasoning: bool = False
     tasks: tuple = ("pooling", "classify", "score", "rerank")
     rows: int = 1  # of numbers that pooling gives
+    activation: bool | None = None  # what it does whatever it is asked; None: as it is asked
     numberless: bool = False
     faults: list = field(default_factory=list)
     fault: str = ""  # of every request
@@ -133,7 +135,8 @@ class App:
         return JSONResponse({"tokens": self.ids(text)})
 
     async def pooled(self, request):
-        """A reward model's endpoints: the first number of the final state is the score."""
+        """A reward model's endpoints: the first number of the final state is the score. As vLLM it
+        divides what it pools by its length, and lays a sigmoid on a score, unless it is told."""
         body = await request.json()
         self.log.append(body | {"path": request.url.path})
         if (refusal := self.keyless(request)) is not None:
@@ -154,15 +157,21 @@ class App:
         dialogue = self.dialogue(messages, body.get("add_generation_prompt", False))
         answer = await self.backend.measure(Measure("pool", (dialogue,)))
         state, used = list(answer.numbers[0][0]), answer.usage
+        score = state[0]
+        if body.get("use_activation", True) if s.activation is None else s.activation:
+            state = [each / math.hypot(*state) for each in state]
+            score = 1 / (1 + math.exp(-score))
         data = {
             "pooling": {"data": state if s.rows == 1 else [state] * s.rows},
-            "classify": {"probs": state},
-            "score": {"score": state[0]},
-            "rerank": {"relevance_score": state[0]},
+            "classify": {"label": "LABEL_0", "probs": [score], "num_classes": 1},
+            "score": {"score": score},
+            "rerank": {"relevance_score": score, "document": {"text": "", "multi_modal": None}},
         }[task]
-        usage = {"prompt_tokens": used.prefilled + used.cached}
+        count = used.prefilled + used.cached
+        usage = {"prompt_tokens": count, "total_tokens": count}
         if s.numberless:
             data = {key: None for key in data}
+        data["index"] = 0
         return JSONResponse({"results" if task == "rerank" else "data": [data], "usage": usage})
 
     def dialogue(self, messages, opens: bool, goes_on: bool = False) -> Dialogue:

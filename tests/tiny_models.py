@@ -317,7 +317,7 @@ def _qwen25() -> tuple[Any, Any]:
     return _qwen(tf.Qwen2_5_VLConfig, tf.Qwen2_5_VLForConditionalGeneration, vision, 7)
 
 
-def _qwen3() -> tuple[Any, Any]:
+def _qwen3(**text: Any) -> tuple[Any, Any]:
     vision = {
         "depth": 3,
         "hidden_size": 32,
@@ -328,7 +328,8 @@ def _qwen3() -> tuple[Any, Any]:
         "num_position_embeddings": 16,
         "deepstack_visual_indexes": [0, 1],
     }
-    return _qwen(tf.Qwen3VLConfig, tf.Qwen3VLForConditionalGeneration, vision, 8, head_dim=16)
+    text = {"head_dim": 16, **text}
+    return _qwen(tf.Qwen3VLConfig, tf.Qwen3VLForConditionalGeneration, vision, 8, **text)
 
 
 def _qwen3_moe() -> tuple[Any, Any]:
@@ -557,10 +558,11 @@ def enliven(model: torch.nn.Module, seed: int = 0) -> None:
                 value.copy_(noise * (1.5 / math.sqrt(fan_in)))
 
 
-def build(architecture: str, folder: str | Path, seed: int = 0) -> Path:
-    """Write a checkpoint of `architecture` (see BUILDERS) to `folder`."""
+def build(architecture: str, folder: str | Path, seed: int = 0, **text: Any) -> Path:
+    """Write a checkpoint of `architecture` (see BUILDERS) to `folder`; `text` is what its language
+    model has otherwise, where its builder takes that."""
     torch.manual_seed(seed)
-    model, processor = BUILDERS[architecture]()
+    model, processor = BUILDERS[architecture](**text)
     enliven(model.eval(), seed)
     model.generation_config.eos_token_id = 2
     model.save_pretrained(folder)

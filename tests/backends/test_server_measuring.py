@@ -4,11 +4,14 @@ in this process; what they cannot say is refused."""
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 
 import pytest
+import torch
 from near import largest
 from openai_server import serving
+from safetensors.torch import save_file
 from test_measure import LOOK, apart, said, steps
 from test_recipes import Both, of_stages
 from tiny_models import build
@@ -19,7 +22,7 @@ from cot_engine.backends.local.backend import LocalBackend
 from cot_engine.backends.server.opener import Server
 from cot_engine.core.events import Notice, Scored
 from cot_engine.core.requests import Choose, Dialogue, Measure, Piece, Prompt, Turn
-from cot_engine.errors import ConfigError, InputError, ModelError
+from cot_engine.errors import ConfigError, InputError, ModelError, StrategyError
 from cot_engine.testing import ScriptedBackend
 
 
@@ -97,7 +100,7 @@ def test_a_server_without_log_probabilities_is_asked_in_writing(model):
 def test_a_server_that_pools_gives_its_numbers(model, served, task):
     """IXC's way: its own numbers, unbounded, made log-odds by centre and spread."""
     own = Verifier.recipe("ixc", model=f"{served.url}#task={task}")
-    with Server(task=task).open(served.url) as backend:
+    with Server(task=task).open(f"{served.url}#activation=false") as backend:
         dialogue = answered()
         request = Measure("p", (dialogue,))
         found, bound = asyncio.run(backend.measure(request)), backend.estimate(request)
@@ -114,6 +117,29 @@ def test_a_server_that_pools_gives_its_numbers(model, served, task):
         ):
             with pytest.raises(InputError):
                 asyncio.run(refused)
+    # What it is not asked to leave out is left to it, but where it pools: a state is a state.
+    want = state[0] if task == "pooling" else 1 / (1 + math.exp(-state[0]))
+    with Server(task=task).open(served.url) as backend:
+        assert largest([measured(backend, dialogue, choices=()).numbers[0][0][0] - want]) < 1e-4
+
+
+def test_a_head_is_not_laid_on_states_that_were_divided_by_their_length(model, tmp_path):
+    save_file({"w": torch.ones(1, 64)}, tmp_path / "head.safetensors")
+    own = tmp_path / "head.toml"
+    with serving(model, context=2048) as server, Engine(ScriptedBackend()) as engine:
+        own.write_text(
+            f'kind = "head"\nmodel = "{server.url}#task=pooling"\nhead = "head.safetensors"'
+        )
+        assert engine.solve(LOOK, "which?", strategy=Both(str(own)), seed=1).usage["verify"].calls
+        server.switches.activation = True  # an older one does not know the word for leaving it out
+        with pytest.raises(StrategyError, match="one long"):
+            engine.solve(LOOK, "which?", strategy=Both(str(own)), seed=2)
+
+
+def test_what_stands_for_an_activation_is_checked():
+    for behind in ("activation=yes&task=score", "activation=true"):
+        with pytest.raises(ConfigError, match="activation is"):
+            Server().open(f"http://127.0.0.1:1/v1#{behind}")
 
 
 def test_a_verifier_behind_an_address_scores_a_search(model, served, tmp_path):

@@ -1,4 +1,5 @@
-"""A real vLLM on this machine's CPU, started and ended by the tests, with the bundled model."""
+"""A real vLLM on this machine's CPU, started and ended by the tests, with the bundled model or
+another."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ from cot_engine.engine.facade import model_path
 VENV = os.environ.get("VLLM_CPU_VENV", "")
 
 
-def served():
-    """Serve the bundled model, or skip and say how to make the environment."""
+def served(model: Path | None = None, *more: str):
+    """Serve the bundled model, or that of a folder, with these flags; or skip and say how to make
+    the environment."""
     if not (VENV and (Path(VENV) / vllm_server.READY).exists()):
         pytest.skip(
             "VLLM_CPU_VENV names no environment with vLLM for CPUs: `python "
@@ -26,7 +28,14 @@ def served():
         )
     if "PYTEST_XDIST_WORKER" in os.environ:
         pytest.skip("each worker would start servers of its own: run these with -n 0")
-    return vllm_server.serving(Path(model_path("bundled")), Path(VENV), rows=64)
+    folder = Path(model_path("bundled")) if model is None else model
+    return vllm_server.serving(folder, Path(VENV), rows=64, more=more)
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """`served`, for a module's own models."""
+    return served
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +49,16 @@ def second():
     """Another one, which a test may kill."""
     with served() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def pooling():
+    """The bundled model, whose final state is given."""
+    pooler = '{"pooling_type": "LAST", "use_activation": false}'
+    with served(
+        None, "--runner", "pooling", "--convert", "embed", "--pooler-config", pooler
+    ) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

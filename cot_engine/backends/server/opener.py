@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from cot_engine.backends.server.sizes import Sizes
 
 KEY = "COT_ENGINE_API_KEY"
+_OF: dict[str, Callable[[str], Any]] = {
+    "int": int,
+    "float": float,
+    "bool": {"true": True, "false": False}.__getitem__,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,10 @@ class Server:
     floating-point operations are counted. `context` is the longest prompt and reply, in tokens,
     where the server does not say. Of a picture with more than `max_pixels` pixels a smaller one is
     sent. `task` is what it is asked for: chat, which searching takes, or of a reward model or a
-    reranker its pooling, classify, score or rerank, for verifiers. Any of these but `key_env` may
-    stand behind the address: http://host:8000/v1#served=NAME&sizes=FOLDER.
+    reranker its pooling, classify, score or rerank, for verifiers. `activation`: whether such a
+    server lays its own last step on the numbers, a norm, a sigmoid or a softmax; None: not on what
+    it pools, and on others as it was started. Any of these but `key_env` may stand behind the
+    address: http://host:8000/v1#served=NAME&sizes=FOLDER.
     """
 
     models: ClassVar[str] = r"https?://.*"
@@ -55,6 +62,7 @@ class Server:
     context: int | None = None
     max_pixels: int | None = None
     task: Task = "chat"
+    activation: bool | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (("at_once", 1, 4096), ("retries", 0, 100)):
@@ -69,6 +77,13 @@ class Server:
         if self.task not in get_args(Task):
             raise ConfigError(
                 f"task is {shown(self.task)}.", f"It must be {' or '.join(get_args(Task))}."
+            )
+        if self.activation is not None and (
+            type(self.activation) is not bool or self.task == "chat"
+        ):
+            raise ConfigError(
+                f"activation is {shown(self.activation)}, and task {self.task}.",
+                "It is true or false, for a server that pools, classifies, scores or reranks.",
             )
         if self.context is not None and self.context < 16:
             raise ConfigError(f"context is {shown(self.context)}.", "It must be 16 at least.")
@@ -171,7 +186,8 @@ class Server:
         context = self.context or (said if type(said) is int and said > 0 else 32_768)
         notes = tuple(self._exposed(line))
         return PoolingBackend(
-            *(asking, self.task, str(served), context, name, sizes, self.max_pixels, notes)
+            *(asking, self.task, str(served), context, name, sizes, self.max_pixels, notes),
+            activation=self.activation,
         )
 
     def _exposed(self, line: Line) -> list[str]:
@@ -210,9 +226,10 @@ def split(model: str) -> tuple[list[str], dict[str, Any]]:
             raise UnknownNameError("parameter of a server called", name, known)
         kind = known[name].split(" ")[0]
         try:
-            own[name] = {"int": int, "float": float}.get(kind, str)(value)
-        except ValueError:
-            raise ConfigError(f"{name} is {shown(value)}.", "Give a number.") from None
+            own[name] = _OF.get(kind, str)(value)
+        except (KeyError, ValueError):
+            wanted = "true or false" if kind == "bool" else "a number"
+            raise ConfigError(f"{name} is {shown(value)}.", f"Give {wanted}.") from None
     return addresses, own
 
 

@@ -4,8 +4,9 @@
 
 `pooling` and `classify` get the dialogue as a chat (vLLM's /pooling and /classify); `score` and
 `rerank` its first turn of the user as the query, its last one as the document. The numbers are the
-server's own: it has applied its head, and maybe a sigmoid. A vLLM that pools the LAST token of an
-ordinary model without an activation gives its final state, on which a `head` can be laid here.
+server's own: it has applied its head. What it would lay on them by itself, a norm, a sigmoid or a
+softmax, it is asked to leave out where it pools (`use_activation`, vLLM's word): what an ordinary
+model gives at the LAST token is then its final state, on which a `head` can be laid here.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class PoolingBackend:
         sizes: Sizes | None = None,
         max_pixels: int | None = None,
         notes: tuple[str, ...] = (),
+        activation: bool | None = None,
     ) -> None:
         self.asking, self.task, self.model, self.sizes = asking, task, model, sizes
         self._context, self._name, self._notes = context, name, notes
@@ -60,6 +62,11 @@ class PoolingBackend:
         self._plain = Plain(None)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
+        if activation is None and task == "pooling":
+            activation = False
+        self._asked: dict[str, Any] = {"model": model}
+        if activation is not None:
+            self._asked["use_activation"] = activation
 
     def __enter__(self) -> PoolingBackend:
         return self
@@ -168,7 +175,7 @@ class PoolingBackend:
     async def _one(self, dialogue: Dialogue) -> tuple[tuple[tuple[float, ...], ...], Usage]:
         chat = self.task in ("pooling", "classify")
         payload = await (self._chat(dialogue) if chat else self._pair(dialogue))
-        reply = await self.asking.value(f"/{self.task}", {"model": self.model} | payload)
+        reply = await self.asking.value(f"/{self.task}", self._asked | payload)
         rows = self._rows(reply, dialogue.places)
         usage = reply.get("usage")
         tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None

@@ -8,6 +8,7 @@ state to read: it has applied its head, and gives numbers.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping as Mapping
 from collections.abc import Sequence
@@ -116,6 +117,13 @@ class HeadVerifier(Asked):
                 )
             import numpy as np
 
+            if abs(math.hypot(*state) - 1) < 1e-3:
+                raise ConfigError(
+                    f"The head {self.head!r} reads states as the model has them; these are one"
+                    " long: whoever gives them has divided them by their length.",
+                    "Start the server without, such as vLLM with --pooler-config"
+                    ' \'{"pooling_type": "LAST", "use_activation": false}\'.',
+                )
             state = (weight @ np.asarray(state, dtype=np.float64) + bias).tolist()
         if not -len(state) <= self.output < len(state):
             raise ConfigError(
