@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from cot_engine.backends.server.sizes import Sizes
 
 _TURN = 64  # tokens that a chat format writes around a turn, at most
+_PAIR = 256  # and what a server's template for a query and its document says besides
 
 
 class PoolingBackend:
@@ -124,9 +125,10 @@ class PoolingBackend:
         total = Usage()
         for dialogue in request.dialogues:
             prompt = prompt_of(dialogue.turns)
-            tokens = len(prompt.text.encode()) + _TURN * len(dialogue.turns)
+            around = _TURN * len(dialogue.turns) + _PAIR * (self.task in ("score", "rerank"))
+            tokens = len(prompt.text.encode()) + around
             if self.sizes is not None:
-                tokens = self.sizes.tokens(prompt, "") + _TURN * len(dialogue.turns)
+                tokens = self.sizes.tokens(prompt, "") + around
             elif dialogue.images:
                 tokens = self._context
             tokens = min(tokens, self._context)

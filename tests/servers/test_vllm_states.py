@@ -1,5 +1,5 @@
-"""Verifiers on a real vLLM that pools or classifies: its numbers are those of the same model in
-this process, and a search that it scores is the one that the model here would have scored."""
+"""Verifiers on a real vLLM that pools: its states are those of the same model in this process, and
+a search that it scores is the one that the model here would have scored."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import transformers as tf
 from near import largest
 from safetensors.torch import save_file
-from tiny_models import build, picture
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from cot_engine import Engine
 from cot_engine.backends.local.opener import Local
@@ -40,8 +37,8 @@ def said(speaker, text, *images):
     return Turn(speaker, (Piece(text),), images)
 
 
-def measured(backend, *dialogues, choices=()):
-    return asyncio.run(backend.measure(Measure("s", dialogues, choices)))
+def measured(backend, *dialogues):
+    return asyncio.run(backend.measure(Measure("s", dialogues)))
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +50,6 @@ def items():
 def bundled():
     with Local(**CPU).open("bundled") as opened:
         yield opened
-
-
-# --- the final state ------------------------------------------------------------------------------
 
 
 def asked(items):
@@ -174,136 +168,14 @@ def test_the_command_line_asks_two_servers(url, pooling, items, head, tmp_path, 
     assert told["usage"]["verify"]["decoded"] == 0 < told["usage"]["generate"]["decoded"]
 
 
-# --- a vision model that classifies: the architecture of Qwen3-VL-Reranker ------------------------
-
-RERANKER = {
-    "architectures": ["Qwen3VLForSequenceClassification"],
-    "classifier_from_token": ["B", "A"],  # its no and yes: words that the tiny tokenizer has
-    "is_original_qwen3_reranker": True,
-}
-PAIR = (
-    "<|im_start|>system\nIs the answer right?<|im_end|>\n<|im_start|>user\n"
-    "Query: {query}\nDocument: {document}<|im_end|>\n<|im_start|>assistant\n"
-)
-SHOWN = "<|vision_start|><|image_pad|><|vision_end|>"
-LOOKS = picture(5), picture(6, 48, 64)
-QUESTION, ANSWERS = "how many red circles", ("two red circle", "one blue square, so one", "A")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """As published but for its size, and with heads and sections of positions that vLLM's build for
-    CPUs has a kernel for."""
-    positions = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]}
-    positions["mrope_interleaved"] = True  # published ones say it; transformers takes it for granted
-    made = tmp_path_factory.mktemp("qwen3")
-    build("qwen3_vl", made, head_dim=32, rope_parameters=positions)
-    config = json.loads((made / "config.json").read_text())
-    config["text_config"]["tie_word_embeddings"] = False  # published ones say it, and vLLM asks
-    (made / "config.json").write_text(json.dumps(config))
-    # Of a query and a document; of a chat the model's own.
-    side = "{{{{ messages | selectattr('role', 'eq', '{}') | map(attribute='content') | first }}}}"
-    sides = {role: side.format(role) for role in ("query", "document")}
-    own = (made / "chat_template.jinja").read_text()
-    (made / "both.jinja").write_text(
-        "{% if messages[0]['role'] == 'query' %}" + PAIR.format(**sides)
-        + "{% else %}" + own + "{% endif %}"
-    )  # fmt: skip
-    return made
-
-
-@pytest.fixture(scope="module")
-def reranker(folder, serve):
-    flags = ["--runner", "pooling", "--convert", "classify"]
-    flags += ["--chat-template", str(folder / "both.jinja"), "--hf-overrides", json.dumps(RERANKER)]
-    with serve(folder, *flags) as made:
-        yield made
-
-
-class Stock:
-    """The same folder in plain transformers: its words, its pictures, a forward without a cache."""
-
-    def __init__(self, folder):
-        self.model = tf.Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype="float32")
-        self.tokenizer = tf.AutoTokenizer.from_pretrained(folder)
-        self.images = Qwen2VLImageProcessorPil.from_pretrained(folder)
-        self.no, self.yes = self.tokenizer.convert_tokens_to_ids(RERANKER["classifier_from_token"])
-
-    @torch.inference_mode()
-    def score(self, text, images=()):
-        """How much likelier yes is than no behind a text, in logits; and its tokens."""
-        more = {}
-        if images:
-            more = self.images([image.pixels for image in images], return_tensors="pt")
-            for grid in more["image_grid_thw"]:
-                text = text.replace("<|image_pad|>", "<PAD>" * int(grid.prod() // 4), 1)
-            text = text.replace("<PAD>", "<|image_pad|>")
-        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-        if images:
-            pads = ids == self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-            more = {**more, "mm_token_type_ids": pads.int()}
-        logits = self.model(input_ids=ids, use_cache=False, **more).logits[0, -1]
-        return float(logits[self.yes] - logits[self.no]), ids.shape[1]
-
-    def chat(self, question, answer, images):
-        turns = (("user", [{"type": "image"}] * len(images), question), ("assistant", [], answer))
-        messages = [
-            {"role": role, "content": [*shown, {"type": "text", "text": text}]}
-            for role, shown, text in turns
-        ]
-        return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
-
-
-@pytest.fixture(scope="module")
-def stock(folder):
-    return Stock(folder)
-
-
-def right(answer, images):
-    return Dialogue((said("user", QUESTION, *images), said("assistant", answer)), True)
-
-
-@pytest.mark.parametrize("task", ["classify", "score", "rerank", "pooling"])
-def test_a_vision_reranker_says_what_plain_transformers_do(reranker, stock, task):
-    with (
-        Server(task=task).open(f"{reranker.url}/v1#activation=false") as raw,
-        Server(task=task).open(f"{reranker.url}/v1#activation=true") as squeezed,
-        Server(task=task).open(f"{reranker.url}/v1") as as_it_is,
-    ):
-        for images in ((), LOOKS[:1], LOOKS):
-            asked = [right(answer, images) for answer in ANSWERS]
-            found = measured(raw, *asked)
-            want, tokens = [], 0
-            for answer in ANSWERS:
-                text = stock.chat(QUESTION, answer, images)
-                if task in ("score", "rerank"):
-                    text = PAIR.format(query=SHOWN * len(images) + QUESTION, document=answer)
-                number, count = stock.score(text, images)
-                want, tokens = [*want, number], tokens + count
-            numbers = [rows[0][0] for rows in found.numbers]
-            print(task, len(images), [f"{a - b:.1e}" for a, b in zip(numbers, want, strict=True)])
-            assert largest(np.subtract(numbers, want).tolist()) < SCORE
-            assert found.usage.prefilled == tokens and found.usage.encodes == 3 * len(images)
-            # In another order, or with another sign, they are seen to be others.
-            assert largest(np.subtract(numbers, want[1:] + want[:1]).tolist()) > 100 * SCORE
-            assert largest(np.add(numbers, want).tolist()) > 100 * SCORE
-            sigmoid = [1 / (1 + math.exp(-number)) for number in want]
-            own = want if task == "pooling" else sigmoid
-            for backend, numbers in ((squeezed, sigmoid), (as_it_is, own)):
-                got = [rows[0][0] for rows in measured(backend, *asked).numbers]
-                assert largest(np.subtract(got, numbers).tolist()) < SCORE
-
-
-def test_what_a_server_was_not_started_for_is_an_error(reranker, pooling):
-    """Each names the endpoint; a server of states has no classes."""
-    for server, answer, error, match in (
-        (pooling, "A", ModelError, "404"),
-        (reranker, "red " * 2000, InputError, "maximum context length is 1024"),
+def test_what_it_was_not_started_for_and_what_is_too_long_are_errors(pooling):
+    answer = Dialogue((said("user", "which?"), said("assistant", "red")))
+    for task, asked, error, match in (
+        ("classify", answer, ModelError, "404"),
+        ("pooling", Dialogue((said("user", "red " * 2000),)), InputError, "maximum context length"),
     ):
         with (
-            Server(task="classify").open(f"{server.url}/v1") as backend,
+            Server(task=task).open(f"{pooling.url}/v1") as backend,
             pytest.raises(error, match=match),
         ):
-            measured(backend, right(answer, ()))
+            measured(backend, asked)
