@@ -62,7 +62,8 @@ class Swires:
                 f"threshold is {self.threshold!r}.", 'It must be a number, or "online".'
             )
         if not isinstance(self.threshold, str):
-            check_between("threshold", self.threshold, -1e6, 1e6)
+            low, high = (-1e6, 1e6) if self.raw else (0, 1)
+            check_between("threshold", self.threshold, low, high)
 
     def search(self, task: Task) -> Search:
         *before, last = task.plan.stages

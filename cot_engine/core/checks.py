@@ -40,7 +40,8 @@ def read_widths(text: str) -> tuple[int, ...]:
     """The widths that a text such as "4,4,2,1" or "4 4 2 1" lists; none of an empty one. Raises
     ConfigError for anything but integers of 1 to 1024."""
     words = text.replace(",", " ").split() if isinstance(text, str) else [text]
-    if not all(isinstance(w, str) and w.isascii() and w.isdigit() for w in words):
+    fine = all(isinstance(w, str) and w.isascii() and w.isdigit() for w in words)
+    if not fine or (text and not words):
         raise ConfigError(
             f"widths is {shown(text)}.", 'List a number for each stage, such as "4,4,2,1".'
         )

@@ -180,6 +180,8 @@ def test_numbers(head):
     assert TextVerifier().parse("Well. Score: 80. Or rather, score is **75**.") == 75.0
     assert TextVerifier().parse(" 64 ") == 64.0
     assert score(TextVerifier(), one, ask=Told(reply="Score: 25")) == [0.25]
+    assert TextVerifier().parse("Score: .5, of course. Score: 1e9") == 0.5
+    assert TextVerifier().parse("Score: 8/100") == TextVerifier().parse("8/100") == 8.0
 
 
 def test_verdicts_in_writing():
@@ -207,7 +209,14 @@ BAD = {
     "a score of another range": (
         *(TextVerifier(), Told(reply="Score: 140"), InputError, "its range is 0 to 100"),
     ),
-    "NaN": (HeadVerifier(), Told(lambda at: (float("nan"),)), InputError, "no number"),
+    "out of another range": (
+        *(TextVerifier(), Told(reply="Score: 8 out of 10"), InputError, "8 of 10, and its range"),
+    ),
+    "a part of a number": (TextVerifier(), Told(reply="Score: 1,000"), InputError, "no score"),
+    "more than a number": (
+        *(TextVerifier(ask="?"), Told(reply="Score: " + "9" * 500), InputError, "inf, which is no"),
+    ),
+    "NaN": (HeadVerifier(), Told(lambda at: (float("nan"),)), InputError, "no score"),
     "not answering": (
         *(
             TokenVerifier(least_mass=0.5),

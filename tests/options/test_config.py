@@ -7,12 +7,14 @@ import sys
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
+from cot_engine_strategies.swires import Swires
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cot_engine.backends.server.opener import KEY
 from cot_engine.core.stages import DEFAULT_PLAN, Plan, Stage
-from cot_engine.errors import ConfigError, InputError
+from cot_engine.errors import ConfigError, CotEngineError, InputError
+from cot_engine.judging.profile import Profile
 from cot_engine.options.config import KEYS, RunConfig
 from cot_engine.options.layers import (
     SERVE_KEY_FILE,
@@ -23,6 +25,7 @@ from cot_engine.options.layers import (
     typed,
 )
 from cot_engine.options.problem import MAX_QUESTION, check_question
+from cot_engine.options.resolve import resolve
 
 WORDS = st.text(st.characters(codec="ascii"), max_size=8)
 
@@ -247,6 +250,14 @@ def test_a_plan_in_a_file_is_found_beside_it(tmp_path, monkeypatch):
     read = load_config("configs/run.toml").plan
     assert isinstance(read, Plan) and read.last.tag == "ANSWER"
     assert load_config(flags={"plan": "configs/plan.toml"}).plan == read
+
+
+@pytest.mark.parametrize("name", ["stats", "text(low=1, high=0)", "nowhere.toml"])
+def test_a_verifier_that_cannot_be_is_told_before_anything_is_written(name):
+    named = {"strategy": "weighted-vote", "verifier": name}
+    for options in (named, {"strategy": Swires(verifier=name)}):
+        with pytest.raises(CotEngineError, match=r"no scorer 'stats'|is 1 to 0|nowhere\.toml"):
+            resolve(Profile(), None, options)
 
 
 def test_parameters_as_text():

@@ -20,7 +20,7 @@ from typing import Any as Any
 
 from cot_engine.core.chain import Chain
 from cot_engine.core.parts import Scale
-from cot_engine.errors import ConfigError, InputError, shown
+from cot_engine.errors import ConfigError, shown
 from cot_engine.judging.protocol import Ask, Case
 from cot_engine.judging.verifiers.asked import Asked, recent
 from cot_engine.judging.verifiers.scale import Aggregate as Aggregate
@@ -129,10 +129,7 @@ class HeadVerifier(Asked):
             raise ConfigError(
                 f"output is {self.output}, and there are {len(state)}.", "They count from 0."
             )
-        number = finite(state[self.output])
-        if abs(number) > 1e100:
-            raise InputError(f"The verifier gave {number:g}, which is no score.")
-        return number
+        return finite(state[self.output])
 
 
 def _version(path: Path) -> tuple[str, int]:

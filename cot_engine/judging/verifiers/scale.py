@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cot_engine.core.match import Verdict
-from cot_engine.core.parts import Scale
+from cot_engine.core.parts import LARGEST, Scale
 from cot_engine.errors import ConfigError, InputError, shown
 
 Aggregate = Literal["mean", "min", "last", "product"]
@@ -100,7 +100,7 @@ def softmax(logs: Sequence[float]) -> list[float]:
 
 
 def finite(value: float) -> float:
-    """The number. Raises InputError for none."""
-    if not math.isfinite(value):
-        raise InputError(f"The verifier gave {shown(value)}, which is no number.")
+    """The number. Raises InputError for none, and for one that no score can be."""
+    if not abs(value) <= LARGEST:
+        raise InputError(f"The verifier gave {shown(value)}, which is no score.")
     return value

@@ -19,13 +19,16 @@ from cot_engine.errors import ConfigError, InputError, cut, shown
 from cot_engine.judging.protocol import Ask, Case, Pair
 from cot_engine.judging.verifiers.asked import Asked
 from cot_engine.judging.verifiers.scale import Aggregate as Aggregate
-from cot_engine.judging.verifiers.scale import verdict
+from cot_engine.judging.verifiers.scale import finite, verdict
 from cot_engine.judging.verifiers.words import Steps as Steps
 from cot_engine.judging.verifiers.words import Turn as Turn
 
-NUMBER = r"(?i)score(?:\s+(?:is|of))?[^\w-]{0,12}(-?\d+(?:\.\d+)?)"
+NUMBER = r"(?i)score(?:\s+(?:is|of))?[^\w-]{0,12}?(-?(?:\d+(?:\.\d+)?|\.\d+))"
 CHOICE = r"(?i)(?:choice|attempt|answer|response)\W{0,6}(?:number\s*)?([12])\b"
 _ALONE = re.compile(r"\W*(-?\d+(?:\.\d+)?)(?:\s*/\s*\d+)?\W*")
+_GOES_ON = re.compile(r"\d|[.,]\d|[eE][+-]?\d")
+"""Behind what was found: it is a part of a number, such as of 1e9 or 1,000."""
+_OF = re.compile(r"\s*(?:/|out of)\s*(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +79,12 @@ class TextVerifier(Asked):
 
     def parse(self, reply: str) -> float:
         """The score in a reply. Raises InputError where there is none."""
-        found = [match[1] for match in re.finditer(self.pattern, reply) if match[1]]
+        found = [match for match in re.finditer(self.pattern, reply) if match[1]]
         if not found and (alone := _ALONE.fullmatch(reply)):
-            found = [alone[1]]
+            found = [alone]
+        found = [match for match in found if not _GOES_ON.match(reply, match.end(1))]
         try:
-            return float(found[-1])
+            number = finite(float(found[-1][1]))
         except (IndexError, ValueError):
             if self.missing is not None:
                 return self.missing
@@ -88,6 +92,13 @@ class TextVerifier(Asked):
                 f"The verifier wrote no score: {shown(cut(reply, 80))}.",
                 "Set its pattern, a larger length, or what a reply without one counts as: missing.",
             ) from None
+        of, high = _OF.match(reply, found[-1].end(1)), self.reading.high
+        if of and high is not None and float(of[1]) != high:
+            raise InputError(
+                f"The verifier wrote {number:g} of {of[1]}, and its range ends at {high:g}.",
+                "Set low and high to what it gives, or ask for another range.",
+            )
+        return number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
