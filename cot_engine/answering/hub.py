@@ -39,7 +39,7 @@ _KEPT = 2  # row groups of Parquet at a time: each may hold a hundred pictures
 class Part:
     """One file: its columns without pictures as rows, and the pictures of a row."""
 
-    rows: Callable[[], list[dict[str, Any]]]
+    rows: list[dict[str, Any]]
     pictures: Callable[[int], tuple[Source, ...]]
     has_pictures: bool
 
@@ -58,7 +58,7 @@ def read_data_set(
     shown: dict[str, tuple[Part, int]] = {}  # where the pictures of a row are, by its place
     for file in _files(folder, split):
         part = _part(file)
-        for at, values in enumerate(part.rows()):
+        for at, values in enumerate(part.rows):
             number = str(len(found) + 1)
             place = f"row {number}"
             try:
@@ -156,13 +156,13 @@ def _saved(folder: Path) -> list[Path]:
 
 
 def _part(file: Path) -> Part:
-    """Raises InputError for a file that is none of these."""
+    """Raises InputError for a file that is none of these, or damaged."""
     import pyarrow
 
     try:
         return _parquet(file) if file.suffix == ".parquet" else _arrow(file)
     except (OSError, pyarrow.ArrowException) as error:
-        said = " ".join(str(error).split())
+        said = " ".join(str(error).split()).rstrip(".")
         raise InputError(f"{named(file)} cannot be read: {said}.", "Download it again.") from None
 
 
@@ -174,12 +174,13 @@ def _arrow(file: Path) -> Part:
         table = pyarrow.ipc.open_stream(mapped).read_all()
     except pyarrow.ArrowInvalid:
         table = pyarrow.ipc.open_file(mapped).read_all()
+    table.validate(full=True)  # where a damaged file says that its texts are, nothing may be
     shown, plain = _columns(table.schema)
 
     def pictures(at: int) -> tuple[Source, ...]:
         return tuple(_sources(table.column(name)[at].as_py() for name in shown))
 
-    return Part(lambda: table.select(plain).to_pylist(), pictures, bool(shown))
+    return Part(table.select(plain).to_pylist(), pictures, bool(shown))
 
 
 def _parquet(file: Path) -> Part:
@@ -199,7 +200,7 @@ def _parquet(file: Path) -> Part:
             at, k = at - sizes[k], k + 1
         return tuple(_sources(group(k).column(name)[at].as_py() for name in shown))
 
-    return Part(lambda: opened.read(columns=plain).to_pylist(), pictures, bool(shown))
+    return Part(opened.read(columns=plain).to_pylist(), pictures, bool(shown))
 
 
 def _columns(schema: Any) -> tuple[list[str], list[str]]:
@@ -215,7 +216,7 @@ def _columns(schema: Any) -> tuple[list[str], list[str]]:
         return types.is_binary(kind) or types.is_large_binary(kind)
 
     shown = [field.name for field in schema if holds(field.type)]
-    shown.sort(key=lambda name: int(re.sub(r"\D", "", name) or 0))
+    shown.sort(key=lambda name: int(re.sub(r"\D", "", name)[:18] or 0))
     also = ("image", "images") if shown else ()
     return shown, [name for name in schema.names if name not in (*shown, *also)]
 

@@ -130,6 +130,24 @@ def test_data_sets_of_hugging_face(tmp_path):
         read_data(tmp_path / "hub")
 
 
+def test_a_damaged_data_set_is_an_error_and_no_crash(tmp_path):
+    """Where offsets of an Arrow file point anywhere, reading a text there ends the process."""
+    from pyarrow import parquet
+
+    saved(tmp_path / "one", table())
+    (tmp_path / "two").mkdir()
+    parquet.write_table(table(), tmp_path / "two" / "a.parquet")
+    for folder, name in (("one", "data-00000-of-00001.arrow"), ("two", "a.parquet")):
+        path, mark = tmp_path / folder / name, b"What colour?"
+        data = bytearray(path.read_bytes())
+        at = data.index(mark) if folder == "one" else 48
+        for k in range(at - 32, at):  # offsets of the texts; of Parquet the header of a page
+            data[k] ^= 0x5A
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=r"cannot be read: .*[^.]\."):
+            read_data(tmp_path / folder)
+
+
 def test_without_pyarrow_it_is_said_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"pyarrow.*pip install"):
