@@ -141,8 +141,11 @@ class Predictions:
 
 
 def kind_of_file(path: str | Path) -> str:
-    """Raises InputError for a name that ends in none of KINDS."""
+    """Raises InputError for a name that ends in none of KINDS, and for a folder, pipe or device: what
+    was written there could not be read again."""
     kind = Path(path).suffix.lower()
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"--out {named(path)} is no regular file.", "Name another.")
     if kind not in KINDS:
         hint = f"Its name must end in {', '.join(KINDS[:-1])} or {KINDS[-1]}."
         raise InputError(f"--out is {named(path)}.", hint)

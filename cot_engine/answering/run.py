@@ -112,7 +112,8 @@ def _kept(
 ) -> Iterator[tuple[int, Line]]:
     """The lines with an answer, each with the place of its question, which must still be the same.
     Raises InputError."""
-    places = {entry.id: place for place, entry in reversed(list(enumerate(questions.entries)))}
+    entries = reversed(list(enumerate(questions.entries)))
+    places = {_written(entry.id): place for place, entry in entries}
     changed, seen = [], set()
     for line in lines:
         one = line.prediction
@@ -121,7 +122,7 @@ def _kept(
         if one.id in seen:
             raise InputError(f"The id {shown(one.id)} is twice in {named(path)}.", "Take one out.")
         seen.add(one.id)
-        if (place := places.get(one.id)) is None:
+        if (place := places.get(_written(one.id))) is None:
             changed.append(f"there is no question {shown(one.id)} any more")
         elif said := _changed(questions, place, one, kinds):
             changed.append(said)
@@ -134,6 +135,11 @@ def _kept(
             f"{'; '.join(changed[:_SHOWN])}{more}.",
             "Take these lines out of the file, name another --out, or begin anew with --fresh.",
         )
+
+
+def _written(id: str) -> str:
+    """An id as CSV and TSV have it, where a name that is no UTF-8 is spelled out."""
+    return id.encode("utf-8", "backslashreplace").decode()
 
 
 def _changed(questions: Questions, place: int, one: Prediction, kinds: set[str]) -> str:

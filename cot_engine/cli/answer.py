@@ -53,10 +53,9 @@ def run(
     check_n(limit, "limit")
     config = load_config(config_file, os.environ, flags)
     call = resolve(Profile.of(profile_path(config.model)), config)
-    if out is not None:
-        kind_of_file(out)
     questions = read_data(source, question, split, config.allow_url)
     path = Path(out or f"{questions.stem}.predictions.jsonl")
+    kind_of_file(path)
     model = ("the model", model_path(config.model))
     read = [("the data", source), model, *files_of(config_file, os.environ, flags)]
     record, lock = ("the record of the run", run_file(path)), ("the lock", f"{path}.lock")

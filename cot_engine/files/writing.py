@@ -79,12 +79,11 @@ def writing(path: Path_, what: str, kind: type[CotEngineError], hint: str = _FRE
 def check_writable(path: Path_, what: str, kind: type[CotEngineError], hint: str = _FREE) -> None:
     """Raises `kind` if a file could not be written, before hours of work and not after them; leaves
     what is there as it is."""
-    existed = os.path.exists(path)
     with _explained(path, what, kind, hint):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).open("a").close()
-        if not existed:
-            Path(path).unlink(missing_ok=True)
+        target, mode = _target(path)
+        target.open("a").close()
+        if mode is None and not is_stream(path):
+            target.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -116,6 +116,12 @@ def test_a_folder_of_pictures(cli, folder):
     assert "a text file" in lines[1]["error"] and not lines[1]["prediction"]
     assert lines[0]["prediction"] and "1 failed" in done.stdout.splitlines()[0]
     assert "--question" in two_lines(cli("answer", "pics"))
+    (folder / "pics" / "3.jpg").unlink()
+    PIL.Image.new("RGB", (9, 9), "red").save(folder / "pics" / "\udcff.png")  # a byte, no UTF-8
+    for _ in range(2):  # the second time all are there, under their ids
+        done = cli("answer", "pics", "--question", "What is shown?", "--out", "seen.tsv")
+        assert done.returncode == 0, done.stderr
+    assert "4 of 4 questions were answered already" in done.stderr
     (folder / "none").mkdir()
     assert "holds no pictures" in two_lines(cli("answer", "none", "--question", "What?"))
 
@@ -257,6 +263,7 @@ def test_cells_that_are_no_good(cli, folder):
         (["nosuch.jsonl"], ["nosuch.jsonl"]),
         (["q.jsonl", "--out", "p.txt"], [".jsonl"]),
         (["q.jsonl", "--out", "q.jsonl"], ["would write over the data"]),
+        (["q.jsonl", "--out", "a folder.jsonl"], ["'a folder.jsonl' is no regular file"]),
         (["q.jsonl", "--limit", "0"], ["limit is 0"]),
         (["q.jsonl", "--split", "val"], ["no question", "has one"]),
         (["q.jsonl", "--question", "x"], ["--question"]),
@@ -265,6 +272,7 @@ def test_cells_that_are_no_good(cli, folder):
 )
 def test_wrong_arguments_are_explained_before_the_model_loads(cli, folder, arguments, words):
     write(folder / "q.jsonl", [question(0)])
+    (folder / "a folder.jsonl").mkdir()
     said = two_lines(cli("answer", *arguments, SEEN=folder / "loaded"))
     assert all(word in said for word in words), said
     assert not (folder / "loaded").exists()

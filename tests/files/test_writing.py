@@ -24,6 +24,10 @@ def test_a_file_keeps_its_mode_and_a_link_its_file(tmp_path):
     (tmp_path / "far").chmod(0o640)
     (tmp_path / "link").symlink_to("far")
     write(tmp_path / "link", "half a pair: \udc80")
+    (tmp_path / "loose").symlink_to("nowhere")
+    check_writable(tmp_path / "loose", "The page", InputError)
+    assert (tmp_path / "loose").is_symlink() and not (tmp_path / "nowhere").exists()
+    (tmp_path / "loose").unlink()
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "far").read_text() == "half a pair: \\udc80"
     assert stat.S_IMODE((tmp_path / "far").stat().st_mode) == 0o640
