@@ -19,7 +19,7 @@ from typing import Any
 
 from cot_engine.core.problem import Problem
 from cot_engine.errors import ImageError, InputError, shown
-from cot_engine.files.reading import named
+from cot_engine.files.reading import named, why_not
 from cot_engine.files.rows import Row, read_rows, row_at
 from cot_engine.images.load import Image, load_image
 from cot_engine.questions.cells import entries
@@ -298,12 +298,12 @@ def _pictures(
 ) -> Iterator[CellPicture | FilePicture]:
     row, held = images[key]
     for name in row.cells["paths"]:
-        if not (path.parent / name).is_file():
+        if (picture := _in_file(path, name)) is None:
             raise _Wrong(f"the picture {shown(name)} is not there")
-        yield _in_file(path.parent / name)
+        yield picture
     for number, short in enumerate(held):
-        if short and short not in images and (path.parent / short).is_file():
-            yield _in_file(path.parent / short)
+        if short and short not in images and (picture := _in_file(path, short)) is not None:
+            yield picture
             continue
         holder, at, seen = row, number, [key]
         while short:
@@ -321,5 +321,12 @@ def _pictures(
         yield CellPicture(path, holder.place, holder.at, column, at)
 
 
-def _in_file(path: Path) -> FilePicture:
-    return FilePicture(path, hashlib.sha256(path.read_bytes()).hexdigest())
+def _in_file(table: Path, name: str) -> FilePicture | None:
+    """The picture of that name beside a table; None if there is none. Raises _Wrong for one that
+    cannot be read, which is the fault of its row alone."""
+    path = table.parent / name
+    try:
+        data = path.read_bytes() if path.is_file() else None
+    except OSError as error:  # also of a name that is longer than any file's
+        raise _Wrong(f"the picture {shown(name)} cannot be read: {why_not(error)}") from None
+    return None if data is None else FilePicture(path, hashlib.sha256(data).hexdigest())

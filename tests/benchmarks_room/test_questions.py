@@ -130,6 +130,12 @@ def test_pictures_in_files(tmp_path):
     one, two = read_questions(path, troubles)
     assert colours(one) == [BLUE] and not two.pictures
     assert str(troubles[0]) == "line 3, column image: the picture 'c.png' is not there."
+    path.write_text(
+        f"index,question,answer,image_path\n0,Is it?,no,{'x' * 300}\n1,Is it?,no,b.png\n"
+    )
+    assert [each.id for each in read_questions(path, troubles) if each.pictures] == ["1"]
+    assert "line 2, column image: the picture 'xxx" in str(troubles[1])  # and the rest is read
+    assert "cannot be read: " in troubles[1].said
 
 
 def test_a_large_file_takes_the_memory_of_a_row(tmp_path):
