@@ -88,10 +88,17 @@ class Verdicts:
     replies: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Verdicts:
-        """Raises StoreError for a file that is none; a line that was cut off is left out."""
+    def read(cls, path: str | os.PathLike[str], needed: bool = False) -> Verdicts:
+        """Raises StoreError for a file that is none, or that is not there and `needed`: nobody
+        will fill it; a line that was cut off is left out."""
         verdicts = cls(Path(path))
+        if verdicts.path.suffix.lower() not in (".jsonl", ".ndjson"):  # it could not be read again
+            said = f"The file of verdicts is {named(path)}."
+            raise StoreError(said, "Its name must end in .jsonl: it has an object a line.")
         if not verdicts.path.exists():
+            if needed:
+                said = f"There is no file of verdicts {named(path)}, and no --grader to fill it."
+                raise StoreError(said, "Check its name, or say with --grader who decides.")
             return verdicts
         faults: list[str] = []
         for row in read_rows(

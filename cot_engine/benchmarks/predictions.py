@@ -9,7 +9,7 @@ VLMEvalKit's of MathVista the `res`, and its of MMVet the `score` that a model m
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ EXTRACTED = {"mathvista": ("extraction", "res"), "graded": ("score",)}
 """Columns that hold what a model made of a prediction, by kind of question."""
 OURS = {"new_tokens", "item"}
 """Columns by which a file that `cot-engine answer` wrote is known."""
+CATEGORIES = ("l2-category", "category", "l2_category")
+"""Columns that scores are shown by."""
+_READ = {*IDS, *PREDICTIONS, *CATEGORIES, "question", "answer", "hint", "split"}
 NAMED_NOTHING = ("None", "N/A", "NA", "null", "NULL", "n/a", "<NA>", "#N/A")
 """Options that pandas, and so VLMEvalKit, takes for empty cells."""
 
@@ -141,14 +144,21 @@ def _columns(path: Path, cells: Mapping[str, Any], kind: str, alone: bool) -> tu
     if missing:
         said = f"{named(path)} has no column {' and no column '.join(missing)}"
         there = f"Its columns are {', '.join(list(cells)[:20])}."
-        for wanted in (*([] if prediction else PREDICTIONS), *([] if key else IDS)):
-            if near := difflib.get_close_matches(wanted, cells, n=1, cutoff=0.7):
-                there = f"Is {shown(near[0])} the column {wanted}? {there}"
-                break
         if key and prediction:
             there = "Name the file of questions with --against."
-        raise InputError(f"{said}.", there)
+        wanted = [*([] if prediction else PREDICTIONS), *([] if key else IDS)]
+        near = near_columns(
+            [*wanted, *(name for name in ("question", "answer") if name in missing)], cells
+        )
+        raise InputError(f"{said}.", " ".join([*near[:1], there]))
     return key, prediction
+
+
+def near_columns(names: Iterable[str], cells: Iterable[str]) -> list[str]:
+    """Which columns that nobody reads are called nearly as those `names`, in sentences."""
+    others = [name for name in cells if name not in _READ]
+    near = ((name, difflib.get_close_matches(name, others, n=1, cutoff=0.7)) for name in names)
+    return [f"Is {shown(found[0])} the column {name}?" for name, found in near if found]
 
 
 def _case(

@@ -8,15 +8,19 @@ from dataclasses import dataclass, field
 from cot_engine.benchmarks import circular, hallusion, mathvista
 from cot_engine.benchmarks.catalogue import Benchmark
 from cot_engine.benchmarks.conclusion import concluded, is_staged
-from cot_engine.benchmarks.predictions import NAMED_NOTHING, Case, Cases
+from cot_engine.benchmarks.predictions import (
+    CATEGORIES,
+    NAMED_NOTHING,
+    Case,
+    Cases,
+    near_columns,
+)
 from cot_engine.benchmarks.questions import Question, Trouble, listed
 from cot_engine.benchmarks.rulesets import Finding, RuleSet, Unfit, as_choice
 from cot_engine.benchmarks.said import OPEN, Said
 from cot_engine.benchmarks.tables import Cell, Table, cell, combined
-from cot_engine.errors import InputError
+from cot_engine.errors import InputError, shown
 
-CATEGORIES = ("l2-category", "category", "l2_category")
-"""Columns that scores are shown by."""
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 """Of MM-Vet: a question's category is a list of them."""
 
@@ -91,7 +95,10 @@ def mark_all(
             if case.trouble:
                 marks.append(Mark(case, OPEN, wanted, None, case.trouble))
                 continue
-            marks.append(_mark(case, question, wanted, rules.reads[benchmark.kind], replies, by))
+            mark = _mark(case, question, wanted, rules.reads[benchmark.kind], replies, by)
+            if benchmark.kind == "graded" and mark.open and case.extracted is not None:
+                told("score", f"{shown(case.extracted)} is no grade from 0 to 1")
+            marks.append(mark)
         except Unfit as wrong:
             column, said = wrong.args
             told(column, said)
@@ -162,7 +169,8 @@ def score(
 
 
 def _notes(benchmark: Benchmark, rules: RuleSet, marks: Sequence[Mark]) -> list[str]:
-    notes = []
+    there = {name for mark in marks for name in mark.case.question.columns}
+    notes = [] if there & {*CATEGORIES} else near_columns(CATEGORIES[1::-1], there)[:1]
     staged = sum(is_staged(mark.case.prediction) for mark in marks)
     if staged and rules.name != "conclusion" and benchmark.kind != "graded":
         notes.append(

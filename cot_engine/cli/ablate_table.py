@@ -73,6 +73,7 @@ def run_table(
     """`search` does what the store lacks of one run, on an open engine."""
     from cot_engine.ablation.store import Store
     from cot_engine.ablation.table_choice import choose, with_rules
+    from cot_engine.benchmarks.grader import Verdicts
     from cot_engine.engine.facade import model_path
 
     if "model" in shared:
@@ -93,6 +94,9 @@ def run_table(
     inputs += [("a checkpoint", model_path(_model(grids))) for grids in chosen.grids.values()]
     for _, written in side_files(path):
         check_outputs([("--store", written), ("--verdicts", verdicts)], inputs)
+
+    if verdicts is not None:  # before hours of searches, which it would be the end of
+        Verdicts.read(verdicts, flags.grader is None)
 
     def tell(text: str) -> None:
         if not quiet:

@@ -88,7 +88,11 @@ def _replies(
     """What a model says, or said, about what the rules leave open; and which model that is."""
     from cot_engine.benchmarks.grader import Verdicts, ask, name_of
 
-    kept, kind, open_ = Verdicts.read(verdicts), found.benchmark.kind, found.unresolved
+    kept, kind, open_ = (
+        Verdicts.read(verdicts, grader is None),
+        found.benchmark.kind,
+        found.unresolved,
+    )
     if grader is None:
         by = ", ".join(sorted({model for model, _ in kept.replies}))
         return kept.of(kind, open_), by

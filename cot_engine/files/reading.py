@@ -72,6 +72,14 @@ def is_stream(path: Path_) -> bool:
     return os.fspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/self/fd/"))
 
 
+def check_utf8(path: Path_, start: bytes, kind: type[CotEngineError]) -> None:
+    """Raises `kind` for a file that does not begin as a text in UTF-8 does: in UTF-16, with a mark
+    or without one, or no text at all."""
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or start.count(0) * 4 > len(start):
+        said = f"{named(path)} is not a text file, or not in UTF-8."
+        raise kind(said, "Save it as UTF-8 (not UTF-16).")
+
+
 def _unreadable(
     path: Path_, what: str, kind: type[CotEngineError], error: Exception, hint: str
 ) -> CotEngineError:
@@ -137,6 +145,7 @@ def _over(below: Any, table: Any) -> Any:
 def read_json(path: Path_, what: str, kind: type[CotEngineError]) -> Any:
     """The value in a JSON file. Raises `kind`."""
     data = read_bytes(path, what, kind)
+    check_utf8(path, data[:4096], kind)
     try:
         return parse_json(data.decode("utf-8-sig"))
     except ValueError as error:

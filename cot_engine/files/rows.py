@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from cot_engine.errors import CotEngineError, cut, install, shown
-from cot_engine.files.reading import Path_, named, opened, parse_json, read_json
+from cot_engine.files.reading import Path_, check_utf8, named, opened, parse_json, read_json
 
 KINDS = (".tsv", ".csv", ".jsonl", ".ndjson", ".json", ".xlsx")
 MAX_CELL = 2**28
 """Characters of one cell. A picture of 100 megapixels takes about half as many; what is longer is a
 quote that nobody closed."""
+_START = 4096  # bytes
 _BUFFER = 2**20  # bytes: lines with pictures are long
 _DELIMITERS = {".tsv": "\t", ".csv": ","}
 _LOCK = threading.Lock()
@@ -53,6 +54,7 @@ def read_rows(path: Path_, what: str, kind: type[CotEngineError], tell: Tell) ->
     if end in _DELIMITERS:
         with opened(path, what, kind) as file:
             file = BufferedReader(file.raw, _BUFFER)  # nothing of it has been read
+            check_utf8(path, file.peek(_START)[:_START], kind)
             yield from _separated(file, path, _DELIMITERS[end], kind, tell)
     elif end == ".json":
         yield from _json(read_json(path, what, kind), path, kind, tell)
@@ -60,6 +62,7 @@ def read_rows(path: Path_, what: str, kind: type[CotEngineError], tell: Tell) ->
         yield from _sheet(path, what, kind, tell)
     else:
         with opened(path, what, kind) as file:
+            check_utf8(path, file.peek(_START)[:_START], kind)
             yield from _lines_of_json(file, tell)
 
 
@@ -128,8 +131,6 @@ class _Lines:
 def _separated(
     file: BufferedReader, path: Path_, delimiter: str, kind: type[CotEngineError], tell: Tell
 ) -> Iterator[Row]:
-    if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise kind(f"{named(path)} is in UTF-16.", "Save it as UTF-8.")
     lines = _Lines(file)
     read, at, header = records(lines, delimiter), 0, None
     while True:
@@ -224,11 +225,11 @@ def _sheet(path: Path_, what: str, kind: type[CotEngineError], tell: Tell) -> It
         raise kind(f"Reading {named(path)} takes the package openpyxl.", install("xlsx")) from None
     with opened(path, what, kind) as file:
         try:
-            rows = load_workbook(file, read_only=True, data_only=True).active.iter_rows(
-                values_only=True
-            )
-            header = None
-            for number, values in enumerate(rows, 1):
+            book = load_workbook(file, read_only=True, data_only=True)
+            sheet, header, empty = book.active, None, True
+            sheet.reset_dimensions()  # as it says; some programs write that it is one cell
+            beside = f"sheet {cut(sheet.title)!r}, " if len(book.sheetnames) > 1 else ""
+            for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
                 fields = [_text(value) for value in values]
                 if not any(field.strip() for field in fields):
                     continue
@@ -237,7 +238,11 @@ def _sheet(path: Path_, what: str, kind: type[CotEngineError], tell: Tell) -> It
                 else:  # cells at a row's end that are empty may be left out
                     fields += [""] * (len(header) - len(fields))
                     cells = {name: field for name, field in zip(header, fields, strict=False)}
-                    yield Row(f"row {number}", {k: v for k, v in cells.items() if k})
+                    yield Row(f"{beside}row {number}", {k: v for k, v in cells.items() if k})
+                    empty = False
+            if empty and beside:
+                said = f"{named(path)}, {beside}which is the one that it opens with, has no rows."
+                raise kind(said, "Save it with the other one open.")
         except CotEngineError:
             raise
         except Exception as error:  # of zip, XML and openpyxl, many kinds

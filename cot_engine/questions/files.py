@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cot_engine.errors import InputError, cut, shown
-from cot_engine.files.reading import parse_json, read_bytes
+from cot_engine.files.reading import check_utf8, parse_json, read_bytes
 from cot_engine.questions.cells import entries
 from cot_engine.questions.columns import DELIMITERS, table
 from cot_engine.questions.row import (
@@ -63,11 +63,7 @@ def _decoded(path: Path, lenient: bool = False) -> str:
     rows that hold them are refused, and no others."""
     hint = "Name a .jsonl or .tsv file." if os.path.exists(path) else _near(path)
     data = read_bytes(path, "data set", InputError, hint or "Check its name.")
-    start = data[:4096]
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or start.count(0) * 4 > len(start):
-        raise InputError(
-            f"{str(path)!r} is not a text file, or not in UTF-8.", "Save it as UTF-8 (not UTF-16)."
-        )
+    check_utf8(path, data[:4096], InputError)
     try:
         # With or without a BOM, or with one for each of the files that were joined.
         return data.decode("utf-8", "surrogateescape" if lenient else "strict").lstrip(_BOM)
@@ -155,17 +151,14 @@ def row_of(path: Path, place: str, found: dict[str, Any], id: str, loose: bool) 
 
 
 def _choices(path: Path, place: str, value: Any) -> dict[str, str]:
-    if value is None:
+    if value in (*_NOTHING, {}):  # of an open question among others with options
         return {}
-    if isinstance(value, list) and len(value) <= len(LETTERS):
+    there = isinstance(value, (list, dict)) and 2 <= len(value) <= len(LETTERS)
+    if not there:
+        hint = 'Give 2 to 26 texts, as a list or as {"A": "one", "B": "two"}.'
+        raise wrong(path, place, f"choices is {shown(value)}.", hint)
+    if isinstance(value, list):
         value = dict(zip(LETTERS, value, strict=False))
-    if not isinstance(value, dict) or len(value) < 2:
-        raise wrong(
-            path,
-            place,
-            f"choices is {shown(value)}.",
-            'Give 2 to 26 texts, as a list or as {"A": "one", "B": "two"}.',
-        )
     texts = {key: text_of(path, place, f"choice {key}", text) for key, text in value.items()}
     choices = {key.strip().upper(): text for key, text in texts.items()}
     odd = [letter for letter in choices if len(letter) != 1 or letter not in LETTERS]

@@ -1,6 +1,8 @@
 """Predictions with faults: each named with row and column, the rest scored."""
 
 import json
+import re
+import zipfile
 
 import pytest
 
@@ -93,13 +95,21 @@ def test_a_broken_file_is_an_error(tmp_path):
         (HEAD.replace("answer", "solution") + GOOD, "no column answer"),
         (HEAD.replace("category", "A") + GOOD, "'A' is there twice"),
         ((HEAD + GOOD).replace("\t", ","), "separated by commas"),
-        ((HEAD + GOOD).encode("utf-16"), "UTF-16"),
+        ((HEAD + GOOD).encode("utf-16"), "not in UTF-8"),
+        ((HEAD + GOOD).encode("utf-16-le"), "not in UTF-8"),
     ]:
         with pytest.raises(InputError, match=said):
             scored(written(tmp_path, text))
     with pytest.raises(InputError) as error:
         scored(written(tmp_path, HEAD.replace("prediction", "Predictions") + GOOD))
     assert error.value.hint.startswith("Is 'predictions' the column prediction?")
+    with pytest.raises(InputError) as error:
+        scored(written(tmp_path, HEAD.replace("answer", "anwser") + GOOD))
+    assert error.value.hint.startswith("Is 'anwser' the column answer?")
+    assert (
+        "Is 'catgory' the column category?"
+        in scored(written(tmp_path, HEAD.replace("category", "catgory") + GOOD)).notes
+    )
     with pytest.raises(InputError, match="must be one of"):
         scored(written(tmp_path, HEAD + GOOD, "p.txt"))
     with pytest.raises(InputError, match="cannot be read"):
@@ -221,6 +231,20 @@ def test_every_kind_of_file_is_read_alike(tmp_path):
         found = scored(tmp_path / name)
         assert [(mark.id, mark.score) for mark in found.marks] == [("1", 1.0), ("2", 0.0)], name
         assert not found.troubles and [c.name for c in found.tables[0].cells] == ["math"]
+    with (
+        zipfile.ZipFile(tmp_path / "p.xlsx") as old,
+        zipfile.ZipFile(tmp_path / "q.xlsx", "w") as new,
+    ):
+        for name in old.namelist():  # a program that says of every sheet that it is one cell
+            new.writestr(
+                name, re.sub(rb'<dimension ref="[^"]*"', b'<dimension ref="A1"', old.read(name))
+            )
+    assert len(scored(tmp_path / "q.xlsx").marks) == 2
+    book.create_sheet("notes").append(["some"])
+    book.active = 1
+    book.save(tmp_path / "q.xlsx")
+    with pytest.raises(InputError, match="sheet 'notes', which is the one that it opens with"):
+        scored(tmp_path / "q.xlsx")
     written(tmp_path, b"PK\x03\x04 no sheet", "q.xlsx")
     with pytest.raises(InputError, match="cannot be read as a sheet"):
         scored(tmp_path / "q.xlsx")
@@ -252,6 +276,8 @@ def test_mmvet_without_grades_is_open_and_bad_grades_are_named(tmp_path):
     assert [mark.score for mark in found.marks] == [0.3, None, None]
     assert [mark.id for mark in found.unresolved] == ["2", "3"]
     assert "7 is not from 0 to 1" in found.marks[2].why
+    (trouble,) = found.troubles  # the grades of a file from 0 to 100 would all be left out
+    assert str(trouble) == "line 4, column score: '7' is no grade from 0 to 1."
 
 
 def test_a_figure_is_wrong_as_soon_as_one_answer_is(tmp_path):

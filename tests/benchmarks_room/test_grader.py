@@ -118,6 +118,10 @@ def test_verdicts_of_several_models_are_not_mixed(tmp_path, predictions):
     with pytest.raises(StoreError, match="line 1: this is not JSON"):
         Verdicts.read(path)
     assert not Verdicts.read(tmp_path / "none.jsonl").replies
+    with pytest.raises(StoreError, match=r"no file of verdicts .*none.jsonl"):
+        Verdicts.read(tmp_path / "none.jsonl", needed=True)
+    with pytest.raises(StoreError, match="The file of verdicts is"):
+        Verdicts.read(tmp_path / "none.txt")  # what a model would write there, nobody could read
 
 
 def test_a_model_that_fails_keeps_what_was_replied(tmp_path, predictions):

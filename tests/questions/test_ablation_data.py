@@ -178,7 +178,7 @@ def test_a_jsonl_line_in_all_its_forms(jsonl, tmp_path):
             line(images=["red.png", uri], image=None, answer=0.5, question="Zwei\u2028Zeilen?"),
             line(choices=["one", "two"], answer="B", hint="Look."),
             line(choices={"a": 1, "b": 2}, answer=2),
-            {"question": "Is it?", "answer": "Yes"},
+            {"question": "Is it?", "answer": "Yes", "choices": []},
             end="\r\n",
         )
     )
@@ -429,7 +429,7 @@ def test_a_picture_of_a_row_that_is_not_taken_counts(tsv):
         ([{"question": "x", "anwser": "y"}], ["no answer", "'anwser'"]),
         ([line(id=[1])], ["id is [1]"]),
         ([line(type="a", category="b")], ["type and a category"]),
-        ([line(choices=["one"], answer="A")], ["choices is", "2 to 26"]),
+        ([line(choices=["one"], answer="A")], ["choices is ['one']", "2 to 26"]),
         ([line(choices=["x"] * 27, answer="A")], ["choices is", "2 to 26"]),
         ([line(choices={"A": "x", "a": "y"}, answer="A")], ["a letter twice"]),
         ([line(choices={"A": "x", "10": "y"}, answer="A")], ["'10'", "A to Z"]),
