@@ -141,8 +141,8 @@ class Predictions:
 
 
 def kind_of_file(path: str | Path) -> str:
-    """Raises InputError for a name that ends in none of KINDS, and for a folder, pipe or device: what
-    was written there could not be read again."""
+    """Raises InputError for a name that ends in none of KINDS, and for what is there and no file:
+    what went into a folder, a pipe or a device could not be read again."""
     kind = Path(path).suffix.lower()
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"--out {named(path)} is no regular file.", "Name another.")
