@@ -77,7 +77,7 @@ class Switches:
     tasks: tuple = ("pooling", "classify", "score", "rerank")
     rows: int = 1  # of numbers that pooling gives
     activation: bool | None = None  # what it does whatever it is asked; None: as it is asked
-    numberless: bool = False
+    numberless: object = False  # True, or what stands in a number's place
     faults: list = field(default_factory=list)
     fault: str = ""  # of every request
     delay: float = 0.0  # seconds before each reply
@@ -170,7 +170,7 @@ class App:
         count = used.prefilled + used.cached
         usage = {"prompt_tokens": count, "total_tokens": count}
         if s.numberless:
-            data = {key: None for key in data}
+            data = {key: None if s.numberless is True else [s.numberless] for key in data}
         data["index"] = 0
         return JSONResponse({"results" if task == "rerank" else "data": [data], "usage": usage})
 

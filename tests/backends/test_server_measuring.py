@@ -170,6 +170,10 @@ def test_a_pooling_server_that_does_not_do_as_it_should(model):
         server.switches.numberless = True
         with pytest.raises(ModelError, match="no numbers"):
             measured(backend, answered(), choices=())
+        for odd in (10**400, "0.5"):
+            server.switches.numberless = odd
+            with pytest.raises(ModelError, match="where a number is needed"):
+                measured(backend, answered(), choices=())
         server.switches.numberless = False
         server.switches.tasks = ()
         with pytest.raises(ModelError, match="404"):

@@ -267,6 +267,8 @@ def test_a_head_of_another_width_is_refused(head):
         ),
         ('kind = "token"\nchoices = ["yes"]', "at least two"),
         ("kind = ", "not valid TOML"),
+        ('kind = "token"\nmodel = 5', "model is 5"),
+        ('kind = "head"\nhead = "v.toml"', "is no safetensors file"),
     ],
 )
 def test_a_file_that_will_not_do_is_named(tmp_path, text, match):

@@ -21,6 +21,7 @@ from cot_engine.backends.server.asking import Asking, all_of
 from cot_engine.backends.server.dialect import Task
 from cot_engine.backends.server.measuring import messages, prompt_of, spelled
 from cot_engine.backends.server.messages import Message, Pictures, Plain
+from cot_engine.core.parts import finite
 from cot_engine.core.requests import (
     BackendInfo,
     Choose,
@@ -217,7 +218,7 @@ class PoolingBackend:
             self._odd(reply)
         name = {"pooling": "data", "classify": "probs", "score": "score"}
         found = entries[0].get(name.get(self.task, "relevance_score"))
-        if _is_number(found):
+        if not isinstance(found, list) and found is not None:
             found = [found]
         if not isinstance(found, list) or not found:
             self._odd(reply)
@@ -230,8 +231,14 @@ class PoolingBackend:
                 "Does it pool at the places that the verifier marks? Score the whole, without"
                 " {mark}, or load the model in this process.",
             )
-        if not all(isinstance(row, list) and all(map(_is_number, row)) for row in rows):
+        if not all(isinstance(row, list) and row for row in rows):
             self._odd(reply)
+        if odd := [value for row in rows for value in row if not _is_number(value)]:
+            raise ModelError(
+                f"The server's reply to /{self.task} holds {shown(odd[0], 40)} where a number is"
+                " needed.",
+                "A score is a finite number: its weights or its number format may be broken.",
+            )
         return tuple(tuple(map(float, row)) for row in rows)
 
     def _odd(self, reply: dict[str, Any]) -> NoReturn:
@@ -242,4 +249,4 @@ class PoolingBackend:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and finite(value) is not None

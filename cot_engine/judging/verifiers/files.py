@@ -155,6 +155,11 @@ def made(table: Mapping[str, Any], folder: Path) -> Scorer | Judge:
     """The verifier of a table; relative paths are from `folder`. Raises ConfigError."""
     open_model = None if isinstance(table.get("model", ""), str) else table["model"]
     if open_model is not None:  # a backend, which no file can hold
+        if not callable(getattr(open_model, "generate", None)):
+            raise ConfigError(
+                f"model is {shown(open_model)}.",
+                "It must be a text: a folder, a name or an address; or a backend that is open.",
+            )
         table = {k: v for k, v in table.items() if k not in ("model", "backend", "options")}
     given = from_table(Table, dict(table))
     if "key_env" in (given.options or {}):  # whoever wrote it could have any secret sent to himself

@@ -20,7 +20,7 @@ from typing import Any as Any
 
 from cot_engine.core.chain import Chain
 from cot_engine.core.parts import Scale
-from cot_engine.errors import ConfigError, shown
+from cot_engine.errors import ConfigError, said, shown
 from cot_engine.judging.protocol import Ask, Case
 from cot_engine.judging.verifiers.asked import Asked, recent
 from cot_engine.judging.verifiers.scale import Aggregate as Aggregate
@@ -61,7 +61,7 @@ class HeadVerifier(Asked):
             )
         self.reading.check(self._own)
         if self.head:
-            self.find()
+            _layer(*_version(self.find()))
 
     def _default(self) -> tuple[Turn, ...]:
         return (Turn("user", "{question}"), Turn("assistant", "{response}"))
@@ -146,7 +146,7 @@ def _layer(path: str, changed: int) -> tuple[np.ndarray, np.ndarray]:
         tensors = _tensors(path)
     except Exception as error:
         raise ConfigError(
-            f"The head {path!r} is no safetensors file: {shown(error)}.", "Download it again."
+            f"The head {path!r} is no safetensors file: {said(error)}.", "Download it again."
         ) from None
     matrices = {name: value for name, value in tensors.items() if value.ndim == 2}
     if len(matrices) != 1:
