@@ -138,7 +138,8 @@ class Probe:
         """The probe in a file. Raises ConfigError for one that is not there, or none."""
         from safetensors import safe_open
 
-        path, hint = os.fspath(path), "Fit one with cot-engine train-verifier."
+        path = os.fspath(path)
+        hint = "Fit one with cot-engine train-verifier, or leave it out: --probe none."
         try:
             if not os.path.exists(path):
                 raise ConfigError(f"The probe {named(path)} is not there.", hint)

@@ -3,10 +3,11 @@ ask is held against the budget before it is sent, and metered."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from cot_engine.backends.protocol import Backend
 from cot_engine.core.binding import Binding
@@ -25,6 +26,8 @@ from cot_engine.core.requests import (
 from cot_engine.core.usage import Role, Usage
 from cot_engine.errors import shown
 from cot_engine.search.session import Session
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -71,8 +74,8 @@ class MeteredAsk:
     ) -> list[tuple[tuple[float, ...], ...]]:
         check_measure(dialogues, choices)
         request = Measure(self.session.scope, tuple(dialogues), tuple(choices), self.role)
-        with self._holding(request):
-            measured = await self._dealings.measure(request)
+        with self._holding(request) as most:
+            measured = await self._timely(self._dealings.measure(request), most)
         self._spent(measured.usage)
         return list(measured.numbers)
 
@@ -83,8 +86,8 @@ class MeteredAsk:
         request = Choose(
             self.session.scope, prompt, tuple(tails), tuple(choices), prefix, self.role
         )
-        with self._holding(request):
-            chosen = await self._dealings.choose(request)
+        with self._holding(request) as most:
+            chosen = await self._timely(self._dealings.choose(request), most)
         self._spent(chosen.usage)
         return list(chosen.logprobs)
 
@@ -113,6 +116,20 @@ class MeteredAsk:
         self._spent(reply.usage)  # of each as it comes: another one may fail
         return reply.generations[0].text
 
+    async def _timely(self, asked: Awaitable[T], most: Usage) -> T:
+        """What was asked, if it comes before the budget's seconds end: a server may take as long as
+        it likes. What is given up counts as the `most` that it can have cost. Raises
+        OutOfBudget."""
+        meter = self.session.meter
+        deadline = meter.deadline(Usage() if self.session.safe else Usage(calls=1))
+        try:
+            async with asyncio.timeout(None if deadline is None else deadline - meter.clock()):
+                return await asked
+        except TimeoutError:
+            meter.charge(self.role, most)
+            self._spent(most)
+            raise OutOfBudget from None
+
     def _spent(self, usage: Usage) -> None:
         self.usage += usage
         if self.whole is not None:
@@ -120,11 +137,12 @@ class MeteredAsk:
             self.whole.verified += usage
 
     @contextmanager
-    def _holding(self, *requests: Generate | Choose | Measure) -> Iterator[None]:
-        """Hold what these can cost until they are answered. Raises OutOfBudget."""
+    def _holding(self, *requests: Generate | Choose | Measure) -> Iterator[Usage]:
+        """Hold what these can cost at most, which it gives, until they are answered. Raises
+        OutOfBudget."""
         meter = self.session.meter
         if meter.budget is None:
-            yield  # estimating is not free
+            yield Usage()  # estimating is not free
             return
         cost = sum((self._dealings.cost(request) for request in requests), Usage())
         for ask in (self, self.whole):
@@ -133,7 +151,7 @@ class MeteredAsk:
         if not meter.affords(cost, self.session.floor(self.prefix, 0)):
             raise OutOfBudget
         with meter.holding(cost):
-            yield
+            yield cost
 
 
 def check_choose(prompt: Any, tails: Any, choices: Any, prefix: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,6 +40,7 @@ from cot_engine.errors import (
     ModelError,
     StrategyError,
 )
+from cot_engine.judging.judges import SelfJudge
 from cot_engine.judging.protocol import Case
 from cot_engine.judging.verifiers.files import recipes
 from cot_engine.judging.verifiers.words import steps_of
@@ -417,6 +419,29 @@ def test_a_verifiers_server_that_dies_ends_that_search_and_no_other():
         broken = TokenVerifier(model=Dying(broken=True))
         with pytest.raises(ModelError, match="gave the number nan"):
             engine.solve(None, "q?", strategy="stage-beam", n=3, judge=broken)
+
+
+class Slow(ScriptedBackend):
+    """Takes its time to say what it makes of texts."""
+
+    async def measure(self, request):
+        await asyncio.sleep(30)
+
+    async def choose(self, request):
+        await asyncio.sleep(30)
+
+
+@pytest.mark.parametrize("verifier", [TokenVerifier(model=Slow()), SelfJudge()])
+def test_a_budget_in_seconds_does_not_wait_for_who_judges(verifier):
+    began = time.monotonic()
+    with Engine(Slow()) as engine:
+        answer = engine.solve(
+            None, "q?", strategy="stage-beam", n=2, judge=verifier, budget="0.4 s", mode="trained"
+        )
+    assert answer.text and time.monotonic() - began < 5
+    role = "judge" if verifier == SelfJudge() else "verify"
+    asked = [event.usage for event in answer.trace if isinstance(event, Selected)]
+    assert sum(each.calls for each in asked) == answer.usage[role].calls > 0
 
 
 def test_a_backend_that_cannot_measure_says_what_to_do():
