@@ -1,22 +1,29 @@
-"""A reward model of a published architecture behind a real vLLM, Qwen3-VL-Reranker's, which sees
-pictures: what it says at each of its endpoints is what plain transformers say."""
+"""Reward models of published architectures behind a real vLLM: Qwen3-VL-Reranker's, which sees
+pictures, at each of its endpoints, and Qwen2.5-Math-PRM's, which has numbers for each step. What
+they say is what plain transformers say."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import transformers as tf
 from near import largest
-from tiny_models import build, picture
+from safetensors.torch import save_file
+from tiny_models import TEMPLATE, TEXT, build, enliven, picture, tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from cot_engine import Engine
 from cot_engine.backends.server.opener import Server
+from cot_engine.core.events import Scored
 from cot_engine.core.requests import Dialogue, Measure, Piece, Turn
+from cot_engine.errors import ModelError
+from cot_engine.testing import ScriptedBackend
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -154,3 +161,95 @@ def test_a_vision_reranker_says_what_plain_transformers_do(reranker, stock, task
             for backend, numbers in ((squeezed, sigmoid), (as_it_is, own)):
                 got = [rows[0][0] for rows in measured(backend, *asked).numbers]
                 assert largest(np.subtract(got, numbers).tolist()) < SCORE
+
+
+# --- a number for each step -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """The folder of a process reward model: Qwen2 and two layers over its states."""
+    folder = tmp_path_factory.mktemp("prm")
+    words = tokenizer({"step": "<extra_0>"})
+    words.chat_template = TEMPLATE.replace("IMAGE", "")
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    torch.manual_seed(0)
+    model = tf.Qwen2Model(tf.Qwen2Config(vocab_size=len(words), **{**TEXT, **heads})).eval()
+    enliven(model)
+    layers = {"0.weight": (64, 64), "0.bias": (64,), "2.weight": (2, 64), "2.bias": (2,)}
+    head = {f"score.{name}": torch.randn(*size) / 4 for name, size in layers.items()}
+    words.save_pretrained(folder)
+    model.config.architectures = ["Qwen2ForProcessRewardModel"]
+    model.config.save_pretrained(folder)
+    body = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    save_file({**body, **head}, folder / "model.safetensors")
+    return folder, tf.AutoTokenizer.from_pretrained(folder), model, head
+
+
+@pytest.fixture(scope="module")
+def process(steps, serve):
+    folder, words, *_ = steps
+    tag = words.convert_tokens_to_ids("<extra_0>")
+    pooler = json.dumps({"step_tag_id": tag})
+    with serve(folder, "--runner", "pooling", "--pooler-config", pooler) as made:
+        yield made
+
+
+@torch.inference_mode()
+def by_steps(steps, texts):
+    """The two logits at each step, by plain transformers: [steps, 2]."""
+    _, words, model, head = steps
+    turns = [("user", QUESTION), *(("assistant", text + "<extra_0>") for text in texts)]
+    messages = [{"role": r, "content": [{"type": "text", "text": text}]} for r, text in turns]
+    text = words.apply_chat_template(messages, tokenize=False)
+    ids = words(text, add_special_tokens=False, return_tensors="pt").input_ids
+    states = model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    states = states[ids[0] == words.convert_tokens_to_ids("<extra_0>")]
+    hidden = torch.relu(states @ head["score.0.weight"].T + head["score.0.bias"])
+    return hidden @ head["score.2.weight"].T + head["score.2.bias"]
+
+
+def test_each_step_has_its_own_numbers(steps, process):
+    texts = ("one red circle", "a blue one, so two", "two")
+    step = (Piece("<extra_0>", True, True),)
+    turns = [Turn("assistant", (Piece(text), *step)) for text in texts]
+    asked = Dialogue((Turn("user", (Piece(QUESTION),)), *turns))
+    want = by_steps(steps, texts)
+    wanted = {"": want, "&activation=false": want, "&activation=true": want.softmax(-1)}
+    for more, numbers in wanted.items():
+        with Server().open(f"{process.url}/v1#task=pooling{more}") as backend:
+            found = torch.tensor(measured(backend, asked).numbers[0])
+        assert found.shape == (3, 2) and largest((found - numbers).flatten().tolist()) < SCORE
+        assert largest((found - numbers.roll(1, 0)).flatten().tolist()) > 100 * SCORE
+        assert largest((found - numbers.flip(1)).flatten().tolist()) > 100 * SCORE
+    # Places that it does not pool at are seen to be too few.
+    unmarked = replace(asked, turns=(*asked.turns, Turn("user", (Piece("so?", True, True),))))
+    with (
+        Server(task="pooling").open(f"{process.url}/v1") as backend,
+        pytest.raises(ModelError, match="3 rows of numbers to 4 places"),
+    ):
+        measured(backend, unmarked)
+
+
+def test_a_search_whose_steps_it_scores(steps, process, tmp_path):
+    """By a file such as a user writes: the lowest probability of its steps is a response's."""
+    path = tmp_path / "prm.toml"
+    path.write_text(
+        'kind = "head"\naggregate = "min"\noutput = 1\nlow = 0.0\nhigh = 1.0\n'
+        f'model = "{process.url}/v1#task=pooling&activation=true"\n'
+        '[[turns]]\ntext = "{question}"\n'
+        '[[turns]]\nspeaker = "assistant"\ntext = "{step}<extra_0>{mark}"\neach = true\n',
+        "utf-8",
+    )
+    with Engine(ScriptedBackend()) as engine:
+        answer = engine.solve(
+            None, QUESTION, strategy="best-of-n", n=3, parameters={"verifier": str(path)}
+        )
+    found = {id: n for e in answer.trace if isinstance(e, Scored) for id, n in e.scores.items()}
+    texts = {c.id: c.text for e in answer.trace for c in getattr(e, "chains", ())}
+    assert len(found) == 3 and answer.usage["verify"].calls == 3
+    for id, number in found.items():
+        parts = [part.split("</")[0] for part in texts[id].split(">")[1::2] if part[:1] != "<"]
+        each = by_steps(steps, parts).softmax(-1)[:, 1]
+        assert len(parts) >= 3 and largest([number - float(each.min())]) < SCORE
+        assert abs(number - float(each.mean())) > 10 * SCORE
