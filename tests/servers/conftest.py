@@ -53,11 +53,10 @@ def second():
 
 @pytest.fixture(scope="module")
 def pooling():
-    """The bundled model, whose final state is given."""
-    pooler = '{"pooling_type": "LAST", "use_activation": false}'
-    with served(
-        None, "--runner", "pooling", "--convert", "embed", "--pooler-config", pooler
-    ) as made:
+    """The bundled model, whose final state is given. That it is not divided by its length is asked
+    for with each request."""
+    flags = ["--runner", "pooling", "--convert", "embed"]
+    with served(None, *flags, "--pooler-config", '{"pooling_type": "LAST"}') as made:
         yield made
 
 

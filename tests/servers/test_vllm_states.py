@@ -133,7 +133,7 @@ def test_a_search_scored_by_a_pooling_server_is_the_one_scored_here(
             answers[verifier] = [
                 engine.solve(*item.problem().images, item.problem().question,
                              strategy=strategy, n=4, parameters={"verifier": str(verifier)})
-                for item in items
+                for item in items[:3]
             ]  # fmt: skip
     for one, other in zip(answers[there], answers[here], strict=True):
         assert one.text == other.text and one.chain.text == other.chain.text
