@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -159,7 +160,7 @@ def serving(
     `rows` sequences are written at once; `more` are further flags. Its model runs on `threads`;
     one on two cores, where its scheduler and its HTTP server are processes of their own. Raises
     ServerError if it does not answer within `patience` seconds; its log is then kept, and named.
-    The whole process group is gone afterwards, whatever happened.
+    The whole process group is gone afterwards, whatever happened, this process's own end included.
     """
     python = environment(venv)
     home = Path(tempfile.mkdtemp(prefix="cot-engine-vllm-"))
@@ -182,6 +183,7 @@ def serving(
             process = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 env=_variables(home, threads), start_new_session=True, cwd=home,
+                preexec_fn=_ends_with_us,
             )  # fmt: skip
         url = f"http://127.0.0.1:{port}"
         _until_healthy(url, process, log, patience)
@@ -194,6 +196,13 @@ def serving(
             shutil.rmtree(home, ignore_errors=True)
         elif log.exists():
             print(f"The server's log is kept at {log}.", file=sys.stderr)
+
+
+def _ends_with_us() -> None:
+    """Have the process that is begun told to end when the one that began it is gone, however that
+    went: a signal to that one ends no block. Linux alone; elsewhere the block is all there is."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _variables(home: Path, threads: int) -> dict[str, str]:
