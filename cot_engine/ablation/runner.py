@@ -27,8 +27,7 @@ from cot_engine.core.problem import Problem
 from cot_engine.engine.code import code_version
 from cot_engine.errors import BudgetError, InputError, StrategyError, cut
 from cot_engine.images.thumbnails import Thumbnail, thumbnail
-from cot_engine.options.auto import is_auto
-from cot_engine.options.resolve import resolve
+from cot_engine.options.resolve import checked, resolve
 from cot_engine.questions.data import DataSet, Item
 from cot_engine.search.budget import Budget, Unit
 from cot_engine.search.concurrency import bounded
@@ -116,8 +115,7 @@ def plan_run(ablation: Ablation, data: DataSet, engine: Engine, command: str) ->
         raise uncounted(engine.backend)
     for cell in ablation.cells:
         engine.profile.make_judge(cell.config.judge)  # else every search of it would fail
-        if is_auto(cell.config.strategy):
-            resolve(engine.profile, cell.config)
+        checked(resolve(engine.profile, cell.config))
     cells = {cell.hash: cell for cell in ablation.cells}
     items = {item.digest: item for item in data.items}
     code = code_version((cell.config for cell in ablation.cells), engine.profile)

@@ -47,12 +47,12 @@ def run(
     from cot_engine.answering.summary import summarise, told
     from cot_engine.engine.facade import model_path, profile_path
     from cot_engine.judging.profile import Profile
-    from cot_engine.options.resolve import resolve
+    from cot_engine.options.resolve import checked, resolve
     from cot_engine.questions.data import check_n
 
     check_n(limit, "limit")
     config = load_config(config_file, os.environ, flags)
-    call = resolve(Profile.of(profile_path(config.model)), config)
+    call = checked(resolve(Profile.of(profile_path(config.model)), config))
     questions = read_data(source, question, split, config.allow_url)
     path = Path(out or f"{questions.stem}.predictions.jsonl")
     kind_of_file(path)

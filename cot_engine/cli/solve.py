@@ -48,12 +48,12 @@ def run(
     from cot_engine.cli.display import make_display
     from cot_engine.engine.facade import BUNDLED, model_path, profile_path
     from cot_engine.judging.profile import Profile
-    from cot_engine.options.resolve import resolve
+    from cot_engine.options.resolve import checked, resolve
 
     sources, question = split(words, more_images)
     check_question(question)
     config = load_config(config_file, os.environ, flags)
-    call = resolve(Profile.of(profile_path(config.model)), config)
+    call = checked(resolve(Profile.of(profile_path(config.model)), config))
     read = [("the model", model_path(config.model)), *files_of(config_file, os.environ, flags)]
     read += [("the picture", source) for source in sources]
     check_outputs([("--trace", trace)], read)

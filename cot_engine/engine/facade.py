@@ -40,7 +40,7 @@ from cot_engine.judging.probe import Probe
 from cot_engine.judging.profile import Profile, probe_for
 from cot_engine.judging.protocol import Judge, Scorer
 from cot_engine.options.problem import check_number_of_images, judge_images, problem_of
-from cot_engine.options.resolve import Given, Resolved, resolve
+from cot_engine.options.resolve import Given, Resolved, checked, resolve
 from cot_engine.search.loop import search
 from cot_engine.search.rejudge import REJUDGED, Rejudged, check_rejudged, rejudge
 
@@ -412,7 +412,7 @@ class Engine:
         named = isinstance(config, Resolved) or getattr(config, "judge", "auto") != "auto"
         if self.judge is not None and not named and options.get("judge", "auto") == "auto":
             options = {**options, "judge": self.judge}
-        return resolve(self.profile, config, options)
+        return checked(resolve(self.profile, config, options))
 
     def _verifiers(self, strategy: Any) -> list[Any]:
         """The scorers that a strategy's parameters name, as far as there are such."""

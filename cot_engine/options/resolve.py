@@ -103,6 +103,16 @@ def resolve(
     return Resolved(config, strategy, judge, plan, budget, notes)
 
 
+def checked(call: Resolved) -> Resolved:
+    """The call, if its strategy's `verifier` can be made: else all would be written before anybody
+    is told. It may read a file: not for names that nobody knows the giver of. Raises ConfigError
+    and UnknownNameError."""
+    name = getattr(call.strategy.part, "verifier", None)
+    if isinstance(name, str) and name != plugins.AUTO:
+        plugins.make("scorer", name)
+    return call
+
+
 def check_tournament(name: str) -> None:
     """Raises UnknownNameError."""
     if name not in TOURNAMENTS:
@@ -122,19 +132,10 @@ def _check_known(rest: dict[str, Any], strategy: Any) -> None:
 def _strategy(part: Any, config: RunConfig, chosen: Choice | None) -> Named:
     if chosen is not None:
         made = plugins.make("strategy", chosen.strategy, chosen.parameters)
-        return _verified(Named(chosen.strategy, made))
+        return Named(chosen.strategy, made)
     given = config.strategy if part is None or isinstance(part, str) else part
     made = plugins.make("strategy", given, config.parameters)
-    return _verified(Named(given if isinstance(given, str) else type(given).__name__, made))
-
-
-def _verified(strategy: Named) -> Named:
-    """The strategy, whose `verifier`, if it has one, can be made: else all would be written before
-    anybody is told."""
-    name = getattr(strategy.part, "verifier", None)
-    if isinstance(name, str) and name != plugins.AUTO:
-        plugins.make("scorer", name)
-    return strategy
+    return Named(given if isinstance(given, str) else type(given).__name__, made)
 
 
 def _judge(part: Any, config: RunConfig, profile: Profile) -> Named:

@@ -25,7 +25,7 @@ from cot_engine.options.layers import (
     typed,
 )
 from cot_engine.options.problem import MAX_QUESTION, check_question
-from cot_engine.options.resolve import resolve
+from cot_engine.options.resolve import checked, resolve
 
 WORDS = st.text(st.characters(codec="ascii"), max_size=8)
 
@@ -257,7 +257,7 @@ def test_a_verifier_that_cannot_be_is_told_before_anything_is_written(name):
     named = {"strategy": "weighted-vote", "verifier": name}
     for options in (named, {"strategy": Swires(verifier=name)}):
         with pytest.raises(CotEngineError, match=r"no scorer 'stats'|is 1 to 0|nowhere\.toml"):
-            resolve(Profile(), None, options)
+            checked(resolve(Profile(), None, options))
 
 
 def test_parameters_as_text():

@@ -230,6 +230,10 @@ def test_pictures_are_counted_as_they_are_read_not_after_all_are():
         ({"allow_url": True}, ConfigError, "the server's"),
         ({"model": "other"}, ConfigError, "option of the engine"),
         ({"judge": "nobody"}, UnknownNameError, "judge"),
+        (
+            {"strategy": "best-of-n", "parameters": {"verifier": "/nowhere/secret.toml"}},
+            *(ConfigError, "secret.toml' is not for a client to name"),  # and not looked for
+        ),
     ],
 )
 def test_options_beyond_what_a_client_may_are_refused(options, error, said):
