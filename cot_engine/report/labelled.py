@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,13 +34,14 @@ from cot_engine.questions.data import DataSet, Item
 from cot_engine.questions.files import row_of
 from cot_engine.questions.grading import Unknown
 from cot_engine.questions.pictures import pictures_of
-from cot_engine.questions.row import QuestionRow, wrong
+from cot_engine.questions.row import MEANT, QuestionRow, check_characters, wrong
 
 Kind = Literal["pairs", "steps"]
 RULES: dict[Kind, str] = {
     "pairs": "which response people preferred",
     "steps": "which steps people found right",
 }
+_COLUMNS = "response human_ranking responses better steps process_correctness".split()
 _LAYOUTS = (
     "A row has response and human_ranking, responses and better, or steps and process_correctness."
 )
@@ -55,13 +57,13 @@ class Labelled:
 
 
 def is_labelled(source: str) -> bool:
-    """Whether a source is such a file, by its first row. Raises InputError for one that cannot be
-    read."""
+    """Whether a source is such a file, by its first row, or is meant to be one: its columns are
+    called nearly so. Raises InputError for one that cannot be read."""
     path = Path(source)
     if path.suffix.lower() not in KINDS or not path.is_file():
         return False
     for row in read_rows(path, "data", InputError, lambda *_: None):
-        return _kind(row.cells) is not None
+        return _kind(row.cells) is not None or ("answer" not in row.cells and bool(_near(row)))
     return False
 
 
@@ -128,6 +130,8 @@ def recorded(problem: Problem, given: Labelled) -> tuple[Trace, tuple[SelectionR
         Grown("end", (Chain(chain.id, chain.steps[-1:], chain.done),), Usage(), round=1)
         for chain in chains
     ]
+    if not ids:  # steps of which none is right or wrong: there is nothing to judge
+        return Trace([started, *grown]), ()
     chosen = Selected(about, "", ids, {}, {}, (), ids, ids[:1], Usage(), round=2)
     record = SelectionRecord(given.kind, ids, ids[:1], worth=known)
     return Trace([started, *grown, chosen]), (record,)
@@ -160,7 +164,8 @@ def _question(path: Path, row: Row, at: int) -> QuestionRow:
 def _labelled(path: Path, row: Row) -> Labelled:
     cells, kind = row.cells, _kind(row.cells)
     if kind is None:
-        raise wrong(path, row.place, f"it has {cut(', '.join(cells), 120)}.", _LAYOUTS)
+        said = f"it has {cut(', '.join(cells), 120)}."
+        raise wrong(path, row.place, said, " ".join([*_near(row), _LAYOUTS]))
     if kind == "steps":
         inside = cells["response"] if isinstance(cells.get("response"), dict) else cells
         texts = _texts(path, row, "steps", inside.get("steps"))
@@ -180,6 +185,13 @@ def _labelled(path: Path, row: Row) -> Labelled:
     return Labelled(kind, texts, tuple(float(at == better) for at in range(len(texts))))
 
 
+def _near(row: Row) -> list[str]:
+    """Which of its columns are called nearly as those that are read, in sentences."""
+    others = [name for name in row.cells if name not in (*_COLUMNS, *MEANT)]
+    near = {name: get_close_matches(name, others, n=1, cutoff=0.8) for name in _COLUMNS}
+    return [f"Is {shown(found[0])} {name}?" for name, found in near.items() if found]
+
+
 def _list(value: Any) -> Any:
     """A list; one in a cell of a table is a text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
@@ -196,6 +208,8 @@ def _texts(path: Path, row: Row, name: str, value: Any) -> tuple[str, ...]:
         raise wrong(path, row.place, f"{name} is {shown(value)}.", "Give a list of texts.")
     if not all(text.strip() for text in value):
         raise wrong(path, row.place, f"{name} has an empty text.", "Leave the row out.")
+    for text in value:
+        check_characters(path, row.place, name, text)
     return tuple(value)
 
 

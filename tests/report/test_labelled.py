@@ -84,6 +84,9 @@ def test_steps_as_visualprocessbench_has_them(tmp_path):
     (card,) = [c for c in found.cards if c.image == "seen" and c.judge != "random"]
     assert card.stage == "steps" and card.pairs == 2 and card.right.estimate == 1.0
     assert card.matches == 2  # a step that is neither right nor wrong is not asked about
+    neither = {"question": "Who?", "steps": ["I.", "You."], "labels": [0, 0]}
+    found = examined(written(tmp_path, [neither, *STEPS]), step_verifier(tmp_path), prefer=prefer)
+    assert found.cards[0].pairs == 2 and not found.failed
 
 
 def step_verifier(folder) -> str:
@@ -118,6 +121,8 @@ def test_who_cannot_be_asked_is_said_first(tmp_path):
         ({"query": "q", "steps": ["a", " "], "labels": [1, 1]}, "empty text"),
         ({"response": ["a", "b"], "human_ranking": [0, 1]}, "question"),
         ({"query": "q", "other": 1}, "A row has response and human_ranking"),
+        ({"query": "q", "response": ["a", "b"], "human_rankin": [0]}, "Is 'human_rankin' human_ra"),
+        ({"query": "q", "response": ["\ud800", "b"], "human_ranking": [0, 1]}, "half a character"),
     ],
 )
 def test_a_row_that_will_not_do_is_named(tmp_path, row, match):
@@ -126,6 +131,7 @@ def test_a_row_that_will_not_do_is_named(tmp_path, row, match):
     with pytest.raises(InputError, match=match) as caught:
         load_labelled(path, None)
     assert "line 2" in str(caught.value)
+    assert is_labelled(written(tmp_path, [row, good], picture=False)) == ("other" not in row)
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
