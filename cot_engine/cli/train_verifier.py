@@ -40,6 +40,7 @@ def run(
     check_n(problems, "problems")
     if not 2 <= n <= MAX_N:
         raise ConfigError(f"responses is {n}.", f"It must be from 2 to {MAX_N:,}.")
+    chosen = _layers(layers)
     config = load_config(config_file, os.environ, flags)
     read = [("the data", source), ("the model", model_path(config.model))]
     check_outputs([("--out", out)], [*read, *files_of(config_file, os.environ, flags)])
@@ -65,7 +66,7 @@ def run(
                     data,
                     Path(out),
                     n=n,
-                    layers=_layers(layers),
+                    layers=chosen,
                     write_profile=write_profile,
                     on_done=on_done,
                     on_notice=progress.say,

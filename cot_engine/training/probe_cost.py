@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cot_engine.errors import CotEngineError, ModelError, StoreError
-from cot_engine.files.reading import read_json
+from cot_engine.files.reading import named, read_json
 from cot_engine.files.writing import write_whole
 from cot_engine.judging.rows import Sample, Unit
 from cot_engine.questions.data import Item
@@ -64,6 +64,9 @@ def measure_costs(
     every search failed. Raises StoreError for a file that cannot be written."""
     path = folder / FILE
     found: dict[str, Any] = read_json(path, "record", StoreError) if path.exists() else {}
+    if not isinstance(found, dict) or not all(isinstance(row, dict) for row in found.values()):
+        said = f"The record {named(path)} holds no costs."
+        raise StoreError(said, "Delete that file: they are measured again.")
     costed = places[:COSTED]
 
     async def one(place: int) -> None:

@@ -54,6 +54,21 @@ def split(problems: np.ndarray, names: Sequence[str]) -> Parts:
     return Parts(lot < first, (lot >= first) & (lot < second), lot >= second)
 
 
+def check_enough(names: Sequence[str], n: int) -> None:
+    """Raises InputError if `n` responses to each problem of these names could not be enough,
+    however many of them are right: before they are sampled."""
+    parts = split(np.arange(len(names)), names)
+    for part, what in ((parts.fitting, "fit"), (parts.tuning, "calibrate"), (parts.measuring, "")):
+        count = int(part.sum()) * n
+        least = 2 * LEAST if what else 1
+        if count < least:
+            raise InputError(
+                f"{len(names):,} questions with {n:,} responses each leave {count:,} to"
+                f" {what or 'measure'} on, and it takes {least}.",
+                "Take more questions (--problems), or more --responses.",
+            )
+
+
 def _lot(name: str) -> float:
     return int(hashlib.sha256(f"probe|{name}".encode()).hexdigest()[:12], 16) / 16**12
 

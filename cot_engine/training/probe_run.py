@@ -20,7 +20,7 @@ from cot_engine.options.config import RunConfig
 from cot_engine.options.resolve import resolve
 from cot_engine.questions.data import DataSet, SceneGrader
 from cot_engine.training.probe_cost import Costs, measure_costs
-from cot_engine.training.probe_fit import fit_probe, split
+from cot_engine.training.probe_fit import check_enough, fit_probe, split
 from cot_engine.training.probe_measure import Measured, measure, sentences, weighted
 from cot_engine.training.probe_samples import Recorder, SampleFolder, sample_all
 from cot_engine.training.probe_stops import Paying, paying
@@ -83,6 +83,8 @@ def train_verifier(
     if not all(item.known for item in data.items):
         unknown = next(item.id for item in data.items if not item.known)
         raise InputError(f"Question {unknown!r} has no standard answer.", "Each one needs one.")
+    digests = [item.digest for item in data.items]
+    check_enough(digests, n)
     config = replace(config, strategy="majority", parameters={"n": n}, budget=None, probe="none")
     with Engine.from_pretrained(**config.of_engine, on_notice=on_notice) as engine:
         width, known = _shape(engine)
@@ -121,18 +123,20 @@ def train_verifier(
                 failed[data.items[index].id] = error
             on_done(index, error)
 
-        digests = [item.digest for item in data.items]
         apart = np.flatnonzero(split(np.arange(len(digests)), digests).measuring).tolist()
         sample_all(engine, recorder, data.items, config, folder, stages, set(apart), done)
         engine.probe = None  # what follows is measured, and its states are of no use
         costs = measure_costs(engine, data.items, apart, config, folder.folder)
         digest = info.digest
     samples = folder.read(stages)
+    for index in sorted({*range(len(data.items))} - {*samples.problem.astype(int).tolist()}):
+        why = "It failed when it was sampled; take its file of samples away to try it again."
+        failed.setdefault(data.items[index].id, why)
     parts, first = split(samples.problem, digests), samples.greedy > 0
     likeliest, sampled = parts.measuring & first, parts.measuring & ~first
     probe, fitted, notes = fit_probe(samples, parts, chosen, width, marks, digest)
     if not sampled.any():
-        raise InputError("No question is left to measure on.", "Take more of them (--problems).")
+        raise InputError("No response is left to measure on.", "Take more questions (--problems).")
     measured = measure(probe, samples, sampled)
     path = Path(out) / FILE
     probe.write(path)

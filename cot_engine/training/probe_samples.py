@@ -23,7 +23,7 @@ from cot_engine.core.chain import Chain
 from cot_engine.core.events import Grown
 from cot_engine.core.grammar import conclusion, read
 from cot_engine.core.stages import Plan
-from cot_engine.errors import CotEngineError, InputError, ModelError, StoreError, said
+from cot_engine.errors import CotEngineError, InputError, ModelError, StoreError, said, shown
 from cot_engine.files.reading import named, read_json
 from cot_engine.files.writing import write_whole
 from cot_engine.judging.probe import WHOLE, Probe
@@ -186,11 +186,17 @@ class SampleFolder:
         self.folder = folder
         path = folder / "samples.json"
         if path.exists():
-            had = read_json(path, "record", StoreError)
-            if had != json.loads(json.dumps(made)):
+            had, now = read_json(path, "record", StoreError), json.loads(json.dumps(made))
+            had = had if isinstance(had, dict) else {}
+            told = [
+                f"{key} {shown(had.get(key))} (now {shown(now.get(key))})"
+                for key in sorted({**had, **now})
+                if had.get(key) != now.get(key)
+            ]
+            if told:
                 raise StoreError(
-                    f"{str(folder)!r} holds samples that were made otherwise.",
-                    "Give another --out, or delete that folder.",
+                    f"{str(folder)!r} holds samples that were made otherwise: {', '.join(told)}.",
+                    "Go on with what they were made with, give another --out, or delete it.",
                 )
         else:
             folder.mkdir(parents=True, exist_ok=True)

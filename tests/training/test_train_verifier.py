@@ -15,7 +15,14 @@ import pytest
 
 from cot_engine.errors import InputError, StoreError
 from cot_engine.judging.probe import WHOLE, Probe
-from cot_engine.training.probe_fit import LEAST, fit_probe, logits, split, whole_features
+from cot_engine.training.probe_fit import (
+    LEAST,
+    check_enough,
+    fit_probe,
+    logits,
+    split,
+    whole_features,
+)
 from cot_engine.training.probe_measure import measure, sentences, weighted
 from cot_engine.training.probe_samples import SampleFolder, Samples, _Rows
 
@@ -159,8 +166,19 @@ def test_a_problem_is_in_one_part_and_stays_there():
 def test_samples_made_otherwise_are_not_mixed_with_these(tmp_path):
     SampleFolder(tmp_path, {"n": 4, "layers": (1, -1)})
     SampleFolder(tmp_path, {"n": 4, "layers": (1, -1)})
-    with pytest.raises(StoreError, match="made otherwise"):
+    with pytest.raises(StoreError, match=r"made otherwise: n 4 \(now 5\)\."):
         SampleFolder(tmp_path, {"n": 5, "layers": (1, -1)})
+
+
+def test_what_cannot_be_enough_is_said_before_hours_of_sampling():
+    names = [f"p{i}" for i in range(60)]
+    check_enough(names, 8)
+    with pytest.raises(
+        InputError, match=r"60 questions with 4 responses .* calibrate on, and .* 40"
+    ):
+        check_enough(names, 4)
+    with pytest.raises(InputError, match="to fit on"):
+        check_enough(names[:1], 4)
 
 
 def test_parts_are_read_one_behind_the_other(tmp_path):
