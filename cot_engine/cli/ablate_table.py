@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cot_engine.errors import AblationFailed, ConfigError, InputError
+from cot_engine.errors import AblationFailed, ConfigError, InputError, StoreError
 from cot_engine.escape import terminal
 from cot_engine.files.locking import held
 from cot_engine.files.outputs import check_outputs, side_files
+from cot_engine.files.writing import check_writable
 
 if TYPE_CHECKING:
     from cot_engine.ablation.records import Run
@@ -110,6 +111,9 @@ def run_table(
 
         show_cost(chosen, asked, flags.json)
         return
+    if flags.predictions is not None:
+        hint = "Choose another place with --predictions."
+        check_writable(Path(flags.predictions) / "x.jsonl", "The predictions", StoreError, hint)
     with held(path, "the store", _HINT, wait=wait, tell=tell), Store(path, create=True) as opened:
         runs = _search_all(chosen, asked, opened, search, tell)
         failed = _result(chosen, opened, runs, asked, flags, verdicts, tell)

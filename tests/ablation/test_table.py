@@ -215,6 +215,8 @@ def test_rows_with_faults_are_named_and_the_rest_is_scored(table, tmp_path):
         (("--data", "nowhere"), "is no folder"),
         (("--model", "x"), "--checkpoint NAME=MODEL"),
         (("--checkpoint", "base=x", "--rules", "vlmevalkit"), "Did you mean vlmevalkit-20"),
+        (("--checkpoint", "base=plain", "--verdicts", "none.jsonl"), "no file of verdicts"),
+        (("--checkpoint", "base=plain", "--predictions", "MMVet.tsv"), "cannot be written"),
         ((), "Nothing of the table paper-table can be run"),
     ],
 )
