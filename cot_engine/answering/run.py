@@ -188,7 +188,7 @@ def hopeless(todo: Todo) -> list[tuple[int, Prediction]]:
     for place in todo.asked:
         entry = todo.questions.entries[place]
         try:
-            entry.make().problem()
+            _problem(entry.make())
             return []
         except InputError as error:
             found.append((place, _failed(_asked(entry), entry, error)))

@@ -60,6 +60,11 @@ def test_a_benchmark_is_read_by_its_own_reader_and_scored_by_its_rules(cli, tmp_
     assert first.pictures[0].digest == shared.pictures[0].digest
     assert first.problem().images[0].size == (12, 8)
 
+    (tmp_path / "long.tsv").write_text(f"index\tquestion\timage\n0\t{'x' * 30_000}\t\n")
+    done = cli("answer", "long.tsv", SEEN=tmp_path / "loaded")
+    assert done.returncode == 3 and "the limit is 20,000" in done.stderr
+    assert not (tmp_path / "loaded").exists()  # for a question that cannot be asked
+
     scored = cli("score", "MMStar", "p.tsv", "--against", data, "--rules", "conclusion", "--json")
     found = json.loads(scored.stdout)
     assert (found["predictions"], found["unresolved"]) == (5, ["0", "1"])
