@@ -8,6 +8,7 @@ import pytest
 from command_line import two_lines
 
 from cot_engine.ablation.grid import parse_ablation
+from cot_engine.backends.server.http import usage_of
 from cot_engine.core.stages import Stage
 from cot_engine.errors import ConfigError, said, shown
 from cot_engine.options.config import RunConfig
@@ -162,6 +163,12 @@ def test_a_paid_reply_is_journaled_whatever_its_usage_says(tmp_path, said, count
             assert journal.total.calls == 1
             assert journal.total.uncounted == (counted is None)
             assert journal.total.tokens == 2 * (counted or 0)
+
+
+@pytest.mark.parametrize("said", [10**30, 2**31, -1, True, 7.0, "7", None])
+def test_a_server_that_counts_what_cannot_be_has_not_counted(said):
+    counts = {"prompt_tokens": said, "completion_tokens": 7}
+    assert usage_of({"usage": counts}) == (None, 7, None)
 
 
 @pytest.mark.parametrize("usage", ["7", "[]", "null", '"free"', '{"prompt_tokens_details": 3}'])

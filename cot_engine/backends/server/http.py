@@ -233,8 +233,8 @@ def retry_after(headers: Any) -> float | None:
 
 
 def count(value: Any) -> int | None:
-    """A number of tokens, None for what is none."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """A number of tokens, None for what is none, or more than anybody reads."""
+    return value if type(value) is int and 0 <= value < 2**31 else None
 
 
 def usage_of(found: Any) -> tuple[int | None, int | None, int | None]:

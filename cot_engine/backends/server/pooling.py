@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from cot_engine.backends.server.asking import Asking, all_of
 from cot_engine.backends.server.dialect import Task
 from cot_engine.backends.server.measuring import messages, prompt_of, spelled
+from cot_engine.backends.server.http import usage_of
 from cot_engine.backends.server.messages import Message, Pictures, Plain
 from cot_engine.core.parts import finite
 from cot_engine.core.requests import (
@@ -180,9 +181,8 @@ class PoolingBackend:
         payload = await (self._chat(dialogue) if chat else self._pair(dialogue))
         reply = await self.asking.value(f"/{self.task}", self._asked | payload)
         rows = self._rows(reply, dialogue.places)
-        usage = reply.get("usage")
-        tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-        if type(tokens) is not int or tokens < 0:
+        tokens, *_ = usage_of(reply)
+        if tokens is None:
             tokens = self.estimate(Measure("", (dialogue,))).prefilled
         images = len(dialogue.images)
         flops = self._flops(dialogue, tokens)
