@@ -135,14 +135,8 @@ def test_the_grid_of_what_stops_has_the_strategies_that_the_results_name():
     made = load_ablation(ROOT / "examples" / "stopping.toml")
     votes = [c.config.parameters for c in made.cells if c.config.strategy == "weighted-vote"]
     stops = [(v["n"], v.get("stop"), v.get("greedy", False)) for v in votes]
-    assert stops == [
-        (5, 0.7, True),
-        (8, 0.6, True),
-        (8, 0.7, False),
-        (8, 0.75, True),
-        (8, 0.8, False),
-        (6, None, False),
-    ]
+    assert stops == [(5, 0.7, True), (8, 0.6, True), (8, 0.75, True)]
+    assert len(made.seeds) == 3
     assert made.cell("stage-beam n=4 verifier=states").config.judge == "self+likelihood"
 
 
