@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 from cot_engine.backends.server.asking import Asking, all_of
 from cot_engine.backends.server.dialect import Task
-from cot_engine.backends.server.measuring import messages, prompt_of, spelled
 from cot_engine.backends.server.http import usage_of
+from cot_engine.backends.server.measuring import messages, prompt_of, spelled
 from cot_engine.backends.server.messages import Message, Pictures, Plain
 from cot_engine.core.parts import finite
 from cot_engine.core.requests import (
