@@ -8,7 +8,6 @@ VLMEvalKit's of MathVista the `res`, and its of MMVet the `score` that a model m
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from cot_engine.benchmarks.questions import (
 )
 from cot_engine.errors import InputError, shown
 from cot_engine.files.reading import named
-from cot_engine.files.rows import read_rows
+from cot_engine.files.rows import near_columns, read_rows
 from cot_engine.files.sheets import without_apostrophe
 
 PREDICTIONS = ("prediction", "response")
@@ -147,18 +146,14 @@ def _columns(path: Path, cells: Mapping[str, Any], kind: str, alone: bool) -> tu
         if key and prediction:
             there = "Name the file of questions with --against."
         wanted = [*([] if prediction else PREDICTIONS), *([] if key else IDS)]
-        near = near_columns(
-            [*wanted, *(name for name in ("question", "answer") if name in missing)], cells
-        )
-        raise InputError(f"{said}.", " ".join([*near[:1], there]))
+        wanted += [name for name in ("question", "answer") if name in missing]
+        raise InputError(f"{said}.", " ".join([*near(wanted, cells)[:1], there]))
     return key, prediction
 
 
-def near_columns(names: Iterable[str], cells: Iterable[str]) -> list[str]:
-    """Which columns that nobody reads are called nearly as those `names`, in sentences."""
-    others = [name for name in cells if name not in _READ]
-    near = ((name, difflib.get_close_matches(name, others, n=1, cutoff=0.7)) for name in names)
-    return [f"Is {shown(found[0])} the column {name}?" for name, found in near if found]
+def near(names: Iterable[str], cells: Iterable[str]) -> list[str]:
+    """Which columns may be meant by `names`, in sentences."""
+    return near_columns(names, cells, _READ, 0.7)
 
 
 def _case(

@@ -13,7 +13,7 @@ from cot_engine.benchmarks.predictions import (
     NAMED_NOTHING,
     Case,
     Cases,
-    near_columns,
+    near,
 )
 from cot_engine.benchmarks.questions import Question, Trouble, listed
 from cot_engine.benchmarks.rulesets import Finding, RuleSet, Unfit, as_choice
@@ -170,7 +170,7 @@ def score(
 
 def _notes(benchmark: Benchmark, rules: RuleSet, marks: Sequence[Mark]) -> list[str]:
     there = {name for mark in marks for name in mark.case.question.columns}
-    notes = [] if there & {*CATEGORIES} else near_columns(CATEGORIES[1::-1], there)[:1]
+    notes = [] if there & {*CATEGORIES} else near(CATEGORIES[1::-1], there)[:1]
     staged = sum(is_staged(mark.case.prediction) for mark in marks)
     if staged and rules.name != "conclusion" and benchmark.kind != "graded":
         notes.append(

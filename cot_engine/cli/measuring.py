@@ -10,6 +10,15 @@ import typer
 from cot_engine.cli.options import Action, DryRun, Json, Quiet, Verbose, flags, option
 
 
+def _grader(about: str) -> Any:
+    return option("--grader", metavar="MODEL", help=about)
+
+
+def _verdicts(beside: str) -> Any:
+    about = f"Where its replies are kept and looked for. [{beside}.verdicts.jsonl]"
+    return option("--verdicts", metavar="FILE.jsonl", help=about)
+
+
 @flags(
     *("model", "device", "dtype", "quantize", "adapter", "max_pixels", "probe"),
     *("in_flight", "memory"),
@@ -39,18 +48,8 @@ def ablate(
             "--checkpoint", metavar="NAME=MODEL", help="Of a table: which model a row's name means."
         ),
     ] = None,
-    grader: Annotated[
-        str | None,
-        option("--grader", metavar="MODEL", help="Of a table: decides what rules leave open."),
-    ] = None,
-    verdicts: Annotated[
-        str | None,
-        option(
-            "--verdicts",
-            metavar="FILE.jsonl",
-            help="Where its replies are kept and looked for. [STORE.verdicts.jsonl]",
-        ),
-    ] = None,
+    grader: Annotated[str | None, _grader("Of a table: decides what rules leave open.")] = None,
+    verdicts: Annotated[str | None, _verdicts("STORE")] = None,
     rules: Annotated[
         str | None,
         option("--rules", metavar="NAME", help="Of a table: another set, as of score."),
@@ -172,18 +171,8 @@ def score(
             "--against", metavar="FILE", help="The questions, if PREDICTIONS does not have them."
         ),
     ] = None,
-    grader: Annotated[
-        str | None,
-        option("--grader", metavar="MODEL", help="Decides what the rules leave open. [nobody]"),
-    ] = None,
-    verdicts: Annotated[
-        str | None,
-        option(
-            "--verdicts",
-            metavar="FILE.jsonl",
-            help="Where its replies are kept and looked for. [PREDICTIONS.verdicts.jsonl]",
-        ),
-    ] = None,
+    grader: Annotated[str | None, _grader("Decides what the rules leave open. [nobody]")] = None,
+    verdicts: Annotated[str | None, _verdicts("PREDICTIONS")] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

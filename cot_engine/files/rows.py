@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import csv
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from io import BufferedReader
 from itertools import chain
 from pathlib import Path
@@ -42,6 +43,16 @@ class Row:
     place: str
     cells: dict[str, Any]
     at: int | None = None
+
+
+def near_columns(
+    names: Iterable[str], cells: Iterable[str], read: Collection[str], alike: float
+) -> list[str]:
+    """Which columns that nobody reads (`read` are) are called nearly as those `names`, in
+    sentences; `alike` of 0 to 1 is how nearly."""
+    others = [name for name in cells if name not in read]
+    near = ((name, get_close_matches(name, others, n=1, cutoff=alike)) for name in names)
+    return [f"Is {shown(found[0])} the column {name}?" for name, found in near if found]
 
 
 def read_rows(path: Path_, what: str, kind: type[CotEngineError], tell: Tell) -> Iterator[Row]:

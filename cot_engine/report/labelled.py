@@ -15,7 +15,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +27,7 @@ from cot_engine.core.stages import DEFAULT_PLAN
 from cot_engine.core.trace import Trace
 from cot_engine.core.usage import Usage
 from cot_engine.errors import ConfigError, InputError, cut, shown
-from cot_engine.files.rows import KINDS, Row, read_rows
+from cot_engine.files.rows import KINDS, Row, near_columns, read_rows
 from cot_engine.images.download import AllowUrl
 from cot_engine.questions.data import DataSet, Item
 from cot_engine.questions.files import row_of
@@ -187,9 +186,7 @@ def _labelled(path: Path, row: Row) -> Labelled:
 
 def _near(row: Row) -> list[str]:
     """Which of its columns are called nearly as those that are read, in sentences."""
-    others = [name for name in row.cells if name not in (*_COLUMNS, *MEANT)]
-    near = {name: get_close_matches(name, others, n=1, cutoff=0.8) for name in _COLUMNS}
-    return [f"Is {shown(found[0])} {name}?" for name, found in near.items() if found]
+    return near_columns(_COLUMNS, row.cells, (*_COLUMNS, *MEANT), 0.8)
 
 
 def _list(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cot_engine.backends.protocol import Backend
 from cot_engine.engine.facade import Engine, profile_path
 from cot_engine.errors import ConfigError, InputError, shown
 from cot_engine.files.writing import write_whole
@@ -87,7 +88,7 @@ def train_verifier(
     check_enough(digests, n)
     config = replace(config, strategy="majority", parameters={"n": n}, budget=None, probe="none")
     with Engine.from_pretrained(**config.of_engine, on_notice=on_notice) as engine:
-        width, known = _shape(engine)
+        width, known = _holds(engine.backend)
         chosen = layers or (known[len(known) // 2], -1)
         if odd := [layer for layer in chosen if layer != -1 and layer not in known]:
             raise ConfigError(
@@ -158,17 +159,17 @@ def train_verifier(
     return outcome
 
 
-def _shape(engine: Engine) -> tuple[int, tuple[int, ...]]:
+def _holds(backend: Backend) -> tuple[int, tuple[int, ...]]:
     """How wide the states of a model are, and the layers that have them. Raises ConfigError for a
     backend that does not have them."""
-    adapter = getattr(engine.backend, "adapter", None)
-    if adapter is None:
+    held: tuple[int, tuple[int, ...]] | None = getattr(backend, "holds", None)
+    if held is None:
         raise ConfigError(
-            f"The model {shown(engine.backend.info.model)} is not in this process: nobody hands"
-            " over its states.",
-            "Fit on its folder (--model FOLDER, one --device), or use a token verifier.",
+            f"The model {shown(backend.info.model)} is not in this process: nobody hands over its"
+            " states.",
+            "Fit on its folder (--model FOLDER), or use a token verifier.",
         )
-    return int(adapter.head.weight.shape[-1]), tuple(adapter.self_layers())
+    return held
 
 
 def _write_profile(

@@ -121,7 +121,10 @@ def test_who_cannot_be_asked_is_said_first(tmp_path):
         ({"query": "q", "steps": ["a", " "], "labels": [1, 1]}, "empty text"),
         ({"response": ["a", "b"], "human_ranking": [0, 1]}, "question"),
         ({"query": "q", "other": 1}, "A row has response and human_ranking"),
-        ({"query": "q", "response": ["a", "b"], "human_rankin": [0]}, "Is 'human_rankin' human_ra"),
+        (
+            {"query": "q", "response": ["a", "b"], "human_rankin": [0]},
+            "Is 'human_rankin' the column human_ra",
+        ),
         ({"query": "q", "response": ["\ud800", "b"], "human_ranking": [0, 1]}, "half a character"),
     ],
 )
